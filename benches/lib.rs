@@ -1,0 +1,1 @@
+//! Benchmarks live in their own files beside this one.

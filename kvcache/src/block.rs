@@ -1,0 +1,11 @@
+//! Block and slot names.
+
+/// One block of attention KV: `block_size` tokens in every attention layer. Block 0 is padding and
+/// owned by nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+/// One slot of Mamba state: the SSM and convolution state of every Mamba layer for one sequence or
+/// snapshot. Slot 0 is padding and owned by nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SlotId(pub u32);

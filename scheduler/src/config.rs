@@ -1,0 +1,26 @@
+//! Limits of scheduling.
+
+/// What a step and the queue may hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchedulerConfig {
+    /// Tokens in one step over all rows. Too small: prefill crawls; too large: running streams
+    /// stall behind prompts. Default 2048.
+    pub max_num_batched_tokens: u32,
+    /// Sequences in one step, and live state slots. Default 64.
+    pub max_num_seqs: u32,
+    /// Requests (not choices) that may wait. Default 1024.
+    pub max_queue: u32,
+    /// Prompt plus generated tokens of one sequence.
+    pub max_model_len: u32,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            max_num_batched_tokens: 2048,
+            max_num_seqs: 64,
+            max_queue: 1024,
+            max_model_len: 262_144,
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The plan that goes to the runner and the result that comes back.
+
+use std::sync::Arc;
+
+use kvcache::{BlockId, SlotId};
+
+use crate::request::{FinishReason, RequestId, SamplingParams};
+
+/// Numbers the steps; a result carries its plan's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StepId(pub u64);
+
+/// One choice of one request, in flight. Unique within a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// Everything the runner does in one step: `ops` in their order, then all rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchedulerOutput {
+    /// This step.
+    pub step: StepId,
+    /// State movements, applied in order before any row runs.
+    pub ops: Vec<StateOp>,
+    /// One row per sequence, rows of one token first.
+    pub rows: Vec<Row>,
+}
+
+/// A movement of cached state. An op may belong to a finished sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateOp {
+    /// A new sequence starts from zero SSM and convolution state.
+    ZeroSlot(SlotId),
+    /// Copies a whole slot: restoring from a snapshot, or saving a live slot into one.
+    CopySlot {
+        /// Read.
+        from: SlotId,
+        /// Overwritten.
+        to: SlotId,
+    },
+    /// Copies a whole block: a partial tail block gets a second writer.
+    CopyBlock {
+        /// Read.
+        from: BlockId,
+        /// Overwritten.
+        to: BlockId,
+    },
+}
+
+/// One sequence's share of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// Tokens to run, at least one.
+    pub input_ids: Vec<u32>,
+    /// Absolute position of `input_ids[0]`: the number of tokens computed before this step.
+    pub start: u32,
+    /// Blocks that hold positions `0 .. start + input_ids.len()`, in order.
+    pub block_table: Vec<BlockId>,
+    /// The live state slot: absorbed exactly `start` tokens before this step.
+    pub slot: SlotId,
+    /// `Some` when the logits of the last input position choose a token.
+    pub sample: Option<Sample>,
+    /// `Some` when prompt positions in this row are scored.
+    pub prompt_logprobs: Option<PromptLogprobs>,
+}
+
+/// How the row's next token is drawn. The runner keeps no sampler state between steps: all it
+/// needs is here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// The request's parameters.
+    pub params: Arc<SamplingParams>,
+    /// `params.seed` plus the choice's index (wrapping).
+    pub seed: u64,
+    /// How many tokens this choice has generated: the counter of its noise.
+    pub index: u32,
+    /// Tokens so far, if `params.needs_history()`.
+    pub history: Option<History>,
+}
+
+/// Tokens that penalties look at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct History {
+    /// The request's prompt.
+    pub prompt: Arc<[u32]>,
+    /// Tokens this choice has generated.
+    pub generated: Vec<u32>,
+}
+
+/// Scoring of prompt positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptLogprobs {
+    /// `targets[i]` is the prompt token that follows `input_ids[i]`; shorter than `input_ids` by one
+    /// when the row ends with the prompt's last token.
+    pub targets: Vec<u32>,
+    /// Number of alternatives.
+    pub top: u32,
+}
+
+/// What a step produced.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepResult {
+    /// The plan's step.
+    pub step: StepId,
+    /// One per row of the plan, in its order.
+    pub rows: Vec<RowResult>,
+}
+
+/// What a row produced.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowResult {
+    /// The row's sequence.
+    pub sequence: SequenceId,
+    /// Its tokens, or what went wrong with this row alone.
+    pub outcome: Result<RowOutput, RowFault>,
+}
+
+/// A row that went well.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RowOutput {
+    /// Tokens accepted: one if the row samples (more with drafts, later), else none.
+    pub tokens: Vec<u32>,
+    /// One entry per token if asked for, else empty.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// One entry per target if asked for, else empty.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
+}
+
+/// What can go wrong with one row. Its request fails; nothing of it is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowFault {
+    /// A logit was NaN, or all were minus infinity.
+    BadLogits,
+}
+
+/// Log-probability of one token under the raw logits.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token.
+    pub token: u32,
+    /// log softmax of the raw logits at `token`; finite, floored at -9999.
+    pub logprob: f32,
+    /// The most likely tokens in descending order (ties: lower id first), exactly as many as asked.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// News of one choice for its client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RequestOutput {
+    /// The request.
+    pub request: RequestId,
+    /// Which choice, from 0.
+    pub choice: u32,
+    /// Tokens since the last output, the stop id included.
+    pub tokens: Vec<u32>,
+    /// One per token if asked for.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// Choice 0 only: entries for prompt tokens 1.., delivered once, with the first output.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// Prompt tokens that needed no computing when this choice first started.
+    pub num_cached_tokens: u32,
+    /// Set on the choice's last output.
+    pub finish: Option<FinishReason>,
+}
