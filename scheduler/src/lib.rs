@@ -4,7 +4,10 @@ mod config;
 mod output;
 mod request;
 mod runner;
-#[expect(clippy::module_inception, reason = "the house names the file after its type")]
+#[expect(
+    clippy::module_inception,
+    reason = "the house names the file after its type"
+)]
 mod scheduler;
 mod stats;
 

@@ -1,1 +1,1 @@
-//! The server.
+//! The front end: speaks HTTP and text, knows no tensor.

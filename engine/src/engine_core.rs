@@ -1,0 +1,281 @@
+//! The step loop, on its own thread: owns scheduler and runner, turns the crank.
+//!
+//! A panic or a failed step fails every stream in flight, sets [`EngineStatus::Failed`] and ends
+//! the thread; the process is expected to restart.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError, unbounded};
+use parking_lot::RwLock;
+use scheduler::{
+    CacheConfig, Request, RequestId, RequestOutput, Runner, Scheduler, SchedulerConfig,
+    SchedulerStats,
+};
+use tokio::sync::mpsc;
+
+use crate::error::EngineError;
+use crate::handle::{EngineHandle, EngineStatus, Limits, Shared, StreamEvent};
+
+/// How often an idle engine beats its heart.
+const IDLE_BEAT: Duration = Duration::from_secs(1);
+
+/// What the handle sends.
+pub(crate) enum Command {
+    Add {
+        request: Request,
+        outputs: mpsc::Sender<StreamEvent>,
+    },
+    Abort(RequestId),
+    FinishChoice {
+        id: RequestId,
+        choice: u32,
+    },
+}
+
+/// Tells the handle how far loading is.
+#[derive(Clone)]
+pub struct LoadProgress(Arc<Shared>);
+
+impl LoadProgress {
+    /// Publishes a new count.
+    pub fn set(&self, loaded_bytes: u64, total_bytes: u64) {
+        *self.0.status.write() = EngineStatus::Loading {
+            loaded_bytes,
+            total_bytes,
+        };
+    }
+}
+
+/// Starts the engine thread. `load` runs on it first and builds the runner; tensors never leave
+/// that thread. The handle refuses requests until `load` returns.
+pub fn spawn<R, F>(
+    config: SchedulerConfig,
+    cache: CacheConfig,
+    load: F,
+) -> Result<EngineHandle, EngineError>
+where
+    R: Runner + 'static,
+    F: FnOnce(LoadProgress) -> Result<R, EngineError> + Send + 'static,
+{
+    let (commands, inbox) = unbounded();
+    let shared = Arc::new(Shared {
+        status: RwLock::new(EngineStatus::Loading {
+            loaded_bytes: 0,
+            total_bytes: 0,
+        }),
+        stats: RwLock::new((SchedulerStats::default(), Instant::now())),
+        num_in_channel: AtomicU64::new(0),
+        limits: Limits {
+            max_queue: config.max_queue,
+            max_model_len: config.max_model_len,
+            block_size: cache.block_size,
+            num_usable_blocks: cache.num_blocks - 1,
+        },
+    });
+    let handle = EngineHandle {
+        commands,
+        shared: Arc::clone(&shared),
+        next_id: Arc::new(AtomicU64::new(1)),
+    };
+    std::thread::Builder::new()
+        .name("engine".into())
+        .spawn(move || {
+            let mut streams = Streams::default();
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                let runner = load(LoadProgress(Arc::clone(&shared)))?;
+                let scheduler = Scheduler::new(config, cache);
+                *shared.status.write() = EngineStatus::Ready;
+                EngineCore {
+                    scheduler,
+                    runner,
+                    inbox,
+                    streams: &mut streams,
+                    shared: &shared,
+                }
+                .run()
+            }));
+            let failure = match outcome {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error,
+                Err(panic) => EngineError::Panicked(panic_message(panic.as_ref())),
+            };
+            tracing::error!(error = %failure, "the engine has ended");
+            *shared.status.write() = EngineStatus::Failed(failure.to_string());
+            streams.fail_all(&failure.to_string());
+        })
+        .map_err(|source| EngineError::Io {
+            path: "engine thread".into(),
+            source,
+        })?;
+    Ok(handle)
+}
+
+struct EngineCore<'a, R> {
+    scheduler: Scheduler,
+    runner: R,
+    inbox: Receiver<Command>,
+    streams: &'a mut Streams,
+    shared: &'a Shared,
+}
+
+impl<R: Runner> EngineCore<'_, R> {
+    /// Turns until every handle is gone.
+    fn run(mut self) -> Result<(), EngineError> {
+        loop {
+            if !self.take_commands() {
+                return Ok(());
+            }
+            let Some(plan) = self.scheduler.schedule() else {
+                self.beat();
+                if !self.wait_for_command() {
+                    return Ok(());
+                }
+                continue;
+            };
+            self.beat();
+            let failed = |error: R::Error| EngineError::Device(format!("a step failed: {error}"));
+            self.runner.submit(plan).map_err(failed)?;
+            let result = self.runner.collect().map_err(failed)?;
+            for output in self.scheduler.update(result) {
+                self.deliver(output);
+            }
+        }
+    }
+
+    /// Applies all waiting commands; false when every handle is gone.
+    fn take_commands(&mut self) -> bool {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(command) => self.apply(command),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Sleeps until a command comes or the heart must beat; false when every handle is gone.
+    fn wait_for_command(&mut self) -> bool {
+        match self.inbox.recv_timeout(IDLE_BEAT) {
+            Ok(command) => self.apply(command),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+        true
+    }
+
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::Add { request, outputs } => {
+                self.shared.num_in_channel.fetch_sub(1, Ordering::Relaxed);
+                let (id, num_choices) = (request.id, request.num_choices);
+                match self.scheduler.add(request) {
+                    Ok(()) => self.streams.open(id, num_choices, outputs),
+                    // The reader may already be gone.
+                    Err(error) => drop(outputs.try_send(StreamEvent::Failed(error.to_string()))),
+                }
+                self.beat();
+            }
+            Command::Abort(id) => {
+                self.scheduler.abort(id);
+                self.streams.close(id);
+            }
+            Command::FinishChoice { id, choice } => {
+                self.scheduler.finish_choice(id, choice);
+                self.streams.finish_choice(id, choice);
+            }
+        }
+    }
+
+    /// Sends news to its stream. A reader that is gone or too slow loses its request, nobody else's.
+    fn deliver(&mut self, output: RequestOutput) {
+        let id = output.request;
+        if !self.streams.send(output) {
+            self.scheduler.abort(id);
+            self.streams.close(id);
+        }
+    }
+
+    fn beat(&self) {
+        *self.shared.stats.write() = (self.scheduler.stats(), Instant::now());
+    }
+}
+
+/// Open streams by request.
+#[derive(Default)]
+struct Streams {
+    open: HashMap<RequestId, OpenStream>,
+}
+
+struct OpenStream {
+    outputs: mpsc::Sender<StreamEvent>,
+    /// Which choices have had their last output, or were ended by their client.
+    finished: Vec<bool>,
+}
+
+impl Streams {
+    fn open(&mut self, id: RequestId, num_choices: u32, outputs: mpsc::Sender<StreamEvent>) {
+        self.open.insert(
+            id,
+            OpenStream {
+                outputs,
+                finished: vec![false; num_choices as usize],
+            },
+        );
+    }
+
+    fn close(&mut self, id: RequestId) {
+        self.open.remove(&id);
+    }
+
+    /// A choice has ended, perhaps told twice: by the scheduler and by its client's side. The
+    /// stream ends with its last choice.
+    fn finish_choice(&mut self, id: RequestId, choice: u32) {
+        let Some(stream) = self.open.get_mut(&id) else {
+            return;
+        };
+        if let Some(finished) = stream.finished.get_mut(choice as usize) {
+            *finished = true;
+        }
+        if stream.finished.iter().all(|finished| *finished) {
+            self.close(id);
+        }
+    }
+
+    /// False if the reader is gone or has fallen a whole buffer behind.
+    fn send(&mut self, output: RequestOutput) -> bool {
+        let (id, choice, finished) = (output.request, output.choice, output.finish.is_some());
+        let Some(stream) = self.open.get_mut(&id) else {
+            return false;
+        };
+        if stream
+            .outputs
+            .try_send(StreamEvent::Output(output))
+            .is_err()
+        {
+            return false;
+        }
+        if finished {
+            self.finish_choice(id, choice);
+        }
+        true
+    }
+
+    fn fail_all(&mut self, why: &str) {
+        for (_, stream) in self.open.drain() {
+            // The reader may already be gone.
+            let _ = stream.outputs.try_send(StreamEvent::Failed(why.to_owned()));
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|| "no message".into())
+}

@@ -1,0 +1,41 @@
+//! What can go wrong outside a single row.
+
+use std::path::PathBuf;
+
+/// The world's faults: files, memory, devices.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A file could not be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// `config.json` says something that cannot be served.
+    #[error("{}: {what}", path.display())]
+    Config {
+        /// Which file.
+        path: PathBuf,
+        /// The key and value, and what was expected.
+        what: String,
+    },
+    /// The checkpoint's files disagree with the configuration or with themselves.
+    #[error("{}: {what}", path.display())]
+    Checkpoint {
+        /// Which shard or index.
+        path: PathBuf,
+        /// The tensor and what is wrong with it.
+        what: String,
+    },
+    /// The memory that was granted cannot hold what was asked for.
+    #[error("{0}")]
+    Memory(String),
+    /// The device is missing or failed.
+    #[error("{0}")]
+    Device(String),
+    /// The engine thread ended by a panic; the message is the panic's.
+    #[error("the engine thread panicked: {0}")]
+    Panicked(String),
+}

@@ -1,0 +1,236 @@
+//! The server's only door in.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::Sender;
+use parking_lot::RwLock;
+use scheduler::{AdmissionError, Request, RequestId, RequestOutput, SchedulerStats};
+use tokio::sync::mpsc;
+
+use crate::engine_core::Command;
+
+/// Outputs that may wait for one slow reader before its request is aborted.
+pub(crate) const STREAM_CAPACITY: usize = 4096;
+
+/// Where the engine is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineStatus {
+    /// Headers are valid; weights are on their way.
+    Loading {
+        /// Bytes read.
+        loaded_bytes: u64,
+        /// Bytes in all.
+        total_bytes: u64,
+    },
+    /// Steps run.
+    Ready,
+    /// The engine ended and will not come back; the process should.
+    Failed(String),
+}
+
+/// Why a request did not get in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// Weights are still loading.
+    #[error("the model is still loading")]
+    NotReady,
+    /// The engine ended.
+    #[error("the engine has failed: {0}")]
+    Failed(String),
+    /// The scheduler's limits.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
+}
+
+/// Numbers of the engine for metrics and health.
+#[derive(Clone, Debug, Default)]
+pub struct EngineStats {
+    /// The scheduler's, as of the last step.
+    pub scheduler: SchedulerStats,
+    /// Since the step loop last turned. Large while work waits: the engine hangs.
+    pub heartbeat_age: Duration,
+}
+
+/// What is loaded, fixed once the engine is ready.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EngineInfo {
+    /// Constant for build, weights and configuration: `system_fingerprint`.
+    pub fingerprint: String,
+    /// Token ids are below this.
+    pub vocab_size: u32,
+    /// Prompt plus output.
+    pub max_model_len: u32,
+    /// Weights counted once.
+    pub num_parameters: u64,
+    /// Bytes of weights as stored.
+    pub weight_bytes: u64,
+    /// Tokens per block.
+    pub block_size: u32,
+    /// Usable blocks.
+    pub num_blocks: u32,
+    /// Usable state slots.
+    pub num_slots: u32,
+    /// Bytes of one block over all attention layers.
+    pub block_bytes: u64,
+    /// Bytes of one slot over all Mamba layers.
+    pub slot_bytes: u64,
+    /// For people: "cpu (AVX-512 BF16, 2 threads)".
+    pub device: String,
+    /// Arithmetic and KV type: "f32" or "bf16".
+    pub dtype: String,
+}
+
+/// State that handle and engine thread share.
+pub(crate) struct Shared {
+    pub(crate) status: RwLock<EngineStatus>,
+    pub(crate) stats: RwLock<(SchedulerStats, Instant)>,
+    /// Requests submitted and not yet taken up by the engine thread.
+    pub(crate) num_in_channel: AtomicU64,
+    pub(crate) limits: Limits,
+}
+
+/// What admission needs to know without asking the engine thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub(crate) max_queue: u32,
+    pub(crate) max_model_len: u32,
+    pub(crate) block_size: u32,
+    pub(crate) num_usable_blocks: u32,
+}
+
+/// Cheap to clone; every clone talks to the same engine.
+#[derive(Clone)]
+pub struct EngineHandle {
+    pub(crate) commands: Sender<Command>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) next_id: Arc<AtomicU64>,
+}
+
+impl EngineHandle {
+    /// A name for the next request.
+    pub fn next_request_id(&self) -> RequestId {
+        RequestId(self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Hands a request over and returns at once; limits are checked here, before any waiting.
+    pub fn submit(&self, request: Request) -> Result<RequestStream, SubmitError> {
+        match &*self.shared.status.read() {
+            EngineStatus::Ready => {}
+            EngineStatus::Loading { .. } => return Err(SubmitError::NotReady),
+            EngineStatus::Failed(why) => return Err(SubmitError::Failed(why.clone())),
+        }
+        self.check_limits(&request)?;
+        let id = request.id;
+        let (outputs, receiver) = mpsc::channel(STREAM_CAPACITY);
+        self.shared.num_in_channel.fetch_add(1, Ordering::Relaxed);
+        if self
+            .commands
+            .send(Command::Add { request, outputs })
+            .is_err()
+        {
+            return Err(SubmitError::Failed("the engine thread has ended".into()));
+        }
+        Ok(RequestStream {
+            id,
+            receiver,
+            commands: self.commands.clone(),
+            done: false,
+        })
+    }
+
+    /// Ends one choice whose client has seen enough, such as a completed stop string.
+    pub fn finish_choice(&self, id: RequestId, choice: u32) {
+        // A closed channel means that the engine has ended and the stream tells so itself.
+        let _ = self.commands.send(Command::FinishChoice { id, choice });
+    }
+
+    /// Loading, ready or failed.
+    pub fn status(&self) -> EngineStatus {
+        self.shared.status.read().clone()
+    }
+
+    /// Numbers as of the last step.
+    pub fn stats(&self) -> EngineStats {
+        let (scheduler, beat) = &*self.shared.stats.read();
+        EngineStats {
+            scheduler: scheduler.clone(),
+            heartbeat_age: beat.elapsed(),
+        }
+    }
+
+    fn check_limits(&self, request: &Request) -> Result<(), AdmissionError> {
+        let limits = &self.shared.limits;
+        let len = request.prompt.len() as u32;
+        // A prompt that fills the window leaves no token to generate; scoring needs none.
+        let room = u32::from(request.sampling.max_tokens > 0);
+        if len + room > limits.max_model_len {
+            return Err(AdmissionError::PromptTooLong {
+                len,
+                max: limits.max_model_len,
+            });
+        }
+        let longest = len
+            .saturating_add(request.sampling.max_tokens)
+            .min(limits.max_model_len);
+        let needed = longest.div_ceil(limits.block_size);
+        if needed > limits.num_usable_blocks {
+            return Err(AdmissionError::NeverFits {
+                needed,
+                total: limits.num_usable_blocks,
+            });
+        }
+        let waiting = u64::from(self.shared.stats.read().0.num_waiting)
+            + self.shared.num_in_channel.load(Ordering::Relaxed);
+        if waiting >= u64::from(limits.max_queue) {
+            return Err(AdmissionError::QueueFull {
+                max: limits.max_queue,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// News of one request. Dropping it aborts the request within a step.
+pub struct RequestStream {
+    id: RequestId,
+    receiver: mpsc::Receiver<StreamEvent>,
+    commands: Sender<Command>,
+    done: bool,
+}
+
+/// What a stream carries.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StreamEvent {
+    /// News of one choice.
+    Output(RequestOutput),
+    /// The request ended without its outputs: refused late, too slow a reader, or the engine
+    /// failed. Nothing follows.
+    Failed(String),
+}
+
+impl RequestStream {
+    /// The request's name.
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// The next event; `None` after the last choice's last output.
+    pub async fn next(&mut self) -> Option<StreamEvent> {
+        let event = self.receiver.recv().await;
+        if event.is_none() {
+            self.done = true;
+        }
+        event
+    }
+}
+
+impl Drop for RequestStream {
+    fn drop(&mut self) {
+        if !self.done {
+            // A closed channel means that there is nothing left to abort.
+            let _ = self.commands.send(Command::Abort(self.id));
+        }
+    }
+}
