@@ -1,5 +1,63 @@
 //! Bookkeeping of paged attention blocks and Mamba state slots. No tensors: names only.
+//!
+//! # The map
+//!
+//! | File | Holds |
+//! |---|---|
+//! | `spec` | [`CacheSpec`]: what a block and a slot cost; [`CacheConfig`]: how many there are |
+//! | `block` | [`BlockId`], [`SlotId`] |
+//! | `hash` | [`BlockHash`], [`HashChain`]: a prefix as a chain of numbers |
+//! | `pool` | [`BlockPool`]: free, used, cached |
+//! | `table` | [`BlockTable`]: the blocks of one sequence, in order |
+//! | `state` | [`StatePool`]: free, live, snapshot; [`StateOp`] |
+//! | `prefix` | [`PrefixCache`]: which prefixes need no computing |
+//! | `manager` | [`KvCacheManager`]: the one door to all of it; [`Lease`] |
+//!
+//! # Two currencies
+//!
+//! A token costs a sixteenth of a block; a sequence costs one slot, whatever its length, and a slot
+//! is worth far more memory than a block. A prefix of a hybrid model can be skipped only where both
+//! are at hand: the attention blocks of its tokens, *and* the Mamba state after exactly its last
+//! token. State cannot be cut back, so a snapshot at length n serves hits of length n and no other.
+//!
+//! # Invariants
+//!
+//! 1. Block 0 and slot 0 are padding. They are never handed out and never freed.
+//! 2. Every other block is *free*, *used* (held by at least one [`Lease`]) or *cached* (held by
+//!    snapshots only). Every other slot is *free*, *live* (one lease) or a *snapshot*.
+//! 3. Blocks are counted by two reference counts: of leases and of snapshots. Both can be recomputed
+//!    from the leases and snapshots alone; `check_invariants` does it.
+//! 4. Blocks form a tree. Who holds block b at index i of its list also holds the same i blocks that
+//!    come before b in every other list with b in it. Hence a list whose last block is used is used
+//!    as a whole.
+//! 5. A block has one writer at most. Whoever comes second to a partly filled tail gets a copy. A
+//!    writer only ever writes behind what snapshots of the block cover.
+//! 6. A hit means equal salt and equal tokens. Hashes only say where to look.
+//! 7. A reservation is all or nothing: `None` changes nothing.
+//! 8. Live sequences come first: every snapshot may be evicted for one, even the one that is hit.
+//! 9. What is not owned is meaningless. Operations run in the order in which they were pushed, all
+//!    of them before any row, so a block or slot may change hands within a plan: its new owner's
+//!    operations come behind the old owner's.
+//!
+//! # What this crate does not know
+//!
+//! Requests, choices, queues and steps (the scheduler's); bytes, devices and layers beyond a sum
+//! (the engine's); text. It holds no clock: recency is a count of uses.
 
 mod block;
+mod hash;
+mod manager;
+mod pool;
+mod prefix;
+mod spec;
+mod state;
+mod table;
 
 pub use block::{BlockId, SlotId};
+pub use hash::{BlockHash, HashChain};
+pub use manager::{KvCacheManager, Lease, Reservation};
+pub use pool::BlockPool;
+pub use prefix::PrefixCache;
+pub use spec::{CacheConfig, CacheSpec, LayerCache};
+pub use state::{StateOp, StatePool};
+pub use table::BlockTable;

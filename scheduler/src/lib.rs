@@ -1,23 +1,80 @@
 //! Decides what runs in each step. No tensor, clock, thread, async or randomness.
+//!
+//! # The map
+//!
+//! | File | Holds |
+//! |---|---|
+//! | `config` | [`SchedulerConfig`]: limits |
+//! | `request` | [`Request`], [`SamplingParams`], [`FinishReason`] |
+//! | `sequence` | one choice of a request, in flight, and its legal status changes |
+//! | `queue` | the order of those who wait |
+//! | `budget` | how many tokens a sequence gets; chunks end on snapshot boundaries |
+//! | `scheduler` | [`Scheduler`]: add, abort, schedule |
+//! | `update` | what a result changes |
+//! | `preempt` | who yields and what is given back |
+//! | `stop` | stop ids, length |
+//! | `output` | [`SchedulerOutput`], the plan; [`StepResult`]; [`RequestOutput`] |
+//! | `runner` | [`Runner`]: plan in, result out |
+//! | `stats` | [`SchedulerStats`]: plain numbers |
+//! | `check` | `check_invariants` |
+//!
+//! # The contract
+//!
+//! There is no prefill or decode phase. A sequence has tokens and computed tokens, and each step
+//! lets the second catch up with the first:
+//!
+//! ```text
+//! |--- computed ---|--- this step ---|--- later ---|
+//! 0              start           start+len      tokens
+//! ```
+//!
+//! A row that reaches the end samples a token; a chunk, a prefix hit and resuming after preemption
+//! are the same rule with other numbers.
+//!
+//! 1. *Order.* A step serves first the running sequences that want one token, then running ones that
+//!    want more, then those who wait; each class from the oldest to the youngest. Who waits at the
+//!    head waits for memory alone: nobody overtakes it. Only choices whose sibling is about to save
+//!    their common prompt are passed over, since they wait for a hit.
+//! 2. *Memory.* A sequence enters with blocks for all tokens known of it and a slot, or not at all.
+//!    From then on it wants at most one block a step. If that one is short, first snapshots go, then
+//!    the youngest running sequence yields: it gives back everything, keeps its tokens, returns to
+//!    its place in the queue and recomputes. Nobody enters in a step in which somebody yielded.
+//! 3. *Progress.* The oldest sequence never yields to another, and alone it always fits: what could
+//!    never fit was refused by `add`.
+//! 4. *In flight.* Between `schedule` and `update` a row's memory belongs to the runner. Whoever is
+//!    aborted then keeps its memory until `update`, which drops its result.
+//! 5. *Publishing* happens in `update`: a snapshot at the prompt's end less one (the last token must
+//!    run to give logits), and the final state of whoever ends well. A row's fault fails its request,
+//!    publishes nothing, and removes all snapshots of prefixes it went through.
+//! 6. *Determinism.* Same calls, same plans, byte for byte.
+//!
+//! # What this crate does not know
+//!
+//! Text, stop strings, grammars (the server's and the runner's); devices and tensors; how a token is
+//! chosen. It reads limits and stop ids of [`SamplingParams`] and hands the rest through. It has no
+//! clock: whoever wants deadlines calls `abort`.
 
+mod budget;
+mod check;
 mod config;
 mod output;
+mod preempt;
+mod queue;
 mod request;
 mod runner;
-#[expect(
-    clippy::module_inception,
-    reason = "the house names the file after its type"
-)]
 mod scheduler;
+mod sequence;
 mod stats;
+mod stop;
+mod update;
 
 pub use config::SchedulerConfig;
-pub use kvcache::{BlockId, SlotId};
+pub use kvcache::{BlockId, CacheConfig, SlotId, StateOp};
 pub use output::{
     History, PromptLogprobs, RequestOutput, Row, RowFault, RowOutput, RowResult, Sample,
-    SchedulerOutput, SequenceId, StateOp, StepId, StepResult, TokenLogprobs,
+    SchedulerOutput, SequenceId, StepId, StepResult, TokenLogprobs,
 };
 pub use request::{FinishReason, Request, RequestId, SamplingParams};
 pub use runner::Runner;
-pub use scheduler::{AdmissionError, CacheConfig, Scheduler};
+pub use scheduler::{AdmissionError, Scheduler};
 pub use stats::SchedulerStats;

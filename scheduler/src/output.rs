@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvcache::{BlockId, SlotId};
+use kvcache::{BlockId, SlotId, StateOp};
 
 use crate::request::{FinishReason, RequestId, SamplingParams};
 
@@ -23,27 +23,6 @@ pub struct SchedulerOutput {
     pub ops: Vec<StateOp>,
     /// One row per sequence, rows of one token first.
     pub rows: Vec<Row>,
-}
-
-/// A movement of cached state. An op may belong to a finished sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StateOp {
-    /// A new sequence starts from zero SSM and convolution state.
-    ZeroSlot(SlotId),
-    /// Copies a whole slot: restoring from a snapshot, or saving a live slot into one.
-    CopySlot {
-        /// Read.
-        from: SlotId,
-        /// Overwritten.
-        to: SlotId,
-    },
-    /// Copies a whole block: a partial tail block gets a second writer.
-    CopyBlock {
-        /// Read.
-        from: BlockId,
-        /// Overwritten.
-        to: BlockId,
-    },
 }
 
 /// One sequence's share of a step.

@@ -1,0 +1,55 @@
+//! Who yields, and what is given back.
+
+use std::collections::BTreeSet;
+
+use crate::output::SequenceId;
+use crate::scheduler::Scheduler;
+
+/// The youngest: it has the least to recompute in the long run, and the oldest can never be meant
+/// while there is another, so somebody always makes progress.
+fn who_yields(running: &BTreeSet<SequenceId>) -> SequenceId {
+    *running
+        .last()
+        .expect("somebody runs, since somebody needs a block")
+}
+
+impl Scheduler {
+    /// Extends a running sequence to all its tokens, making others yield if need be. `false` if it
+    /// was the youngest and yielded itself.
+    pub(crate) fn make_room(&mut self, id: SequenceId) -> bool {
+        loop {
+            let sequence = self.sequences.get_mut(&id).expect("who runs is known");
+            let num_tokens = sequence.num_wanted();
+            let (lease, _, _) = sequence.cache_parts();
+            if self.cache.extend(lease, num_tokens) {
+                return true;
+            }
+            let victim = who_yields(&self.running);
+            self.preempt(victim);
+            if victim == id {
+                return false;
+            }
+        }
+    }
+
+    /// Takes all memory back. Tokens are kept; what was computed of them is computed again.
+    fn preempt(&mut self, id: SequenceId) {
+        let sequence = self.sequences.get_mut(&id).expect("who runs is known");
+        let lease = sequence.yield_memory();
+        self.cache.release(lease);
+        self.running.remove(&id);
+        self.waiting.insert(id);
+        self.counters.preemptions += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_youngest_yields() {
+        let running = [3, 8, 5].into_iter().map(SequenceId).collect();
+        assert_eq!(who_yields(&running), SequenceId(8));
+    }
+}

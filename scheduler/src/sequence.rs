@@ -1,0 +1,275 @@
+//! One choice of a request, in flight.
+
+use std::sync::Arc;
+
+use kvcache::{HashChain, Lease, Reservation};
+
+use crate::output::{History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
+use crate::request::Request;
+
+/// Where a sequence stands.
+///
+/// ```text
+/// Waiting --start--> Running --leave--> Leaving
+///    ^                  |
+///    +------yield-------+
+/// ```
+///
+/// Whoever is not in flight ends at once, without `Leaving`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// In the queue, without memory; new or preempted.
+    Waiting,
+    /// With memory.
+    Running,
+    /// Ended by its client while the runner works on it: the result will be dropped.
+    Leaving {
+        /// Whether its state is worth a snapshot.
+        publish: bool,
+    },
+}
+
+/// One choice of a request, in flight.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: SequenceId,
+    pub(crate) request: Arc<Request>,
+    pub(crate) choice: u32,
+    /// Prompt and generated tokens, once there is a generated one; until then the prompt is shared
+    /// with the request.
+    own_tokens: Vec<u32>,
+    num_computed: u32,
+    /// Set by the first start.
+    num_cached: Option<u32>,
+    /// Whether the prompt's end less one was ever computed: who waits for our snapshot need wait no
+    /// longer.
+    reached_prompt_end: bool,
+    /// Scores of prompt tokens so far, as long as they are wanted and undelivered.
+    scores: Option<Vec<TokenLogprobs>>,
+    status: Status,
+    lease: Option<Lease>,
+    chain: HashChain,
+}
+
+impl Sequence {
+    /// A new choice, waiting.
+    pub(crate) fn new(id: SequenceId, request: Arc<Request>, choice: u32, block_size: u32) -> Self {
+        let wants_scores = choice == 0 && request.sampling.prompt_logprobs.is_some();
+        let mut sequence = Self {
+            id,
+            choice,
+            own_tokens: Vec::new(),
+            num_computed: 0,
+            num_cached: None,
+            reached_prompt_end: false,
+            scores: wants_scores.then(Vec::new),
+            status: Status::Waiting,
+            lease: None,
+            chain: HashChain::new(Arc::clone(&request.cache_salt), block_size),
+            request,
+        };
+        sequence.note_prompt_end();
+        sequence
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.status
+    }
+
+    pub(crate) fn lease(&self) -> Option<&Lease> {
+        self.lease.as_ref()
+    }
+
+    /// All tokens known.
+    pub(crate) fn tokens(&self) -> &[u32] {
+        if self.own_tokens.is_empty() {
+            &self.request.prompt
+        } else {
+            &self.own_tokens
+        }
+    }
+
+    pub(crate) fn num_prompt(&self) -> u32 {
+        self.request.prompt.len() as u32
+    }
+
+    pub(crate) fn num_generated(&self) -> u32 {
+        self.tokens().len() as u32 - self.num_prompt()
+    }
+
+    pub(crate) fn num_computed(&self) -> u32 {
+        self.num_computed
+    }
+
+    /// Prompt tokens that needed no computing at the first start.
+    pub(crate) fn num_cached(&self) -> u32 {
+        self.num_cached.unwrap_or(0)
+    }
+
+    pub(crate) fn reached_prompt_end(&self) -> bool {
+        self.reached_prompt_end
+    }
+
+    /// How many of the tokens must be computed, as far as is known now.
+    pub(crate) fn num_wanted(&self) -> u32 {
+        let num_tokens = self.tokens().len() as u32;
+        match (self.request.sampling.max_tokens, &self.scores) {
+            // Nothing is sampled: the last token would only give logits that nobody asked for.
+            (0, Some(_)) => (num_tokens - 1).max(1),
+            // Nothing is asked at all. A row holds at least one token.
+            (0, None) => 1,
+            _ => num_tokens,
+        }
+    }
+
+    /// Computed tokens at which a snapshot serves the next request with this prompt: all but the
+    /// last, which must run again to give logits.
+    pub(crate) fn snapshot_boundary(&self) -> u32 {
+        self.num_prompt() - 1
+    }
+
+    /// What it needs to run.
+    pub(crate) fn reservation(&mut self, num_spare_blocks: u32) -> Reservation<'_> {
+        let num_wanted = self.num_wanted() as usize;
+        // Scores are of computed positions, so nothing may be skipped.
+        let max_hit = if self.scores.is_some() {
+            0
+        } else {
+            num_wanted - 1
+        };
+        let tokens = if self.own_tokens.is_empty() {
+            &self.request.prompt
+        } else {
+            &self.own_tokens[..]
+        };
+        Reservation {
+            chain: &mut self.chain,
+            tokens: &tokens[..num_wanted],
+            max_hit,
+            num_spare_blocks,
+        }
+    }
+
+    /// `Waiting` to `Running`, with this many tokens computed.
+    pub(crate) fn start(&mut self, lease: Lease, num_hit: u32) {
+        assert_eq!(self.status, Status::Waiting, "{:?} starts", self.id);
+        self.status = Status::Running;
+        self.lease = Some(lease);
+        self.num_computed = num_hit;
+        self.note_prompt_end();
+        self.num_cached.get_or_insert(num_hit);
+    }
+
+    /// `Running` to `Waiting`: keeps its tokens, loses what was computed.
+    pub(crate) fn yield_memory(&mut self) -> Lease {
+        assert_eq!(self.status, Status::Running, "{:?} yields", self.id);
+        self.status = Status::Waiting;
+        self.num_computed = 0;
+        if let Some(scores) = &mut self.scores {
+            scores.clear();
+        }
+        self.lease.take().expect("a running sequence has a lease")
+    }
+
+    /// `Running` to `Leaving`.
+    pub(crate) fn leave(&mut self, publish: bool) {
+        assert_eq!(self.status, Status::Running, "{:?} leaves", self.id);
+        self.status = Status::Leaving { publish };
+    }
+
+    /// Lease, chain and tokens, to extend the first or publish the others.
+    pub(crate) fn cache_parts(&mut self) -> (&mut Lease, &mut HashChain, &[u32]) {
+        let lease = self.lease.as_mut().expect("a running sequence has a lease");
+        let tokens = if self.own_tokens.is_empty() {
+            &self.request.prompt
+        } else {
+            &self.own_tokens[..]
+        };
+        (lease, &mut self.chain, tokens)
+    }
+
+    /// The same for its end; the lease is `None` if it was waiting.
+    pub(crate) fn into_cache_parts(self) -> (Option<Lease>, HashChain, Vec<u32>) {
+        let tokens = if self.own_tokens.is_empty() {
+            self.request.prompt.to_vec()
+        } else {
+            self.own_tokens
+        };
+        (self.lease, self.chain, tokens)
+    }
+
+    /// The next `len` tokens as a row of the plan.
+    pub(crate) fn row(&self, len: u32, block_size: u32) -> Row {
+        let lease = self.lease.as_ref().expect("a running sequence has a lease");
+        let (start, end) = (
+            self.num_computed as usize,
+            (self.num_computed + len) as usize,
+        );
+        let num_blocks = end.div_ceil(block_size as usize);
+        Row {
+            sequence: self.id,
+            input_ids: self.tokens()[start..end].to_vec(),
+            start: self.num_computed,
+            block_table: lease.blocks()[..num_blocks].to_vec(),
+            slot: lease.slot(),
+            sample: self.sample(end),
+            prompt_logprobs: self.scored_targets(start, end),
+        }
+    }
+
+    /// `len` more tokens are computed, with these scores.
+    pub(crate) fn advance(&mut self, len: u32, scores: Vec<TokenLogprobs>) {
+        self.num_computed += len;
+        self.note_prompt_end();
+        if let Some(sum) = &mut self.scores {
+            sum.extend(scores);
+        }
+    }
+
+    /// One more token is known.
+    pub(crate) fn append(&mut self, token: u32) {
+        if self.own_tokens.is_empty() {
+            self.own_tokens = self.request.prompt.to_vec();
+        }
+        self.own_tokens.push(token);
+    }
+
+    /// The prompt's scores, the first time.
+    pub(crate) fn deliver_scores(&mut self) -> Vec<TokenLogprobs> {
+        self.scores.take().unwrap_or_default()
+    }
+
+    fn note_prompt_end(&mut self) {
+        self.reached_prompt_end |= self.num_computed >= self.snapshot_boundary();
+    }
+
+    fn sample(&self, end: usize) -> Option<Sample> {
+        let params = &self.request.sampling;
+        if end < self.tokens().len() || params.max_tokens == 0 {
+            return None;
+        }
+        let history = params.needs_history().then(|| History {
+            prompt: Arc::clone(&self.request.prompt),
+            generated: self.tokens()[self.request.prompt.len()..].to_vec(),
+        });
+        Some(Sample {
+            params: Arc::clone(params),
+            seed: params.seed.wrapping_add(u64::from(self.choice)),
+            index: self.num_generated(),
+            history,
+        })
+    }
+
+    fn scored_targets(&self, start: usize, end: usize) -> Option<PromptLogprobs> {
+        let top = self.request.sampling.prompt_logprobs?;
+        self.scores.as_ref()?;
+        let targets = self
+            .request
+            .prompt
+            .get(start + 1..self.request.prompt.len().min(end + 1))?;
+        (!targets.is_empty()).then(|| PromptLogprobs {
+            targets: targets.to_vec(),
+            top,
+        })
+    }
+}
