@@ -29,6 +29,18 @@ pub enum EngineError {
         /// The tensor and what is wrong with it.
         what: String,
     },
+    /// An option is out of its range.
+    #[error("--{option} is {value}, expected {min} to {max}")]
+    Option {
+        /// The flag's name, without dashes.
+        option: &'static str,
+        /// What was given.
+        value: u64,
+        /// The least allowed.
+        min: u64,
+        /// The most allowed.
+        max: u64,
+    },
     /// The memory that was granted cannot hold what was asked for.
     #[error("{0}")]
     Memory(String),

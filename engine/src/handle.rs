@@ -62,6 +62,8 @@ pub struct EngineInfo {
     pub vocab_size: u32,
     /// Prompt plus output.
     pub max_model_len: u32,
+    /// Sequences that can run at once: as configured, or as many as have a state slot.
+    pub max_num_seqs: u32,
     /// Weights counted once.
     pub num_parameters: u64,
     /// Bytes of weights as stored.

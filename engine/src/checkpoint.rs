@@ -1,0 +1,398 @@
+//! safetensors shards, memory-mapped, every header checked before any weight is touched.
+//!
+//! A file is 8 bytes of header length, a JSON header, then the data. A header is believed only if
+//! its tensors tile the data exactly: no hole, no overlap, no byte too many or too few. The JSON is
+//! read here rather than by the `safetensors` crate because that one collects names into a map,
+//! where the second of two equal names wins silently, and its errors do not name the tensor.
+//!
+//! Weights stay in the page cache: a [`StoredTensor`] is a slice of the mapping.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::path::{Component, Path, PathBuf};
+
+use bytes::Bytes;
+use safetensors::tensor::Dtype;
+use serde::de::{Deserialize, Deserializer, Error as _, IntoDeserializer, MapAccess, Visitor};
+
+use crate::error::EngineError;
+
+/// The format's own limit on headers.
+const MAX_HEADER_BYTES: usize = 100_000_000;
+/// An index of 200,000 tensors is below 30 MB.
+const MAX_INDEX_BYTES: u64 = 256 << 20;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// All tensors of a model by name, none read yet.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    tensors: BTreeMap<String, StoredTensor>,
+    /// The file that errors about the checkpoint as a whole name.
+    path: PathBuf,
+}
+
+/// One tensor where it lies.
+#[derive(Clone)]
+pub(crate) struct StoredTensor {
+    /// The shard.
+    pub(crate) path: std::sync::Arc<Path>,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: Bytes,
+}
+
+impl fmt::Debug for StoredTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.dtype, self.shape)
+    }
+}
+
+impl Checkpoint {
+    /// Maps the shards of a model folder and checks their headers.
+    pub(crate) fn open(folder: &Path) -> Result<Self, EngineError> {
+        let root = Root::of(folder)?;
+        let single = folder.join(SINGLE);
+        let index = folder.join(INDEX);
+        if single.symlink_metadata().is_ok() {
+            let data = map(&root.resolve(&single)?, &single)?;
+            Self::from_bytes(data, &single)
+        } else if index.symlink_metadata().is_ok() {
+            Self::open_sharded(folder, &root, index)
+        } else {
+            Err(fail(
+                folder,
+                format!("neither {SINGLE} nor {INDEX} is in this folder"),
+            ))
+        }
+    }
+
+    /// A single-file checkpoint that is already in memory; `path` is what errors name.
+    pub(crate) fn from_bytes(data: Bytes, path: &Path) -> Result<Self, EngineError> {
+        Ok(Self {
+            tensors: read_shard(&data, path)?.into_iter().collect(),
+            path: path.to_owned(),
+        })
+    }
+
+    fn open_sharded(folder: &Path, root: &Root, index: PathBuf) -> Result<Self, EngineError> {
+        let weight_map = read_index(&root.resolve(&index)?, &index)?;
+        let mut shards: BTreeMap<&str, usize> = BTreeMap::new();
+        for (tensor, shard) in &weight_map {
+            if !is_plain_relative(shard) {
+                return Err(fail(
+                    &index,
+                    format!("tensor {tensor:?} lies in {shard:?}, which leaves the folder"),
+                ));
+            }
+            *shards.entry(shard).or_default() += 1;
+        }
+        let mut tensors = BTreeMap::new();
+        for shard in shards.into_keys() {
+            let path = folder.join(shard);
+            for (name, tensor) in read_shard(&map(&root.resolve(&path)?, &path)?, &path)? {
+                match weight_map.get(&name) {
+                    Some(home) if home == shard => {}
+                    Some(home) => {
+                        let what = format!("tensor {name:?} is here, the index says {home}");
+                        return Err(fail(&path, what));
+                    }
+                    None => {
+                        return Err(fail(&path, format!("tensor {name:?} is not in the index")));
+                    }
+                }
+                tensors.insert(name, tensor);
+            }
+        }
+        if let Some((name, shard)) = weight_map
+            .iter()
+            .find(|(name, _)| !tensors.contains_key(*name))
+        {
+            return Err(fail(
+                &folder.join(shard),
+                format!("tensor {name:?} is missing, the index says it is here"),
+            ));
+        }
+        Ok(Self {
+            tensors,
+            path: index,
+        })
+    }
+
+    /// The single file, or the index.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names and places, in the order of names.
+    pub(crate) fn into_tensors(self) -> BTreeMap<String, StoredTensor> {
+        self.tensors
+    }
+}
+
+/// Where symbolic links may lead.
+struct Root {
+    folder: PathBuf,
+}
+
+impl Root {
+    /// The model folder. In the hub's cache layout, `MODEL/snapshots/REVISION`, files link to
+    /// `MODEL/blobs`, so the root is `MODEL`.
+    fn of(folder: &Path) -> Result<Self, EngineError> {
+        let canonical = folder.canonicalize().map_err(|source| EngineError::Io {
+            path: folder.to_owned(),
+            source,
+        })?;
+        let in_cache = canonical
+            .parent()
+            .filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))
+            .and_then(Path::parent);
+        Ok(Self {
+            folder: in_cache.unwrap_or(&canonical).to_owned(),
+        })
+    }
+
+    /// Follows links and refuses to leave.
+    fn resolve(&self, path: &Path) -> Result<PathBuf, EngineError> {
+        let canonical = path.canonicalize().map_err(|source| EngineError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        if !canonical.starts_with(&self.folder) {
+            let to = canonical.display();
+            return Err(fail(
+                path,
+                format!("leads out of the model folder, to {to}"),
+            ));
+        }
+        Ok(canonical)
+    }
+}
+
+fn fail(path: &Path, what: impl Into<String>) -> EngineError {
+    EngineError::Checkpoint {
+        path: path.to_owned(),
+        what: what.into(),
+    }
+}
+
+/// A relative path of ordinary names.
+fn is_plain_relative(path: &str) -> bool {
+    !path.is_empty()
+        && Path::new(path)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)))
+}
+
+fn map(path: &Path, shown: &Path) -> Result<Bytes, EngineError> {
+    let io = |source| EngineError::Io {
+        path: shown.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
+    if !metadata.is_file() {
+        return Err(fail(shown, "is not a regular file"));
+    }
+    if metadata.len() == 0 {
+        return Err(fail(shown, "is empty"));
+    }
+    // SAFETY: the mapping is private and read-only, and nothing here writes to the file. Another
+    // process that truncates it while we serve would make reads fault, which ends this process
+    // as any failing disk would; one that rewrites it changes weights, never Rust invariants,
+    // because every bit pattern is a valid number and headers are not read again.
+    #[allow(unsafe_code)]
+    let mapping = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+    Ok(Bytes::from_owner(mapping))
+}
+
+/// `weight_map` of an index: tensor to shard.
+fn read_index(path: &Path, shown: &Path) -> Result<BTreeMap<String, String>, EngineError> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: Entries<String>,
+    }
+    let io = |source| EngineError::Io {
+        path: shown.to_owned(),
+        source,
+    };
+    let len = std::fs::metadata(path).map_err(io)?.len();
+    if len > MAX_INDEX_BYTES {
+        return Err(fail(shown, format!("{len} bytes is no index")));
+    }
+    let text = std::fs::read(path).map_err(io)?;
+    let index: Index = serde_json::from_slice(&text)
+        .map_err(|error| fail(shown, format!("not an index: {error}")))?;
+    let mut map = BTreeMap::new();
+    for (name, shard) in index.weight_map.0 {
+        if map.insert(name.clone(), shard).is_some() {
+            return Err(fail(shown, format!("tensor {name:?} is listed twice")));
+        }
+    }
+    if map.is_empty() {
+        return Err(fail(shown, "lists no tensors"));
+    }
+    Ok(map)
+}
+
+/// What a header says of one tensor, unchecked.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Claim {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+/// Checks a shard's header against its bytes.
+fn read_shard(file: &Bytes, path: &Path) -> Result<Vec<(String, StoredTensor)>, EngineError> {
+    let fail = |what: String| fail(path, what);
+    let header = header_bytes(file).map_err(&fail)?;
+    let data = file.slice(8 + header.len()..);
+    let claims = parse_header(header).map_err(&fail)?;
+    let shared_path: std::sync::Arc<Path> = path.into();
+    let mut tensors = Vec::with_capacity(claims.len());
+    // |-- tensor --|-- tensor --|-- the next must begin here
+    //                           covered
+    let mut covered = 0;
+    let mut previous = String::new();
+    for (name, claim) in claims {
+        let (begin, end) = claim.data_offsets;
+        let (dtype, shape, len) =
+            measure(&claim).map_err(|what| fail(format!("tensor {name:?}: {what}")))?;
+        if begin > end || end - begin != len {
+            return Err(fail(format!(
+                "tensor {name:?}: {dtype} {shape:?} takes {len} bytes, its offsets are \
+                 {begin}..{end}"
+            )));
+        }
+        if begin < covered {
+            return Err(fail(format!(
+                "tensor {name:?} begins at {begin}, inside {previous:?}, which ends at {covered}"
+            )));
+        }
+        if begin > covered {
+            return Err(fail(format!(
+                "nothing owns the bytes {covered}..{begin} before tensor {name:?}"
+            )));
+        }
+        if end > data.len() as u64 {
+            return Err(fail(format!(
+                "truncated: tensor {name:?} ends at {end}, the data at {}",
+                data.len()
+            )));
+        }
+        covered = end;
+        previous.clone_from(&name);
+        tensors.push((
+            name,
+            StoredTensor {
+                path: shared_path.clone(),
+                dtype,
+                shape,
+                data: data.slice(begin as usize..end as usize),
+            },
+        ));
+    }
+    if covered != data.len() as u64 {
+        return Err(fail(format!(
+            "{} bytes follow the last tensor",
+            data.len() as u64 - covered
+        )));
+    }
+    Ok(tensors)
+}
+
+fn header_bytes(file: &[u8]) -> Result<&[u8], String> {
+    if file.starts_with(b"version https://git-lfs") {
+        return Err("is a Git LFS pointer; fetch the file itself with `git lfs pull`".into());
+    }
+    let Some((length, rest)) = file.split_first_chunk::<8>() else {
+        return Err(format!("{} bytes cannot hold a header", file.len()));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER_BYTES as u64 {
+        return Err(format!(
+            "the header claims {length} bytes, the format allows {MAX_HEADER_BYTES}"
+        ));
+    }
+    rest.get(..length as usize).ok_or_else(|| {
+        format!(
+            "truncated: the header claims {length} bytes, {} follow",
+            rest.len()
+        )
+    })
+}
+
+/// The claims in the order of their offsets, names unique.
+fn parse_header(header: &[u8]) -> Result<Vec<(String, Claim)>, String> {
+    let text = std::str::from_utf8(header).map_err(|error| format!("header: {error}"))?;
+    let Entries::<serde_json::Value>(entries) =
+        serde_json::from_str(text).map_err(|error| format!("header: {error}"))?;
+    let mut claims: Vec<(String, Claim)> = Vec::with_capacity(entries.len());
+    for (name, value) in entries {
+        if name == "__metadata__" {
+            continue;
+        }
+        let claim =
+            Claim::deserialize(value).map_err(|error| format!("tensor {name:?}: {error}"))?;
+        claims.push((name, claim));
+    }
+    claims.sort_by(|(a, _), (b, _)| a.cmp(b));
+    if let Some(pair) = claims.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(format!("tensor {:?} is listed twice", pair[0].0));
+    }
+    // Stable, and by both ends: an empty tensor sorts before the one that begins where it lies.
+    claims.sort_by_key(|(_, claim)| claim.data_offsets);
+    Ok(claims)
+}
+
+/// Element type, shape and length in bytes.
+fn measure(claim: &Claim) -> Result<(Dtype, Vec<usize>, u64), String> {
+    let name: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+        claim.dtype.as_str().into_deserializer();
+    let dtype =
+        Dtype::deserialize(name).map_err(|_| format!("unknown element type {:?}", claim.dtype))?;
+    let bits = claim
+        .shape
+        .iter()
+        .try_fold(dtype.bitsize() as u64, |bits, size| bits.checked_mul(*size))
+        .ok_or_else(|| format!("shape {:?} overflows", claim.shape))?;
+    if bits % 8 != 0 {
+        return Err(format!("{} {:?} ends inside a byte", dtype, claim.shape));
+    }
+    let shape = claim.shape.iter().map(|size| *size as usize).collect();
+    Ok((dtype, shape, bits / 8))
+}
+
+/// A JSON object as a list, so that repeated keys stay visible.
+struct Entries<T>(Vec<(String, T)>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+            type Value = Vec<(String, T)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    let value = map
+                        .next_value()
+                        .map_err(|error| A::Error::custom(format!("{key:?}: {error}")))?;
+                    entries.push((key, value));
+                }
+                Ok(entries)
+            }
+        }
+        deserializer
+            .deserialize_map(List(std::marker::PhantomData))
+            .map(Self)
+    }
+}

@@ -1,0 +1,112 @@
+//! What the operator decides.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use bytes::Bytes;
+
+use crate::device::DeviceChoice;
+
+/// Where a model comes from.
+#[derive(Clone, Debug)]
+pub enum ModelSource {
+    /// A folder in Hugging Face layout: `config.json` and safetensors.
+    Folder(PathBuf),
+    /// A model inside the binary.
+    Embedded {
+        /// The text of its `config.json`.
+        config: Bytes,
+        /// One safetensors file.
+        weights: Bytes,
+    },
+    /// Seeded random weights in the shapes of a folder's `config.json`, which is all it needs.
+    Dummy {
+        /// The folder.
+        folder: PathBuf,
+        /// Equal seeds make equal weights.
+        seed: u64,
+    },
+}
+
+/// Arithmetic of the weight products and type of the KV cache. Weights stay as stored; recurrent
+/// state, norms, softmax and routing are f32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DtypeChoice {
+    /// What the device is best at: f32 on the CPU, bf16 elsewhere.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// bf16 operands, f32 sums.
+    Bf16,
+}
+
+impl FromStr for DtypeChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" | "float32" => Ok(Self::F32),
+            "bf16" | "bfloat16" => Ok(Self::Bf16),
+            _ => Err(format!("{text:?} is none of auto, f32, bf16")),
+        }
+    }
+}
+
+impl fmt::Display for DtypeChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// Everything that [`Engine::open`](crate::Engine::open) needs to know.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The model.
+    pub source: ModelSource,
+    /// Where it runs. Default auto.
+    pub device: DeviceChoice,
+    /// Arithmetic and KV type. Default auto.
+    pub dtype: DtypeChoice,
+    /// Prompt plus output of one sequence, at most 1,048,576. `None`: the model's
+    /// `max_position_embeddings`, or less if the cache memory holds less.
+    pub max_model_len: Option<u32>,
+    /// Sequences in one step. Each takes a state slot, so memory may allow fewer. Default 64.
+    pub max_num_seqs: u32,
+    /// Tokens in one step over all sequences. Large values make running streams wait for other
+    /// requests' prompts. Default 512.
+    pub max_num_batched_tokens: u32,
+    /// Tokens per cache block. Default 32.
+    pub block_size: u32,
+    /// Bytes for KV blocks and state slots together. `None`: half of the memory that the weights
+    /// leave free, or less if nobody could use it.
+    pub cache_memory_bytes: Option<u64>,
+    /// Threads that share the work of one operation. `None`: every core.
+    pub threads: Option<usize>,
+    /// Requests that may wait. Default 1024.
+    pub max_queue: u32,
+}
+
+impl EngineConfig {
+    /// The defaults for a model.
+    pub fn new(source: ModelSource) -> Self {
+        Self {
+            source,
+            device: DeviceChoice::default(),
+            dtype: DtypeChoice::default(),
+            max_model_len: None,
+            max_num_seqs: 64,
+            max_num_batched_tokens: 512,
+            block_size: 32,
+            cache_memory_bytes: None,
+            threads: None,
+            max_queue: 1024,
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! CPU or CUDA, decided here and nowhere else.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::Device;
+
+use crate::error::EngineError;
+
+/// Which device the operator asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first CUDA device if this build has CUDA and the machine a device, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by index.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("{text:?} is none of auto, cpu, cuda, cuda:INDEX")),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+/// Turns the choice into a device of this machine. Devices are enumerated, never probed by
+/// opening one.
+pub(crate) fn resolve(choice: DeviceChoice) -> Result<Device, EngineError> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::flex()),
+        DeviceChoice::Auto if num_cuda_devices() == 0 => Ok(Device::flex()),
+        DeviceChoice::Auto => cuda(0),
+        DeviceChoice::Cuda(index) => cuda(index),
+    }
+}
+
+/// Whether tensors of this device are ordinary memory.
+pub(crate) fn is_cpu(device: &Device) -> bool {
+    *device == Device::flex()
+}
+
+/// For people.
+pub(crate) fn name(device: &Device) -> String {
+    if is_cpu(device) {
+        "cpu".to_owned()
+    } else {
+        format!("{device:?}").to_lowercase()
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn num_cuda_devices() -> usize {
+    Device::enumerate(burn::tensor::DeviceType::Cuda).len()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn num_cuda_devices() -> usize {
+    0
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(index: usize) -> Result<Device, EngineError> {
+    let count = num_cuda_devices();
+    if index >= count {
+        return Err(EngineError::Device(format!(
+            "cuda:{index} was asked for, this machine has {count} CUDA devices"
+        )));
+    }
+    Ok(Device::cuda(index))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(index: usize) -> Result<Device, EngineError> {
+    Err(EngineError::Device(format!(
+        "cuda:{index} was asked for, this build has no CUDA (build with `--features cuda`)"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_spelt_as_flags() {
+        for text in ["auto", "cpu", "cuda:3"] {
+            assert_eq!(text.parse::<DeviceChoice>().expect(text).to_string(), text);
+        }
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1"] {
+            assert!(text.parse::<DeviceChoice>().is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Free memory to block and slot counts.
+//!
+//! A sequence pays in two currencies: one state slot, and blocks as it grows. A slot is worth
+//! thousands of tokens of KV, so neither may starve the other: live slots take half of the budget at
+//! most, blocks what their longest use needs, and what is left becomes snapshots.
+
+use scheduler::CacheConfig;
+
+use crate::config::EngineConfig;
+use crate::error::EngineError;
+use crate::model::{LayerKind, ModelConfig};
+
+/// The longest context that can be asked for.
+pub const MAX_MODEL_LEN: u32 = 1_048_576;
+
+/// How the cache memory is cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryPlan {
+    pub(crate) cache: CacheConfig,
+    /// Bytes of one block over all attention layers.
+    pub(crate) block_bytes: u64,
+    /// Bytes of one slot over all Mamba layers.
+    pub(crate) slot_bytes: u64,
+    pub(crate) max_model_len: u32,
+    /// As asked for, or as many as have a slot.
+    pub(crate) max_num_seqs: u32,
+}
+
+/// What the machine has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FreeMemory {
+    /// Bytes that can be had without swapping, page cache included.
+    pub(crate) available: u64,
+    /// Bytes of weights that will want to stay in memory.
+    pub(crate) weights: u64,
+}
+
+/// Cuts the cache. `kv_bytes` is the width of one cached key or value element.
+pub(crate) fn plan(
+    config: &EngineConfig,
+    model: &ModelConfig,
+    kv_bytes: u64,
+    free: FreeMemory,
+) -> Result<MemoryPlan, EngineError> {
+    let block_size = u64::from(config.block_size);
+    let block_bytes = block_size * kv_bytes_per_token(model, kv_bytes);
+    let slot_bytes = slot_bytes(model);
+    let wished_len = u64::from(match config.max_model_len {
+        Some(len) => len,
+        None => MAX_MODEL_LEN.min(model.max_position_embeddings as u32),
+    });
+    let num_seqs = u64::from(config.max_num_seqs);
+    // Nobody can use more: every sequence as long as possible, every one with a snapshot or two.
+    let most_blocks = (num_seqs * wished_len.div_ceil(block_size)).min(u64::from(u32::MAX / 2));
+    let most_slots = 3 * num_seqs;
+    let useful = (most_blocks + 1) * block_bytes + (most_slots + 1) * slot_bytes;
+    let budget = match config.cache_memory_bytes {
+        Some(bytes) => bytes,
+        None => (free.available.saturating_sub(free.weights) / 2).min(useful),
+    };
+
+    // Slot and block 0 are padding.
+    let live_slots = affordable(budget / 2, slot_bytes, num_seqs + 1);
+    let blocks = affordable(
+        budget.saturating_sub(live_slots * slot_bytes),
+        block_bytes,
+        most_blocks + 1,
+    );
+    let rest = budget.saturating_sub(live_slots * slot_bytes + blocks * block_bytes);
+    let slots = live_slots + affordable(rest, slot_bytes, most_slots - num_seqs);
+
+    let least = 2 * slot_bytes + 2 * block_bytes;
+    if live_slots < 2 || blocks < 2 {
+        return Err(EngineError::Memory(format!(
+            "{} of cache memory cannot hold one sequence: a state slot takes {}, a block of {} \
+             tokens {}; {} is the least ({})",
+            bytes(budget),
+            bytes(slot_bytes),
+            config.block_size,
+            bytes(block_bytes),
+            bytes((2 * least).max(4 * slot_bytes)),
+            granted(config, free),
+        )));
+    }
+    let capacity = (blocks - 1) * block_size;
+    if config.max_model_len.is_some() && capacity < wished_len {
+        return Err(EngineError::Memory(format!(
+            "a context of {wished_len} tokens takes {} of KV blocks, {} are there for them ({})",
+            bytes(wished_len.div_ceil(block_size) * block_bytes),
+            bytes(blocks * block_bytes),
+            granted(config, free),
+        )));
+    }
+    Ok(MemoryPlan {
+        cache: CacheConfig {
+            block_size: config.block_size,
+            num_blocks: blocks as u32,
+            num_slots: slots as u32,
+        },
+        block_bytes,
+        slot_bytes,
+        max_model_len: wished_len.min(capacity) as u32,
+        max_num_seqs: config.max_num_seqs.min(slots as u32 - 1),
+    })
+}
+
+fn granted(config: &EngineConfig, free: FreeMemory) -> String {
+    match config.cache_memory_bytes {
+        Some(bytes_granted) => format!("{} were granted", bytes(bytes_granted)),
+        None => format!(
+            "{} are available, weights take {}",
+            bytes(free.available),
+            bytes(free.weights)
+        ),
+    }
+}
+
+/// As many as fit, `most` at most; things of no size always fit.
+fn affordable(budget: u64, each: u64, most: u64) -> u64 {
+    budget
+        .checked_div(each)
+        .map_or(most, |count| count.min(most))
+}
+
+/// Keys and values of one token over all attention layers.
+fn kv_bytes_per_token(model: &ModelConfig, kv_bytes: u64) -> u64 {
+    let Some(attention) = &model.attention else {
+        return 0;
+    };
+    let layers = model.num_layers(LayerKind::Attention) as u64;
+    2 * layers * (attention.num_kv_heads * attention.head_dim) as u64 * kv_bytes
+}
+
+/// SSM and convolution state of one sequence over all Mamba layers, in f32.
+fn slot_bytes(model: &ModelConfig) -> u64 {
+    let Some(mamba) = &model.mamba else {
+        return 0;
+    };
+    let layers = model.num_layers(LayerKind::Mamba) as u64;
+    let ssm = mamba.inner_size() * mamba.state_size;
+    let conv = mamba.conv_dim() * (mamba.conv_kernel - 1);
+    4 * layers * (ssm + conv) as u64
+}
+
+/// For people.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{count} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
+}
+
+/// Bytes this process may still take: the machine's, or its control group's if that is less.
+pub(crate) fn available() -> u64 {
+    let machine = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| meminfo_available(&text));
+    let read =
+        |path: &str| -> Option<u64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
+    let group = |limit: &str, usage: &str| Some(read(limit)?.saturating_sub(read(usage)?));
+    let group_v2 = group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
+    let group_v1 = group(
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    );
+    // A machine that does not tell gets a small cache rather than a refusal.
+    [machine, group_v2, group_v1]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(2 << 30)
+}
+
+fn meminfo_available(text: &str) -> Option<u64> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

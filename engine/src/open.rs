@@ -1,0 +1,181 @@
+//! From a configuration to a running engine, in two steps: [`Engine::open`] checks everything that
+//! can be checked without reading weights, [`Opened::start`] loads them on the engine's thread.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use scheduler::SchedulerConfig;
+
+use crate::checkpoint::Checkpoint;
+use crate::config::{DtypeChoice, EngineConfig, ModelSource};
+use crate::device;
+use crate::error::EngineError;
+use crate::handle::{EngineHandle, EngineInfo};
+use crate::memory::{self, FreeMemory, MAX_MODEL_LEN, MemoryPlan};
+use crate::model::ModelConfig;
+use crate::model::weights::{self, Inventory, ModelWeights, fnv1a};
+
+/// The way in.
+pub struct Engine;
+
+/// A model whose files are known to be good and whose memory is planned; no weight is read yet.
+pub struct Opened {
+    config: EngineConfig,
+    model: ModelConfig,
+    weights: ModelWeights,
+    plan: MemoryPlan,
+    info: EngineInfo,
+}
+
+impl Engine {
+    /// Checks the configuration, `config.json` and every tensor's header, and plans the memory.
+    /// Takes milliseconds, whatever the size of the model.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`] names the key, [`EngineError::Checkpoint`] the file and tensor,
+    /// [`EngineError::Memory`] the bytes, [`EngineError::Device`] the device,
+    /// [`EngineError::Option`] an option out of its range.
+    pub fn open(config: EngineConfig) -> Result<Opened, EngineError> {
+        check_options(&config)?;
+        // Only whether it is there; tensors are made on the engine's thread.
+        let device = device::resolve(config.device)?;
+        let (text, path) = config_text(&config.source)?;
+        let model = ModelConfig::parse(&text, &path)?;
+        let (weights, inventory) = match &config.source {
+            ModelSource::Folder(folder) => weights::locate(&model, Checkpoint::open(folder)?)?,
+            ModelSource::Embedded { weights, .. } => weights::locate(
+                &model,
+                Checkpoint::from_bytes(weights.clone(), Path::new("embedded weights"))?,
+            )?,
+            ModelSource::Dummy { seed, .. } => weights::invent(&model, *seed),
+        };
+        let dtype = resolve_dtype(config.dtype, &device);
+        let kv_bytes = if dtype == DtypeChoice::Bf16 { 2 } else { 4 };
+        let free = FreeMemory {
+            available: memory::available(),
+            weights: inventory.num_bytes,
+        };
+        let plan = memory::plan(&config, &model, kv_bytes, free)?;
+        let device_name = device::name(&device);
+        let dtype_name = dtype.to_string();
+        let info = EngineInfo {
+            fingerprint: fingerprint(&text, &inventory, &device_name, &dtype_name),
+            vocab_size: model.vocab_size as u32,
+            max_model_len: plan.max_model_len,
+            max_num_seqs: plan.max_num_seqs,
+            num_parameters: inventory.num_parameters,
+            weight_bytes: inventory.num_bytes,
+            block_size: plan.cache.block_size,
+            num_blocks: plan.cache.num_blocks - 1,
+            num_slots: plan.cache.num_slots - 1,
+            block_bytes: plan.block_bytes,
+            slot_bytes: plan.slot_bytes,
+            device: device_name,
+            dtype: dtype_name,
+        };
+        Ok(Opened {
+            config,
+            model,
+            weights,
+            plan,
+            info,
+        })
+    }
+}
+
+impl Opened {
+    /// What will run: sizes, limits, fingerprint.
+    pub fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    /// The model's configuration.
+    pub fn model(&self) -> &ModelConfig {
+        &self.model
+    }
+
+    /// Starts the engine's thread, which loads the weights and then serves. Returns at once; see
+    /// [`EngineHandle::status`] for the progress of loading. Dropping every handle ends the thread.
+    pub fn start(self) -> Result<EngineHandle, EngineError> {
+        let scheduler = SchedulerConfig {
+            max_num_batched_tokens: self.config.max_num_batched_tokens,
+            max_num_seqs: self.plan.max_num_seqs,
+            max_queue: self.config.max_queue,
+            max_model_len: self.plan.max_model_len,
+        };
+        let cache = self.plan.cache.clone();
+        let _ = (scheduler, cache, self.weights);
+        Err(EngineError::Device("no runner yet".into()))
+    }
+}
+
+fn check_options(config: &EngineConfig) -> Result<(), EngineError> {
+    let in_range = |option: &'static str, value: u64, range: std::ops::RangeInclusive<u64>| {
+        if range.contains(&value) {
+            return Ok(());
+        }
+        Err(EngineError::Option {
+            option,
+            value,
+            min: *range.start(),
+            max: *range.end(),
+        })
+    };
+    if let Some(len) = config.max_model_len {
+        in_range("max-model-len", len.into(), 1..=MAX_MODEL_LEN.into())?;
+    }
+    if let Some(threads) = config.threads {
+        in_range("threads", threads as u64, 1..=1024)?;
+    }
+    in_range("max-num-seqs", config.max_num_seqs.into(), 1..=4096)?;
+    in_range(
+        "max-num-batched-tokens",
+        config.max_num_batched_tokens.into(),
+        config.max_num_seqs.into()..=65_536,
+    )?;
+    in_range("block-size", config.block_size.into(), 1..=1024)?;
+    in_range("max-queue", config.max_queue.into(), 1..=1_000_000)
+}
+
+/// The text of `config.json` and the path that its errors name.
+fn config_text(source: &ModelSource) -> Result<(String, PathBuf), EngineError> {
+    match source {
+        ModelSource::Folder(folder) | ModelSource::Dummy { folder, .. } => {
+            let path = folder.join("config.json");
+            Ok((ModelConfig::read_text(&path)?, path))
+        }
+        ModelSource::Embedded { config, .. } => {
+            let path = PathBuf::from("embedded config.json");
+            let text = std::str::from_utf8(config).map_err(|error| EngineError::Config {
+                path: path.clone(),
+                what: error.to_string(),
+            })?;
+            Ok((text.to_owned(), path))
+        }
+    }
+}
+
+/// Auto is f32 on the CPU, where bf16 halves only the cache, and bf16 elsewhere.
+fn resolve_dtype(choice: DtypeChoice, device: &Device) -> DtypeChoice {
+    match choice {
+        DtypeChoice::Auto if device::is_cpu(device) => DtypeChoice::F32,
+        DtypeChoice::Auto => DtypeChoice::Bf16,
+        chosen => chosen,
+    }
+}
+
+/// The same for the same build, configuration, tensors and arithmetic; the bytes of the weights are
+/// not read for it.
+fn fingerprint(config_text: &str, inventory: &Inventory, device: &str, dtype: &str) -> String {
+    let parts = [
+        env!("CARGO_PKG_VERSION"),
+        config_text,
+        &inventory.listing,
+        device,
+        dtype,
+    ];
+    let hash = parts
+        .iter()
+        .fold(0, |hash, part| fnv1a(hash, part.as_bytes()));
+    format!("fp_{hash:016x}")
+}
