@@ -1,0 +1,5 @@
+//! The family: how to talk.
+
+mod template;
+
+pub use template::{ChatTemplate, TemplateError};

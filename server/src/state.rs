@@ -1,0 +1,152 @@
+//! What every request may see.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use engine::{EngineHandle, EngineInfo};
+use http_body_util::combinators::UnsyncBoxBody;
+use tokio::sync::watch;
+
+use crate::api::models::ModelNames;
+use crate::api::params::Defaults;
+use crate::chat::ChatTemplate;
+use crate::metrics::Metrics;
+use crate::text::Tokenizer;
+
+/// A response body, whole or streamed. Dropping it drops the engine's stream, which aborts.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// What every handler answers with.
+pub type Response = http::Response<Body>;
+
+/// Where the server is in its life. It only moves forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// New work is welcome, once the engine is ready.
+    Serving,
+    /// No new work; running streams may finish.
+    Draining,
+    /// The drain's time is up: running streams end with a terminal event now.
+    Deadline,
+}
+
+/// Limits and habits of the front end.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Keys that clients must show; empty: authentication is off.
+    pub api_keys: Vec<String>,
+    /// `access-control-allow-origin`. Default `*`.
+    pub cors_origin: String,
+    /// Silence on a stream after which a comment is sent. Default 10 s.
+    pub sse_keepalive: Duration,
+    /// Bytes of a request body; beyond it 413. Default 32 MiB.
+    pub max_body_bytes: usize,
+    /// Open connections; more wait in the kernel's backlog. Default 4096.
+    pub max_connections: usize,
+    /// From a request's first byte to its last header. Default 15 s.
+    pub header_timeout: Duration,
+    /// From the headers to the last byte of the body. Default 60 s.
+    pub body_timeout: Duration,
+    /// A connection without any request in flight is closed after this. Default 75 s.
+    pub idle_timeout: Duration,
+    /// How long running streams may take to finish after a stop signal. Default 30 s.
+    pub drain: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            api_keys: Vec::new(),
+            cors_origin: "*".into(),
+            sse_keepalive: Duration::from_secs(10),
+            max_body_bytes: 32 << 20,
+            max_connections: 4096,
+            header_timeout: Duration::from_secs(15),
+            body_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(75),
+            drain: Duration::from_secs(30),
+        }
+    }
+}
+
+/// One per process; requests hold it through their [`RequestContext`].
+pub struct AppState {
+    /// The only door to the engine.
+    pub engine: EngineHandle,
+    /// Known once the headers are validated, so before any request.
+    pub info: EngineInfo,
+    /// `None` if the model folder has none: then only token-id prompts are served.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// `None` if the model folder has none: then chat answers a clear 400.
+    pub template: Option<Arc<ChatTemplate>>,
+    /// Names that the loaded model answers to.
+    pub models: ModelNames,
+    /// The model's and the operator's defaults for parameters.
+    pub defaults: Defaults,
+    /// Limits and habits.
+    pub config: ServerConfig,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Where the server is in its life.
+    pub phase: watch::Sender<Phase>,
+}
+
+impl AppState {
+    /// Whether a stop signal has come.
+    pub fn is_draining(&self) -> bool {
+        *self.phase.borrow() >= Phase::Draining
+    }
+
+    /// Resolves when running streams must end. Select on it beside the engine's stream.
+    pub fn drain_deadline(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut phase = self.phase.subscribe();
+        async move {
+            // The sender lives in `AppState`: if it is gone, so is everybody who could wait.
+            let _ = phase.wait_for(|phase| *phase == Phase::Deadline).await;
+        }
+    }
+}
+
+/// One request on its way through a handler.
+#[derive(Clone)]
+pub struct RequestContext {
+    /// The process.
+    pub state: Arc<AppState>,
+    /// The client's `x-request-id` if it is well-formed, else ours.
+    pub request_id: Arc<str>,
+    /// The route's pattern, never the path: safe as a label.
+    pub route: &'static str,
+    /// When its headers were complete.
+    pub received: Instant,
+    /// Tokens so far, for the request's log line.
+    pub tokens: Arc<TokenCounts>,
+}
+
+/// Tokens of one request, counted by whoever sees them.
+#[derive(Debug, Default)]
+pub struct TokenCounts {
+    /// Of the prompt.
+    pub prompt: AtomicU64,
+    /// Sampled.
+    pub generated: AtomicU64,
+}
+
+impl RequestContext {
+    /// Counts a prompt once it is admitted, with the part of it that needed no computing.
+    pub fn count_prompt(&self, prompt: u64, cached: u64) {
+        self.tokens.prompt.fetch_add(prompt, Ordering::Relaxed);
+        self.state.metrics.count_prompt(prompt, cached);
+    }
+
+    /// Counts sampled tokens as they come.
+    pub fn count_generated(&self, generated: u64) {
+        self.tokens
+            .generated
+            .fetch_add(generated, Ordering::Relaxed);
+        self.state.metrics.count_generated(generated);
+    }
+}

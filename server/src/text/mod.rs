@@ -1,0 +1,5 @@
+//! Tokens to text and back.
+
+mod tokenizer;
+
+pub use tokenizer::{Tokenizer, TokenizerError};
