@@ -1,20 +1,51 @@
-//! Everything that must hold between calls, recounted from scratch.
+//! What tests look at: where a choice stands, and whether the books agree.
 
+use crate::request::RequestId;
 use crate::scheduler::Scheduler;
 use crate::sequence::{Sequence, Status};
 
+/// Where a choice stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// In the queue; it never ran.
+    Waiting,
+    /// In the queue; it ran and had to yield.
+    Preempted,
+    /// With memory, between steps or left out of this one.
+    Running,
+    /// The runner works on it.
+    InFlight,
+}
+
 impl Scheduler {
+    /// Where a choice stands, as long as it has news to tell.
+    pub fn standing(&self, id: RequestId, choice: u32) -> Option<Standing> {
+        let sequences = self
+            .requests
+            .get(&id)?
+            .sequences
+            .iter()
+            .map(|id| &self.sequences[id]);
+        let sequence = sequences
+            .into_iter()
+            .find(|sequence| sequence.choice == choice)?;
+        Some(match sequence.status() {
+            Status::Waiting if sequence.has_run() => Standing::Preempted,
+            Status::Waiting => Standing::Waiting,
+            Status::Running | Status::Leaving { .. } if self.is_in_flight(sequence.id) => {
+                Standing::InFlight
+            }
+            Status::Running | Status::Leaving { .. } => Standing::Running,
+        })
+    }
+
     /// Panics if the books do not agree. For tests: it looks at everything.
     pub fn check_invariants(&self) {
         self.cache
             .check_invariants(self.sequences.values().filter_map(Sequence::lease));
         for (&id, sequence) in &self.sequences {
             let waits = sequence.status() == Status::Waiting;
-            let in_flight = self
-                .in_flight
-                .iter()
-                .flat_map(|step| &step.rows)
-                .any(|row| row.sequence == id);
+            let in_flight = self.is_in_flight(id);
             let leaves = matches!(sequence.status(), Status::Leaving { .. });
             assert_eq!(
                 sequence.lease().is_none(),

@@ -16,7 +16,7 @@
 //! | `output` | [`SchedulerOutput`], the plan; [`StepResult`]; [`RequestOutput`] |
 //! | `runner` | [`Runner`]: plan in, result out |
 //! | `stats` | [`SchedulerStats`]: plain numbers |
-//! | `check` | `check_invariants` |
+//! | `check` | [`Standing`] and `check_invariants`, for tests |
 //!
 //! # The contract
 //!
@@ -68,6 +68,7 @@ mod stats;
 mod stop;
 mod update;
 
+pub use check::Standing;
 pub use config::SchedulerConfig;
 pub use kvcache::{BlockId, CacheConfig, SlotId, StateOp};
 pub use output::{

@@ -356,8 +356,7 @@ impl Scheduler {
     /// the result is there.
     fn leave(&mut self, id: SequenceId, publish: bool) {
         self.forget_choice(id);
-        let rows = self.in_flight.iter().flat_map(|in_flight| &in_flight.rows);
-        if rows.into_iter().any(|row| row.sequence == id) {
+        if self.is_in_flight(id) {
             self.sequences
                 .get_mut(&id)
                 .expect("a row has a sequence")
@@ -365,6 +364,11 @@ impl Scheduler {
         } else {
             self.remove(id, publish);
         }
+    }
+
+    pub(crate) fn is_in_flight(&self, id: SequenceId) -> bool {
+        let mut rows = self.in_flight.iter().flat_map(|in_flight| &in_flight.rows);
+        rows.any(|row| row.sequence == id)
     }
 
     /// Nothing more is told of this choice.

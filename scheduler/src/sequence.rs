@@ -106,6 +106,11 @@ impl Sequence {
         self.num_cached.unwrap_or(0)
     }
 
+    /// Whether it ever ran.
+    pub(crate) fn has_run(&self) -> bool {
+        self.num_cached.is_some()
+    }
+
     pub(crate) fn reached_prompt_end(&self) -> bool {
         self.reached_prompt_end
     }

@@ -1,0 +1,324 @@
+//! What must hold of every plan and of all news.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use scheduler::{
+    AdmissionError, BlockId, FinishReason, Request, RequestId, RequestOutput, SchedulerOutput,
+    SequenceId, SlotId, StateOp, TokenLogprobs,
+};
+
+use crate::reference::{Expected, expect};
+use crate::workload::Scenario;
+
+/// The only errors that `add` may answer, worked out by hand.
+pub(crate) fn check_admission(
+    scenario: &Scenario,
+    request: &Request,
+    num_queued: Option<u32>,
+    answer: &Result<(), AdmissionError>,
+) {
+    let len = request.prompt.len() as u32;
+    let max = scenario.config.max_model_len;
+    let generates = request.sampling.max_tokens > 0;
+    if len > max || (generates && len == max) {
+        assert_eq!(*answer, Err(AdmissionError::PromptTooLong { len, max }));
+        return;
+    }
+    let computed = if generates {
+        (u64::from(len) + u64::from(request.sampling.max_tokens)).min(u64::from(max)) as u32 - 1
+    } else {
+        len
+    };
+    let needed = computed.div_ceil(scenario.cache.block_size);
+    let total = scenario.cache.num_blocks - 1;
+    if needed > total {
+        assert_eq!(*answer, Err(AdmissionError::NeverFits { needed, total }));
+        return;
+    }
+    let max = scenario.config.max_queue;
+    match answer {
+        Ok(()) => assert!(num_queued.is_none_or(|num| num < max), "the queue was full"),
+        Err(error) => {
+            assert_eq!(*error, AdmissionError::QueueFull { max });
+            assert!(
+                num_queued.is_none_or(|num| num >= max),
+                "the queue had room"
+            );
+        }
+    }
+}
+
+/// Order, budget, tables, ownership.
+pub(crate) fn check_plan(scenario: &Scenario, plan: &SchedulerOutput) {
+    let (config, cache) = (&scenario.config, &scenario.cache);
+    assert!(!plan.rows.is_empty(), "a plan has a row");
+    assert!(
+        plan.rows.len() <= config.max_num_seqs as usize,
+        "{} rows",
+        plan.rows.len()
+    );
+    let num_tokens: usize = plan.rows.iter().map(|row| row.input_ids.len()).sum();
+    assert!(
+        num_tokens <= config.max_num_batched_tokens as usize,
+        "{num_tokens} tokens"
+    );
+    assert!(
+        plan.rows.is_sorted_by_key(|row| row.input_ids.len() > 1),
+        "single tokens first"
+    );
+
+    let block = |id: BlockId| assert!((1..cache.num_blocks).contains(&id.0), "{id:?}");
+    let slot = |id: SlotId| assert!((1..cache.num_slots).contains(&id.0), "{id:?}");
+    for op in &plan.ops {
+        match *op {
+            StateOp::ZeroSlot(to) => slot(to),
+            StateOp::CopySlot { from, to } => {
+                slot(from);
+                slot(to);
+            }
+            StateOp::CopyBlock { from, to } => {
+                block(from);
+                block(to);
+            }
+        }
+    }
+    let mut sequences = BTreeSet::new();
+    let mut slots = BTreeSet::new();
+    let mut num_holders: BTreeMap<BlockId, u32> = BTreeMap::new();
+    for row in &plan.rows {
+        assert!(
+            !row.input_ids.is_empty(),
+            "{:?}: a row has a token",
+            row.sequence
+        );
+        assert!(
+            sequences.insert(row.sequence),
+            "{:?} has two rows",
+            row.sequence
+        );
+        assert!(slots.insert(row.slot), "{:?} in two rows", row.slot);
+        slot(row.slot);
+        let end = row.start as usize + row.input_ids.len();
+        assert_eq!(
+            row.block_table.len(),
+            end.div_ceil(cache.block_size as usize)
+        );
+        for &id in &row.block_table {
+            block(id);
+            *num_holders.entry(id).or_default() += 1;
+        }
+    }
+    for row in &plan.rows {
+        let first_written = (row.start / cache.block_size) as usize;
+        for id in &row.block_table[first_written..] {
+            assert_eq!(num_holders[id], 1, "{id:?} has a writer and another reader");
+        }
+    }
+}
+
+/// One choice as its client sees it.
+#[derive(Debug)]
+struct Client {
+    request: Request,
+    choice: u32,
+    expected: Expected,
+    tokens: Vec<u32>,
+    logprobs: Vec<TokenLogprobs>,
+    /// Where the sequence first started: tokens it did not compute.
+    num_cached: Option<u32>,
+    heard: bool,
+    end: End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Open,
+    /// The client went away.
+    Left,
+    Told,
+    /// Its own fault or a sibling's.
+    Faulted,
+}
+
+/// All clients, and the true history of every sequence.
+#[derive(Debug, Default)]
+pub(crate) struct Clients {
+    /// The scheduler numbers sequences in the order in which choices arrive.
+    clients: Vec<Client>,
+}
+
+impl Clients {
+    pub(crate) fn admit(&mut self, scenario: &Scenario, request: &Request) {
+        for choice in 0..request.num_choices {
+            let max = scenario.config.max_model_len;
+            self.clients.push(Client {
+                request: request.clone(),
+                choice,
+                expected: expect(request, choice, max, scenario.vocabulary, scenario.poison),
+                tokens: Vec::new(),
+                logprobs: Vec::new(),
+                num_cached: None,
+                heard: false,
+                end: End::Open,
+            });
+        }
+    }
+
+    /// Choices whose clients still listen.
+    pub(crate) fn open(&self) -> impl Iterator<Item = (RequestId, u32)> + '_ {
+        let open = self.clients.iter().filter(|client| client.end == End::Open);
+        open.map(|client| (client.request.id, client.choice))
+    }
+
+    pub(crate) fn leave(&mut self, id: RequestId, choice: Option<u32>) {
+        for client in &mut self.clients {
+            let chosen = choice.is_none_or(|choice| client.choice == choice);
+            if client.request.id == id && chosen && client.end == End::Open {
+                client.end = End::Left;
+            }
+        }
+    }
+
+    /// Rows run the true tokens of their sequences.
+    pub(crate) fn check_rows(&mut self, plan: &SchedulerOutput) {
+        for row in &plan.rows {
+            let SequenceId(index) = row.sequence;
+            let client = &mut self.clients[index as usize];
+            let truth: Vec<u32> = client
+                .request
+                .prompt
+                .iter()
+                .chain(&client.tokens)
+                .copied()
+                .collect();
+            let end = row.start as usize + row.input_ids.len();
+            assert_eq!(
+                row.input_ids,
+                truth[row.start as usize..end],
+                "{:?}",
+                row.sequence
+            );
+            client.num_cached.get_or_insert(row.start);
+            let samples = end == truth.len() && client.request.sampling.max_tokens > 0;
+            assert_eq!(
+                row.sample.is_some(),
+                samples,
+                "{:?} samples at its end",
+                row.sequence
+            );
+            if let Some(sample) = &row.sample {
+                assert_eq!(
+                    sample.index as usize,
+                    client.tokens.len(),
+                    "{:?}",
+                    row.sequence
+                );
+            }
+            let unscored = client.request.sampling.prompt_logprobs.is_none() || client.choice > 0;
+            assert!(
+                unscored || client.heard || client.num_cached == Some(0),
+                "scores of a hit"
+            );
+        }
+    }
+
+    pub(crate) fn hear(&mut self, news: Vec<RequestOutput>) {
+        for output in news {
+            let of_choice =
+                |c: &&mut Client| c.request.id == output.request && c.choice == output.choice;
+            let client = self
+                .clients
+                .iter_mut()
+                .find(of_choice)
+                .expect("news of a known choice");
+            client.hear(output);
+        }
+    }
+
+    /// Whether the client of a sequence still listens.
+    pub(crate) fn listens(&self, SequenceId(index): SequenceId) -> bool {
+        self.clients[index as usize].end == End::Open
+    }
+
+    pub(crate) fn check_all_ended(&self) {
+        for client in &self.clients {
+            let id = client.request.id;
+            assert_ne!(client.end, End::Open, "{id:?} was forgotten");
+            if client.end == End::Faulted {
+                let mut siblings = self.clients.iter().filter(|other| other.request.id == id);
+                assert!(
+                    siblings.any(Client::met_its_fault),
+                    "{id:?} faulted for no reason"
+                );
+            }
+        }
+    }
+
+    /// How many steps all of them may take together if no step is wasted but by preemption.
+    pub(crate) fn patience(&self) -> u64 {
+        let steps = |client: &Client| {
+            let tokens = client.request.prompt.len() + client.expected.tokens.len();
+            (tokens as u64 + 1).pow(2)
+        };
+        self.clients.iter().map(steps).sum()
+    }
+
+    pub(crate) fn num_cached_tokens(&self) -> u64 {
+        self.clients
+            .iter()
+            .filter_map(|client| client.num_cached)
+            .map(u64::from)
+            .sum()
+    }
+}
+
+impl Client {
+    fn hear(&mut self, output: RequestOutput) {
+        let name = (self.request.id, self.choice);
+        assert_eq!(self.end, End::Open, "{name:?} hears after its end");
+        let expected = &self.expected;
+        if matches!(output.finish, Some(FinishReason::Fault(_))) {
+            assert!(
+                output.tokens.is_empty() && output.logprobs.is_empty(),
+                "{name:?}: a fault"
+            );
+            self.end = End::Faulted;
+            return;
+        }
+        let sampled = usize::from(self.request.sampling.max_tokens > 0);
+        assert_eq!(output.tokens.len(), sampled, "{name:?}");
+        self.tokens.extend(&output.tokens);
+        self.logprobs.extend(output.logprobs);
+        let num_tokens = self.tokens.len();
+        assert_eq!(self.tokens, expected.tokens[..num_tokens], "{name:?}");
+        let num_scores = self.logprobs.len();
+        assert_eq!(self.logprobs, expected.logprobs[..num_scores], "{name:?}");
+        if self.heard {
+            assert_eq!(output.prompt_logprobs, [], "{name:?}: delivered once");
+        } else {
+            assert_eq!(output.prompt_logprobs, expected.prompt_logprobs, "{name:?}");
+        }
+        self.heard = true;
+        assert_eq!(
+            Some(output.num_cached_tokens),
+            self.num_cached,
+            "{name:?}: first start"
+        );
+        if let Some(finish) = output.finish {
+            assert_eq!(finish, expected.finish, "{name:?}");
+            assert_eq!(self.tokens, expected.tokens, "{name:?}");
+            assert_eq!(num_scores, expected.logprobs.len(), "{name:?}");
+            self.end = End::Told;
+        } else {
+            // A fault comes after the last good token.
+            let faults = matches!(expected.finish, FinishReason::Fault(_));
+            let should_end = num_tokens == expected.tokens.len() && !faults;
+            assert!(!should_end, "{name:?} should have ended");
+        }
+    }
+
+    fn met_its_fault(&self) -> bool {
+        let faults = matches!(self.expected.finish, FinishReason::Fault(_));
+        faults && self.tokens == self.expected.tokens && self.end == End::Faulted
+    }
+}

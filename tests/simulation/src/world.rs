@@ -1,0 +1,191 @@
+//! Turns the crank, plays the clients, and looks at everything after each move.
+
+use scheduler::{Runner, Scheduler, SchedulerOutput, SchedulerStats, Standing, StateOp};
+
+use crate::checkers::{Clients, check_admission, check_plan};
+use crate::toy_model::ToyModel;
+use crate::workload::{Event, Scenario};
+
+/// What happened in one run.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// All plans, in order.
+    pub plans: Vec<SchedulerOutput>,
+    /// Final numbers.
+    pub stats: SchedulerStats,
+    /// Requests aborted and choices finished early, by standing: waiting, preempted, running, in
+    /// flight.
+    pub num_endings: [u64; 4],
+    /// Copies of blocks for a second writer.
+    pub num_block_copies: u64,
+    /// Steps in which no block or no slot was left for anyone else.
+    pub num_exhausted_steps: u64,
+    /// Tokens that some choice did not compute.
+    pub num_cached_tokens: u64,
+    /// Restores and saves of state.
+    pub num_slot_copies: u64,
+}
+
+/// Runs a scenario to its end. Panics if anything is wrong.
+pub fn run(scenario: &Scenario) -> Report {
+    let mut world = World {
+        scenario,
+        scheduler: Scheduler::new(scenario.config.clone(), scenario.cache.clone()),
+        model: ToyModel::new(&scenario.cache, scenario.vocabulary, scenario.poison),
+        clients: Clients::default(),
+        endings: scenario.endings.clone(),
+        report: Report::default(),
+    };
+    world.live();
+    world.report
+}
+
+struct World<'a> {
+    scenario: &'a Scenario,
+    scheduler: Scheduler,
+    model: ToyModel,
+    clients: Clients,
+    endings: Vec<(u32, Event)>,
+    report: Report,
+}
+
+impl World<'_> {
+    fn live(&mut self) {
+        let mut arrivals = self.scenario.arrivals.iter().peekable();
+        let mut patience = 0;
+        for turn in 0.. {
+            while let Some((_, request)) = arrivals.next_if(|(when, _)| *when <= turn) {
+                self.add(request);
+            }
+            self.end_some(
+                turn,
+                &[Standing::Waiting, Standing::Preempted, Standing::Running],
+            );
+            let busy = self.step(turn);
+            if arrivals.peek().is_none() {
+                // Arrivals have stopped: everyone must finish.
+                if !busy {
+                    break;
+                }
+                patience += 1;
+                assert!(
+                    patience <= self.clients.patience(),
+                    "no end in sight at turn {turn}"
+                );
+            }
+        }
+        self.clients.check_all_ended();
+        self.report.stats = self.scheduler.stats();
+        self.report.num_cached_tokens = self.clients.num_cached_tokens();
+        let stats = &self.report.stats;
+        assert_eq!(
+            (stats.num_blocks_used, stats.num_slots_used),
+            (0, 0),
+            "all is given back"
+        );
+    }
+
+    fn add(&mut self, request: &scheduler::Request) {
+        let answer = self.scheduler.add(request.clone());
+        // Only an idle scheduler's queue is known from outside.
+        let idle = self.scheduler.stats().num_waiting == 0;
+        check_admission(self.scenario, request, idle.then_some(0), &answer);
+        if answer.is_ok() {
+            self.clients.admit(self.scenario, request);
+        }
+        self.scheduler.check_invariants();
+    }
+
+    /// Returns whether there was anything to do.
+    fn step(&mut self, turn: u32) -> bool {
+        let before = self.scheduler.stats();
+        let Some(plan) = self.scheduler.schedule() else {
+            assert_eq!(
+                (before.num_running, before.num_waiting),
+                (0, 0),
+                "work was left lying"
+            );
+            return false;
+        };
+        self.scheduler.check_invariants();
+        check_plan(self.scenario, &plan);
+        self.clients.check_rows(&plan);
+        self.check_decodes(&plan, &before);
+        self.count(&plan);
+        self.report.plans.push(plan.clone());
+        let Ok(()) = self.model.submit(plan);
+        self.end_some(turn, &[Standing::InFlight]);
+        let Ok(result) = self.model.collect();
+        let news = self.scheduler.update(result);
+        self.scheduler.check_invariants();
+        self.clients.hear(news);
+        true
+    }
+
+    /// Prompts never hold up those who generate: with a budget for all, whoever sampled in the last
+    /// step and has not ended runs in this one, unless it had to yield.
+    fn check_decodes(&self, plan: &SchedulerOutput, before: &SchedulerStats) {
+        let config = &self.scenario.config;
+        let Some(last) = self.report.plans.last() else {
+            return;
+        };
+        if config.max_num_batched_tokens < config.max_num_seqs {
+            return;
+        }
+        let num_missing = last
+            .rows
+            .iter()
+            .filter(|row| row.sample.is_some())
+            .filter(|row| self.clients.listens(row.sequence))
+            .filter(|row| plan.rows.iter().all(|now| now.sequence != row.sequence))
+            .count() as u64;
+        let num_yielded = self.scheduler.stats().num_preemptions - before.num_preemptions;
+        assert!(
+            num_missing <= num_yielded,
+            "{num_missing} starve, {num_yielded} yielded"
+        );
+    }
+
+    fn count(&mut self, plan: &SchedulerOutput) {
+        let stats = self.scheduler.stats();
+        let no_block = stats.num_blocks_used == stats.num_blocks;
+        let no_slot = stats.num_slots_used == stats.num_slots;
+        self.report.num_exhausted_steps += u64::from(no_block || no_slot);
+        for op in &plan.ops {
+            match op {
+                StateOp::ZeroSlot(_) => {}
+                StateOp::CopySlot { .. } => self.report.num_slot_copies += 1,
+                StateOp::CopyBlock { .. } => self.report.num_block_copies += 1,
+            }
+        }
+    }
+
+    /// Lets clients leave whose time has come and whose request stands as they wish.
+    fn end_some(&mut self, turn: u32, standings: &[Standing]) {
+        let due =
+            |(when, event): &(u32, Event)| *when <= turn && standings.contains(&event.standing);
+        let events: Vec<(u32, Event)> = self.endings.iter().copied().filter(due).collect();
+        for (when, event) in events {
+            let candidates: Vec<_> = self
+                .clients
+                .open()
+                .filter(|&(id, choice)| self.scheduler.standing(id, choice) == Some(event.standing))
+                .collect();
+            if candidates.is_empty() {
+                continue;
+            }
+            let (id, choice) = candidates[(event.pick % candidates.len() as u64) as usize];
+            if event.one_choice {
+                self.scheduler.finish_choice(id, choice);
+                self.clients.leave(id, Some(choice));
+            } else {
+                self.scheduler.abort(id);
+                self.clients.leave(id, None);
+            }
+            self.scheduler.check_invariants();
+            self.report.num_endings[event.standing as usize] += 1;
+            let same = |other: &(u32, Event)| other.0 == when && other.1.pick == event.pick;
+            self.endings.retain(|other| !same(other));
+        }
+    }
+}
