@@ -8,6 +8,7 @@
 //! | `workload` | what a seed draws: limits, scarcity, requests, endings |
 //! | `world` | [`run`]: turns the crank, plays the clients |
 //! | `checkers` | what must hold of every plan and of all news |
+//! | `trace` | script in, schedule out, for `traces/*.txt` |
 //!
 //! The toy model reads context only through the plan. It asserts that the blocks of a row and the
 //! state in its slot tell the same story, and derives the next token from that story: an early free,
@@ -17,11 +18,13 @@ mod checkers;
 mod reference;
 mod rng;
 mod toy_model;
+mod trace;
 mod workload;
 mod world;
 
 pub use reference::{Expected, Poison, expect};
 pub use rng::Rng;
 pub use toy_model::ToyModel;
+pub use trace::play;
 pub use workload::{Event, Scenario};
 pub use world::{Report, run};
