@@ -1,1 +1,31 @@
-//! Tensor operations.
+//! Every tensor operation of the model.
+mod cache;
+mod causal_conv1d;
+mod embedding;
+mod flex;
+mod fused_norm;
+mod isa;
+mod layout;
+mod linear;
+mod moe_experts;
+mod paged_attention;
+mod route;
+mod router_topk;
+mod simd;
+mod ssm_scan;
+mod team;
+
+pub use cache::{cache_write, copy_block, copy_slot, zero_slot};
+pub use causal_conv1d::causal_conv1d;
+pub use embedding::embedding;
+pub use flex::{weight_from_shared, with_f32};
+pub use fused_norm::{add_rms_norm, gated_group_norm, rms_norm};
+pub use isa::{Isa, isa, set_isa, with_isa};
+pub use layout::{Arithmetic, KvPool, Layout, MambaShape, RowLayout, StatePool};
+pub use linear::{linear, mlp_relu2};
+pub use moe_experts::{ExpertMatrices, moe_experts};
+pub use paged_attention::paged_attention;
+pub use route::{force_reference, is_cpu, with_reference};
+pub use router_topk::{RouterShape, Routing, router_topk};
+pub use ssm_scan::ssm_scan;
+pub use team::{num_threads, set_num_threads};

@@ -1,0 +1,78 @@
+//! Cache writes on the CPU, in place.
+
+use burn::tensor::{DType, Element, Tensor};
+use bytemuck::Pod;
+use half::bf16;
+
+use crate::{Layout, flex};
+
+/// Writes `[T, kv_heads * head_dim]` into `[num_blocks, block_size, kv_heads, head_dim]`.
+pub(super) fn write(pool: Tensor<4>, new: Tensor<2>, layout: &Layout) -> Tensor<4> {
+    let [_, width] = new.dims();
+    let mut pool = flex::pool(pool);
+    let new = flex::owned(new);
+    let new = flex::f32s(&new);
+    match pool.dtype() {
+        DType::F32 => write_rows(pool.storage_mut::<f32>(), new, width, layout, |x| x),
+        DType::BF16 => write_rows(
+            pool.storage_mut::<bf16>(),
+            new,
+            width,
+            layout,
+            bf16::from_f32,
+        ),
+        other => panic!("KV pools are F32 or BF16, not {other:?}"),
+    }
+    flex::tensor(pool)
+}
+
+/// A position's vectors are adjacent in the pool, so each is one run.
+fn write_rows<E: Element>(
+    pool: &mut [E],
+    new: &[f32],
+    width: usize,
+    layout: &Layout,
+    round: impl Fn(f32) -> E,
+) {
+    let block_size = layout.block_size;
+    for row in &layout.rows {
+        for (position, token) in (row.start..).zip(row.tokens.clone()) {
+            let block = row.blocks[position / block_size] as usize;
+            let to = &mut pool[(block * block_size + position % block_size) * width..][..width];
+            for (to, &from) in to.iter_mut().zip(&new[token * width..][..width]) {
+                *to = round(from);
+            }
+        }
+    }
+}
+
+/// Zeroes one entry of the first dimension.
+pub(super) fn zero_row<const D: usize>(pool: Tensor<D>, row: usize) -> Tensor<D> {
+    let len = row_len(&pool);
+    let mut pool = flex::pool(pool);
+    match pool.dtype() {
+        DType::F32 => pool.storage_mut::<f32>()[row * len..][..len].fill(0.0),
+        DType::BF16 => pool.storage_mut::<bf16>()[row * len..][..len].fill(bf16::ZERO),
+        other => panic!("caches are F32 or BF16, not {other:?}"),
+    }
+    flex::tensor(pool)
+}
+
+/// Copies one entry of the first dimension over another.
+pub(super) fn copy_row<const D: usize>(pool: Tensor<D>, from: usize, to: usize) -> Tensor<D> {
+    fn copy<E: Element + Pod>(pool: &mut [E], from: usize, to: usize, len: usize) {
+        pool.copy_within(from * len..(from + 1) * len, to * len);
+    }
+    let len = row_len(&pool);
+    let mut pool = flex::pool(pool);
+    match pool.dtype() {
+        DType::F32 => copy(pool.storage_mut::<f32>(), from, to, len),
+        DType::BF16 => copy(pool.storage_mut::<bf16>(), from, to, len),
+        other => panic!("caches are F32 or BF16, not {other:?}"),
+    }
+    flex::tensor(pool)
+}
+
+fn row_len<const D: usize>(pool: &Tensor<D>) -> usize {
+    pool.dims()[1..].iter().product()
+}

@@ -1,0 +1,45 @@
+//! The depthwise causal convolution in front of the scan, with its state.
+
+mod cpu;
+pub(crate) mod reference;
+
+use burn::tensor::Tensor;
+
+use crate::{Layout, MambaShape, StatePool, route};
+
+/// `silu(b[c] + sum_j w[c, 0, j] * xbc[t - (K - 1) + j, c])` over the xBC columns of `projected`,
+/// continuing from, and advancing, each row's slot of `pool.conv`.
+///
+/// Shapes: `projected` F32 `[T, inner + conv_dim + heads]` (z, xBC, dt), `weight` any float
+/// `[conv_dim, 1, K]`, `bias` any float `[conv_dim]`; returns F32 `[T, conv_dim]`.
+pub fn causal_conv1d(
+    projected: &Tensor<2>,
+    weight: &Tensor<3>,
+    bias: Option<&Tensor<1>>,
+    pool: StatePool,
+    shape: &MambaShape,
+    layout: &Layout,
+) -> (Tensor<2>, StatePool) {
+    let [num_tokens, width] = projected.dims();
+    let [num_slots, conv_dim, history] = pool.conv.dims();
+    assert_eq!(width, shape.projected(), "projected width");
+    assert_eq!(
+        [conv_dim, history + 1],
+        [shape.conv_dim(), shape.conv_kernel],
+        "convolution state"
+    );
+    assert_eq!(
+        weight.dims(),
+        [conv_dim, 1, shape.conv_kernel],
+        "convolution weight"
+    );
+    layout.check_tokens(num_tokens);
+    layout.check_slots(num_slots);
+    let StatePool { conv, ssm } = pool;
+    let (out, conv) = if route::takes_cpu(projected) {
+        cpu::causal_conv1d(projected, weight, bias, conv, shape, layout)
+    } else {
+        reference::causal_conv1d(projected, weight, bias, conv, shape, layout)
+    };
+    (out, StatePool { conv, ssm })
+}

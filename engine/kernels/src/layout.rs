@@ -1,0 +1,157 @@
+//! How the rows of one step lie in the flat token dimension, and the shapes that operations share.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+
+/// How the rows of a step lie in the flat token dimension `T`. Host side, built once per step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// The rows, in the order of their tokens.
+    pub rows: Vec<RowLayout>,
+    /// Positions per KV block.
+    pub block_size: usize,
+}
+
+/// One sequence's part of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowLayout {
+    /// This row's part of `T`, never empty.
+    pub tokens: Range<usize>,
+    /// Absolute position of its first token.
+    pub start: usize,
+    /// Live state slot; no two rows of a step share one.
+    pub slot: usize,
+    /// Block table covering `start + len` positions.
+    pub blocks: Vec<u32>,
+}
+
+impl RowLayout {
+    /// Number of tokens of this row in the step.
+    pub fn num_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Positions that exist once this row's tokens are written.
+    pub fn context_len(&self) -> usize {
+        self.start + self.tokens.len()
+    }
+}
+
+impl Layout {
+    /// Our own callers build layouts, so a bad one is a bug: row tokens must follow one another
+    /// inside `num_tokens`, and every row must hold blocks for its positions when `paged`.
+    ///
+    /// The CPU kernels write through raw pointers on the strength of this check.
+    pub(crate) fn check_tokens(&self, num_tokens: usize) {
+        let mut end = 0;
+        for row in &self.rows {
+            assert!(
+                row.tokens.start >= end && row.tokens.start < row.tokens.end,
+                "row tokens {:?} must be non-empty and follow {end}",
+                row.tokens
+            );
+            end = row.tokens.end;
+        }
+        assert!(
+            end <= num_tokens,
+            "rows end at token {end}, the step has {num_tokens}"
+        );
+    }
+
+    /// Every block a row will touch exists and is its to touch.
+    pub(crate) fn check_blocks(&self, num_blocks: usize) {
+        assert!(self.block_size > 0, "block size must be positive");
+        for row in &self.rows {
+            let needed = row.context_len().div_ceil(self.block_size);
+            assert!(
+                row.blocks.len() >= needed,
+                "a row of {} positions needs {needed} blocks, its table has {}",
+                row.context_len(),
+                row.blocks.len()
+            );
+            for &block in &row.blocks[..needed] {
+                assert!(
+                    (block as usize) < num_blocks,
+                    "block {block} of {num_blocks}"
+                );
+            }
+        }
+    }
+
+    /// Slots exist and belong to one row each: rows advance their states at the same time.
+    pub(crate) fn check_slots(&self, num_slots: usize) {
+        let mut slots: Vec<usize> = self.rows.iter().map(|row| row.slot).collect();
+        slots.sort_unstable();
+        assert!(
+            slots.windows(2).all(|pair| pair[0] != pair[1]),
+            "two rows share a state slot: {slots:?}"
+        );
+        assert!(
+            slots.last().is_none_or(|&slot| slot < num_slots),
+            "slot {:?} of {num_slots}",
+            slots.last()
+        );
+    }
+}
+
+/// Paged KV pools of one attention layer, `[num_blocks, block_size, kv_heads, head_dim]`, F32 or
+/// BF16. An operation that writes takes the pool and gives it back, so that the write is in place.
+#[derive(Clone, Debug)]
+pub struct KvPool {
+    /// Keys.
+    pub keys: Tensor<4>,
+    /// Values.
+    pub values: Tensor<4>,
+}
+
+/// State of one Mamba layer over all slots. Taken and given back like a [`KvPool`].
+#[derive(Clone, Debug)]
+pub struct StatePool {
+    /// The last `K - 1` raw convolution inputs, `[num_slots, conv_dim, K - 1]`, F32, oldest first.
+    pub conv: Tensor<3>,
+    /// The recurrent state, `[num_slots, heads, head_dim, N]`, F32.
+    pub ssm: Tensor<4>,
+}
+
+/// Shape of a Mamba-2 mixer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MambaShape {
+    /// Number of heads.
+    pub heads: usize,
+    /// Channels per head.
+    pub head_dim: usize,
+    /// Groups that share B and C; head `h` reads group `h / (heads / groups)`.
+    pub groups: usize,
+    /// State columns `N`.
+    pub state: usize,
+    /// Convolution window `K`.
+    pub conv_kernel: usize,
+}
+
+impl MambaShape {
+    /// Channels of the mixer: `heads * head_dim`.
+    pub fn inner(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Channels under the convolution: x, B and C.
+    pub fn conv_dim(&self) -> usize {
+        self.inner() + 2 * self.groups * self.state
+    }
+
+    /// Columns of the input projection: z, x, B, C and dt.
+    pub fn projected(&self) -> usize {
+        self.inner() + self.conv_dim() + self.heads
+    }
+}
+
+/// Arithmetic of the weight products on devices that have a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Arithmetic {
+    /// Activations stay f32, weights are widened exactly.
+    #[default]
+    F32,
+    /// Activations are rounded to bf16; products are exact in f32 and accumulated in f32.
+    Bf16,
+}

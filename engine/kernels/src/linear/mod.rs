@@ -1,0 +1,45 @@
+//! Products with weight matrices: the skinny matrix products that a step consists of.
+
+pub(crate) mod cpu;
+pub(crate) mod product;
+pub(crate) mod reference;
+pub(crate) mod tile;
+
+use burn::tensor::Tensor;
+
+use crate::{Arithmetic, route};
+
+/// `x @ w^T + bias`.
+///
+/// Shapes: `x` F32 `[T, K]`, `w` F32, F16 or BF16 `[N, K]`, `bias` any float `[N]`; returns F32
+/// `[T, N]`. A row of the result depends on its row of `x` alone, bit for bit.
+pub fn linear(
+    x: Tensor<2>,
+    w: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    arithmetic: Arithmetic,
+) -> Tensor<2> {
+    if route::takes_cpu(&x) {
+        cpu::linear(x, w, bias, arithmetic)
+    } else {
+        reference::linear(x, w, bias, arithmetic)
+    }
+}
+
+/// `down @ relu(up @ x)^2`: the dense MLP and the shared expert.
+///
+/// Shapes: `x` `[T, H]`, `up` `[I, H]`, `down` `[H, I]`; returns `[T, H]`.
+pub fn mlp_relu2(
+    x: Tensor<2>,
+    up: &Tensor<2>,
+    up_bias: Option<&Tensor<1>>,
+    down: &Tensor<2>,
+    down_bias: Option<&Tensor<1>>,
+    arithmetic: Arithmetic,
+) -> Tensor<2> {
+    if route::takes_cpu(&x) {
+        cpu::mlp_relu2(x, up, up_bias, down, down_bias, arithmetic)
+    } else {
+        reference::mlp_relu2(x, up, up_bias, down, down_bias, arithmetic)
+    }
+}

@@ -1,0 +1,37 @@
+//! The weight products in plain tensor operations.
+
+use burn::tensor::{FloatDType, Tensor, activation::relu};
+
+use crate::Arithmetic;
+
+/// `x @ w^T + bias` in f32; `Bf16` rounds `x` first, which leaves its products with bf16 weights
+/// exact in f32.
+pub(crate) fn linear(
+    x: Tensor<2>,
+    w: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    arithmetic: Arithmetic,
+) -> Tensor<2> {
+    let x = match arithmetic {
+        Arithmetic::F32 => x,
+        Arithmetic::Bf16 => x.cast(FloatDType::BF16).cast(FloatDType::F32),
+    };
+    let y = x.matmul(w.clone().cast(FloatDType::F32).transpose());
+    match bias {
+        Some(bias) => y + bias.clone().cast(FloatDType::F32).unsqueeze::<2>(),
+        None => y,
+    }
+}
+
+/// `down @ relu(up @ x)^2`.
+pub(crate) fn mlp_relu2(
+    x: Tensor<2>,
+    up: &Tensor<2>,
+    up_bias: Option<&Tensor<1>>,
+    down: &Tensor<2>,
+    down_bias: Option<&Tensor<1>>,
+    arithmetic: Arithmetic,
+) -> Tensor<2> {
+    let hidden = relu(linear(x, up, up_bias, arithmetic)).square();
+    linear(hidden, down, down_bias, arithmetic)
+}

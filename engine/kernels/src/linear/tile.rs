@@ -1,0 +1,177 @@
+//! A register tile of dot products.
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+
+use half::bf16;
+
+use crate::simd::{LANES, Simd, Stored};
+
+/// How two rows are multiplied: what is loaded, how far a step goes.
+pub(crate) trait Dot {
+    /// Element of the input rows.
+    type X: Copy;
+    /// Element of the weight rows.
+    type W: Copy;
+    /// A step of either, in registers.
+    type Lanes<S: Simd>: Copy;
+    /// Elements along K per step.
+    const STEP: usize;
+
+    /// # Safety
+    /// `STEP` readable elements.
+    unsafe fn load_x<S: Simd>(s: S, p: *const Self::X) -> Self::Lanes<S>;
+    /// # Safety
+    /// `n <= STEP` readable elements, or as many as the format pads to.
+    unsafe fn load_x_part<S: Simd>(s: S, p: *const Self::X, n: usize) -> Self::Lanes<S>;
+    /// # Safety
+    /// `STEP` readable elements.
+    unsafe fn load_w<S: Simd>(s: S, p: *const Self::W) -> Self::Lanes<S>;
+    /// # Safety
+    /// `n <= STEP` readable elements.
+    unsafe fn load_w_part<S: Simd>(s: S, p: *const Self::W, n: usize) -> Self::Lanes<S>;
+    /// # Safety
+    /// The instruction set has this dot product.
+    unsafe fn fma<S: Simd>(s: S, x: Self::Lanes<S>, w: Self::Lanes<S>, sum: S::V) -> S::V;
+}
+
+/// f32 inputs with weights that widen to f32.
+pub(crate) struct F32Dot<W>(PhantomData<W>);
+
+impl<W: Stored> Dot for F32Dot<W> {
+    type X = f32;
+    type W = W;
+    type Lanes<S: Simd> = S::V;
+    const STEP: usize = LANES;
+
+    #[inline(always)]
+    unsafe fn load_x<S: Simd>(s: S, p: *const f32) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_x_part<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_part(p, n) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_w<S: Simd>(s: S, p: *const W) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { W::load(s, p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_w_part<S: Simd>(s: S, p: *const W, n: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { W::load_part(s, p, n) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma<S: Simd>(s: S, x: S::V, w: S::V, sum: S::V) -> S::V {
+        s.fma(x, w, sum)
+    }
+}
+
+/// bf16 inputs, padded to whole steps, with bf16 weights: two products per lane and step.
+pub(crate) struct PairsDot;
+
+impl Dot for PairsDot {
+    type X = bf16;
+    type W = bf16;
+    type Lanes<S: Simd> = S::Pairs;
+    const STEP: usize = 2 * LANES;
+
+    #[inline(always)]
+    unsafe fn load_x<S: Simd>(s: S, p: *const bf16) -> S::Pairs {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_pairs(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_x_part<S: Simd>(s: S, p: *const bf16, _: usize) -> S::Pairs {
+        // SAFETY: input rows are padded to whole steps.
+        unsafe { s.load_pairs(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_w<S: Simd>(s: S, p: *const bf16) -> S::Pairs {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_pairs(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_w_part<S: Simd>(s: S, p: *const bf16, n: usize) -> S::Pairs {
+        let mut part = [bf16::ZERO; 2 * LANES];
+        // SAFETY: n <= 32 readable elements; `part` holds as many.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, part.as_mut_ptr(), n);
+            s.load_pairs(part.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fma<S: Simd>(s: S, x: S::Pairs, w: S::Pairs, sum: S::V) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.dot_pairs(x, w, sum) }
+    }
+}
+
+/// Dot products of `MR` rows at `x` with `NR` rows at `w`, `k` long, `x_stride` and `w_stride`
+/// elements apart. Each is the fold of sixteen lane sums along K, whatever the tile.
+///
+/// # Safety
+/// The rows are readable, input rows to whole steps where [`Dot::load_x_part`] says so, and the
+/// instruction set has the dot product.
+#[inline(always)]
+pub(crate) unsafe fn tile<S: Simd, D: Dot, const MR: usize, const NR: usize>(
+    s: S,
+    x: *const D::X,
+    x_stride: usize,
+    w: *const D::W,
+    w_stride: usize,
+    k: usize,
+) -> [[f32; NR]; MR] {
+    let mut sums = [[s.splat(0.0); NR]; MR];
+    let whole = k - k % D::STEP;
+    let mut at = 0;
+    while at < whole {
+        // SAFETY: `at + STEP <= k` in every row.
+        unsafe {
+            let mut lanes = [D::load_w(s, w.add(at)); NR];
+            for j in 1..NR {
+                lanes[j] = D::load_w(s, w.add(j * w_stride + at));
+            }
+            for i in 0..MR {
+                let x = D::load_x(s, x.add(i * x_stride + at));
+                for j in 0..NR {
+                    sums[i][j] = D::fma(s, x, lanes[j], sums[i][j]);
+                }
+            }
+        }
+        at += D::STEP;
+    }
+    if whole < k {
+        // SAFETY: `k - whole` elements are left in every row.
+        unsafe {
+            let mut lanes = [D::load_w_part(s, w.add(whole), k - whole); NR];
+            for j in 1..NR {
+                lanes[j] = D::load_w_part(s, w.add(j * w_stride + whole), k - whole);
+            }
+            for i in 0..MR {
+                let x = D::load_x_part(s, x.add(i * x_stride + whole), k - whole);
+                for j in 0..NR {
+                    sums[i][j] = D::fma(s, x, lanes[j], sums[i][j]);
+                }
+            }
+        }
+    }
+    let mut out = [[0.0; NR]; MR];
+    for i in 0..MR {
+        for j in 0..NR {
+            out[i][j] = s.sum(sums[i][j]);
+        }
+    }
+    out
+}

@@ -1,0 +1,69 @@
+//! The routed experts of a mixture.
+
+mod cpu;
+mod groups;
+pub(crate) mod reference;
+
+use burn::tensor::Tensor;
+
+use crate::{Arithmetic, Routing, route};
+
+/// Expert weights as stored: never restacked on the CPU, where they stay in the memory map.
+#[derive(Clone, Debug)]
+pub enum ExpertMatrices {
+    /// One tensor `[E, N, K]`.
+    Fused(Tensor<3>),
+    /// One tensor `[N, K]` per expert.
+    PerExpert(Vec<Tensor<2>>),
+}
+
+impl ExpertMatrices {
+    /// Number of experts, output and input width of each.
+    pub fn dims(&self) -> [usize; 3] {
+        match self {
+            Self::Fused(all) => all.dims(),
+            Self::PerExpert(each) => {
+                let [n, k] = each.first().map_or([0, 0], Tensor::dims);
+                [each.len(), n, k]
+            }
+        }
+    }
+
+    /// The matrix of one expert, a view where possible.
+    pub(crate) fn expert(&self, id: usize) -> Tensor<2> {
+        match self {
+            Self::Fused(all) => {
+                let [_, n, k] = all.dims();
+                all.clone().narrow(0, id, 1).reshape([n, k])
+            }
+            Self::PerExpert(each) => each[id].clone(),
+        }
+    }
+}
+
+/// `sum_e w_e * down_e @ relu(up_e @ v)^2` over each token's experts, in ascending order of expert
+/// id, in f32.
+///
+/// Shapes: `v` F32 `[T, L]`, `up` `[E, I, L]`, `down` `[E, L, I]`; returns F32 `[T, L]`.
+pub fn moe_experts(
+    v: Tensor<2>,
+    up: &ExpertMatrices,
+    down: &ExpertMatrices,
+    routing: &Routing,
+    arithmetic: Arithmetic,
+) -> Tensor<2> {
+    let [num_tokens, width] = v.dims();
+    let [num_experts, intermediate, up_in] = up.dims();
+    assert_eq!(up_in, width, "expert input width");
+    assert_eq!(
+        down.dims(),
+        [num_experts, width, intermediate],
+        "down projection of the experts"
+    );
+    assert_eq!(routing.ids.dims()[0], num_tokens, "routed tokens");
+    if route::takes_cpu(&v) {
+        cpu::moe_experts(&v, up, down, routing, arithmetic)
+    } else {
+        reference::moe_experts(&v, up, down, routing, arithmetic)
+    }
+}

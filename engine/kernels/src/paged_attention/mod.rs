@@ -1,0 +1,28 @@
+//! Attention over the paged KV cache.
+
+mod cpu;
+pub(crate) mod reference;
+
+use burn::tensor::Tensor;
+
+use crate::{KvPool, Layout, route};
+
+/// Causal attention of this step's queries over everything their rows have cached, this step's
+/// keys and values included (write them first).
+///
+/// Shapes: `q` F32 `[T, heads * head_dim]`, result the same. Query head `i` reads kv head
+/// `i / (heads / kv_heads)`; scale `head_dim^-0.5`; softmax in f32; no positions enter.
+pub fn paged_attention(q: Tensor<2>, pool: &KvPool, heads: usize, layout: &Layout) -> Tensor<2> {
+    let [num_blocks, block_size, kv_heads, head_dim] = pool.keys.dims();
+    let [num_tokens, width] = q.dims();
+    assert_eq!(width, heads * head_dim, "query width");
+    assert_eq!(heads % kv_heads, 0, "query heads per kv head");
+    assert_eq!(block_size, layout.block_size, "positions per block");
+    layout.check_tokens(num_tokens);
+    layout.check_blocks(num_blocks);
+    if route::takes_cpu(&q) {
+        cpu::paged_attention(q, pool, heads, layout)
+    } else {
+        reference::paged_attention(q, pool, heads, layout)
+    }
+}

@@ -1,0 +1,58 @@
+//! Which experts a token goes to, and with what weight. Fp32 end to end.
+
+mod cpu;
+pub(crate) mod reference;
+mod select;
+
+use burn::tensor::{Int, Tensor};
+
+use crate::route;
+
+/// The rules of a router.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RouterShape {
+    /// Experts per token.
+    pub top_k: usize,
+    /// Groups the experts are split into; 1 for none.
+    pub n_group: usize,
+    /// Groups a token may choose from.
+    pub topk_group: usize,
+    /// Whether the weights of a token are normalised to sum to one.
+    pub norm_topk_prob: bool,
+    /// Factor on the weights.
+    pub scaling: f32,
+}
+
+/// Expert choices of a step, token-major `[T, top_k]`, each token's in order of choice.
+#[derive(Clone, Debug)]
+pub struct Routing {
+    /// Expert ids, I32 on the CPU.
+    pub ids: Tensor<2, Int>,
+    /// Their weights, F32.
+    pub weights: Tensor<2>,
+}
+
+/// Scores are `sigmoid(gate @ x)`; score plus correction bias chooses, the score alone weighs.
+///
+/// Shapes: `x` F32 `[T, H]`, `gate` any float `[E, H]`, `correction_bias` any float `[E]`. Ties go
+/// to the lowest expert id. A row of NaN chooses some experts and gets NaN weights: it spoils its
+/// own token and no other.
+pub fn router_topk(
+    x: &Tensor<2>,
+    gate: &Tensor<2>,
+    correction_bias: &Tensor<1>,
+    shape: &RouterShape,
+) -> Routing {
+    let [num_experts, _] = gate.dims();
+    assert!(
+        shape.top_k <= num_experts,
+        "top {} of {num_experts} experts",
+        shape.top_k
+    );
+    assert_eq!(num_experts % shape.n_group.max(1), 0, "experts per group");
+    if route::takes_cpu(x) {
+        cpu::router_topk(x, gate, correction_bias, shape)
+    } else {
+        reference::router_topk(x, gate, correction_bias, shape)
+    }
+}

@@ -1,0 +1,189 @@
+//! Sixteen lanes as two AVX2 registers.
+//!
+//! Every intrinsic here needs AVX, AVX2, FMA or F16C: an [`Avx2`] exists only inside [`enter`],
+//! which has them.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::{Kernel, LANES, Simd};
+
+/// Proof that the machine has AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// Runs a kernel with AVX2 lanes.
+///
+/// # Safety
+/// The machine has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2(()))
+}
+
+type V = [__m256; 2];
+
+macro_rules! halves {
+    ($intrinsic:ident, $($x:ident),+) => {
+        // SAFETY: `self` proves the features.
+        unsafe { [$intrinsic($($x[0]),+), $intrinsic($($x[1]),+)] }
+    };
+}
+
+macro_rules! fold {
+    ($v:expr, $wide:ident, $narrow:ident, $single:ident) => {
+        // SAFETY: `self` proves the features; the shuffles touch registers only.
+        unsafe {
+            let eight = $wide($v[0], $v[1]);
+            let four = $narrow(
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps::<1>(eight),
+            );
+            let two = $narrow(four, _mm_movehl_ps(four, four));
+            let one = $single(two, _mm_shuffle_ps::<1>(two, two));
+            _mm_cvtss_f32(one)
+        }
+    };
+}
+
+impl Simd for Avx2 {
+    type V = V;
+    type Pairs = ();
+    const WIDE: bool = false;
+    const BF16_DOT: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> V {
+        // SAFETY: `self` proves the features.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+
+    #[inline(always)]
+    fn add(self, a: V, b: V) -> V {
+        halves!(_mm256_add_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: V, b: V) -> V {
+        halves!(_mm256_sub_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: V, b: V) -> V {
+        halves!(_mm256_mul_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: V, b: V) -> V {
+        halves!(_mm256_div_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn fma(self, a: V, b: V, c: V) -> V {
+        halves!(_mm256_fmadd_ps, a, b, c)
+    }
+
+    #[inline(always)]
+    fn max(self, a: V, b: V) -> V {
+        halves!(_mm256_max_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn min(self, a: V, b: V) -> V {
+        halves!(_mm256_min_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: V) -> V {
+        let mut out = n;
+        for half in &mut out {
+            // SAFETY: `self` proves the features.
+            *half = unsafe {
+                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(*half), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+            };
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn sum(self, a: V) -> f32 {
+        fold!(a, _mm256_add_ps, _mm_add_ps, _mm_add_ss)
+    }
+
+    #[inline(always)]
+    fn largest(self, a: V) -> f32 {
+        fold!(a, _mm256_max_ps, _mm_max_ps, _mm_max_ss)
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> V {
+        // SAFETY: sixteen readable f32, unaligned loads; `self` proves the features.
+        unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_part(self, p: *const f32, n: usize) -> V {
+        let mut part = [0.0; LANES];
+        // SAFETY: n <= 16 readable f32; `part` holds sixteen.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, part.as_mut_ptr(), n);
+            self.load(part.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> V {
+        // SAFETY: sixteen readable bf16, unaligned loads; `self` proves the features.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8).cast()));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const f16) -> V {
+        // SAFETY: sixteen readable f16, unaligned loads; `self` proves the features.
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, a: V, p: *mut f32) {
+        // SAFETY: sixteen writable f32, unaligned stores; `self` proves the features.
+        unsafe {
+            _mm256_storeu_ps(p, a[0]);
+            _mm256_storeu_ps(p.add(8), a[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_part(self, a: V, p: *mut f32, n: usize) {
+        let mut part = [0.0; LANES];
+        // SAFETY: n <= 16 writable f32; `part` holds sixteen.
+        unsafe {
+            self.store(a, part.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(part.as_ptr(), p, n);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs(self, _: *const bf16) -> Self::Pairs {
+        unreachable!("no bf16 dot products here")
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pairs(self, (): Self::Pairs, (): Self::Pairs, _: V) -> V {
+        unreachable!("no bf16 dot products here")
+    }
+}

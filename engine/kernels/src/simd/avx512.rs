@@ -1,0 +1,186 @@
+//! Sixteen lanes as one AVX-512 register, with or without bf16 dot products.
+//!
+//! Every intrinsic here needs AVX-512 F, BW, DQ or VL, and `dot_pairs` AVX-512-BF16: an [`Avx512`]
+//! exists only inside [`enter`] and [`enter_bf16`], which have them.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::{Kernel, Simd};
+
+/// Proof that the machine has AVX-512 F, BW, DQ and VL; and BF16 if `DOT`.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512<const DOT: bool>(());
+
+/// Runs a kernel with AVX-512 lanes.
+///
+/// # Safety
+/// The machine has AVX-512 F, BW, DQ, VL, and AVX2, FMA, F16C.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512::<false>(()))
+}
+
+/// Runs a kernel with AVX-512 lanes and bf16 dot products.
+///
+/// # Safety
+/// As [`enter`], and AVX-512-BF16.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn enter_bf16<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512::<true>(()))
+}
+
+#[inline(always)]
+fn mask(n: usize) -> __mmask16 {
+    debug_assert!(n <= 16);
+    ((1_u32 << n) - 1) as __mmask16
+}
+
+macro_rules! fold {
+    ($v:expr, $wide:ident, $narrow:ident, $single:ident) => {
+        // SAFETY: `self` proves the features; the shuffles touch registers only.
+        unsafe {
+            let eight = $wide(_mm512_castps512_ps256($v), _mm512_extractf32x8_ps::<1>($v));
+            let four = $narrow(
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps::<1>(eight),
+            );
+            let two = $narrow(four, _mm_movehl_ps(four, four));
+            let one = $single(two, _mm_shuffle_ps::<1>(two, two));
+            _mm_cvtss_f32(one)
+        }
+    };
+}
+
+macro_rules! plain {
+    ($intrinsic:ident, $($x:ident),+) => {
+        // SAFETY: `self` proves the features.
+        unsafe { $intrinsic($($x),+) }
+    };
+}
+
+impl<const DOT: bool> Simd for Avx512<DOT> {
+    type V = __m512;
+    type Pairs = __m512i;
+    const WIDE: bool = true;
+    const BF16_DOT: bool = DOT;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        plain!(_mm512_set1_ps, x)
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        plain!(_mm512_add_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        plain!(_mm512_sub_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        plain!(_mm512_mul_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        plain!(_mm512_div_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        plain!(_mm512_fmadd_ps, a, b, c)
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        plain!(_mm512_max_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        plain!(_mm512_min_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        fold!(a, _mm256_add_ps, _mm_add_ps, _mm_add_ss)
+    }
+
+    #[inline(always)]
+    fn largest(self, a: __m512) -> f32 {
+        fold!(a, _mm256_max_ps, _mm_max_ps, _mm_max_ss)
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m512 {
+        // SAFETY: sixteen readable f32, unaligned load; `self` proves the features.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_part(self, p: *const f32, n: usize) -> __m512 {
+        // SAFETY: lanes outside the mask are not read; `self` proves the features.
+        unsafe { _mm512_maskz_loadu_ps(mask(n), p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> __m512 {
+        // SAFETY: sixteen readable bf16, unaligned load; `self` proves the features.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const f16) -> __m512 {
+        // SAFETY: sixteen readable f16, unaligned load; `self` proves the features.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, a: __m512, p: *mut f32) {
+        // SAFETY: sixteen writable f32, unaligned store; `self` proves the features.
+        unsafe { _mm512_storeu_ps(p, a) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_part(self, a: __m512, p: *mut f32, n: usize) {
+        // SAFETY: lanes outside the mask are not written; `self` proves the features.
+        unsafe { _mm512_mask_storeu_ps(p, mask(n), a) };
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const bf16) -> __m512i {
+        // SAFETY: thirty-two readable bf16, unaligned load; `self` proves the features.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pairs(self, a: __m512i, b: __m512i, c: __m512) -> __m512 {
+        debug_assert!(DOT);
+        // SAFETY: the caller has BF16 dot products; both types are 512 plain bits.
+        unsafe {
+            _mm512_dpbf16_ps(
+                c,
+                std::mem::transmute::<__m512i, __m512bh>(a),
+                std::mem::transmute::<__m512i, __m512bh>(b),
+            )
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Sixteen f32 lanes, whatever the machine's registers.
+//!
+//! A kernel is written once over [`Simd`] and compiled per instruction set: [`run`] enters a
+//! function that has the features enabled, into which everything marked `#[inline(always)]`
+//! dissolves. The lane count is the same everywhere, so that a kernel has one order of additions
+//! and AVX2 and AVX-512 agree to the bit.
+//!
+//! A value of a `Simd` type is the proof that the machine has the instructions: only [`run`] makes
+//! one. Hence arithmetic is safe to call; only reading and writing memory is not.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(crate) mod math;
+mod portable;
+
+use half::{bf16, f16};
+
+use crate::Isa;
+
+/// Lanes of a [`Simd`] vector.
+pub(crate) const LANES: usize = 16;
+
+/// One instruction set's sixteen lanes.
+#[allow(unsafe_code)]
+pub(crate) trait Simd: Copy {
+    /// Sixteen f32.
+    type V: Copy;
+    /// Thirty-two bf16, where [`BF16_DOT`](Self::BF16_DOT).
+    type Pairs: Copy;
+    /// Whether there are enough registers for a four by four tile of accumulators.
+    const WIDE: bool;
+    /// Whether bf16 dot products are there.
+    const BF16_DOT: bool;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`; rounded once except in the portable set.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a > b ? a : b`: the second operand if either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a < b ? a : b`: the second operand if either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `2^n` for integral `n` in `-126..=127`.
+    fn pow2(self, n: Self::V) -> Self::V;
+    /// The sum of all lanes: halves are added until one lane is left.
+    fn sum(self, a: Self::V) -> f32;
+    /// The largest lane, by the rule of [`max`](Self::max).
+    fn largest(self, a: Self::V) -> f32;
+
+    /// # Safety
+    /// Sixteen readable f32 at `p`.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// Lanes from `n` on are zero. `n` is at most 16.
+    ///
+    /// # Safety
+    /// `n` readable f32 at `p`.
+    unsafe fn load_part(self, p: *const f32, n: usize) -> Self::V;
+    /// # Safety
+    /// Sixteen readable bf16 at `p`.
+    unsafe fn load_bf16(self, p: *const bf16) -> Self::V;
+    /// # Safety
+    /// Sixteen readable f16 at `p`.
+    unsafe fn load_f16(self, p: *const f16) -> Self::V;
+    /// # Safety
+    /// Sixteen writable f32 at `p`.
+    unsafe fn store(self, a: Self::V, p: *mut f32);
+    /// Writes the first `n` lanes, at most 16.
+    ///
+    /// # Safety
+    /// `n` writable f32 at `p`.
+    unsafe fn store_part(self, a: Self::V, p: *mut f32, n: usize);
+
+    /// # Safety
+    /// Thirty-two readable bf16 at `p`, and [`BF16_DOT`](Self::BF16_DOT).
+    unsafe fn load_pairs(self, p: *const bf16) -> Self::Pairs;
+    /// Adds the products of neighbouring pairs to the lanes of `c`.
+    ///
+    /// # Safety
+    /// [`BF16_DOT`](Self::BF16_DOT).
+    unsafe fn dot_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::V) -> Self::V;
+}
+
+/// A stored number format that widens exactly to f32 lanes.
+#[allow(unsafe_code)]
+pub(crate) trait Stored: Copy + Default + Send + Sync + 'static {
+    /// # Safety
+    /// Sixteen readable elements at `p`.
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
+
+    /// Lanes from `n` on are zero. `n` is at most 16.
+    ///
+    /// # Safety
+    /// `n` readable elements at `p`.
+    #[inline(always)]
+    unsafe fn load_part<S: Simd>(s: S, p: *const Self, n: usize) -> S::V {
+        let mut part = [Self::default(); LANES];
+        // SAFETY: the caller gives n <= 16 readable elements; `part` holds 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, part.as_mut_ptr(), n);
+            Self::load(s, part.as_ptr())
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+impl Stored for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_part<S: Simd>(s: S, p: *const Self, n: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_part(p, n) }
+    }
+}
+
+#[allow(unsafe_code)]
+impl Stored for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_f16(p) }
+    }
+}
+
+#[allow(unsafe_code)]
+impl Stored for bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_bf16(p) }
+    }
+}
+
+/// Work that is compiled for every instruction set. Implementations of `run` must be
+/// `#[inline(always)]`, and so must all that they call with `S`.
+pub(crate) trait Kernel {
+    /// What it gives back.
+    type Output;
+
+    /// Does the work with the lanes of `s`.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Runs a kernel on an instruction set that the machine has (an [`Isa`] in use was checked when it
+/// was chosen).
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    assert!(isa <= Isa::best(), "this machine cannot run {isa:?}");
+    match isa {
+        Isa::Portable => kernel.run(portable::Portable),
+        // SAFETY: `Isa::best` found the features, and sets include one another in order.
+        Isa::Avx2 => unsafe { avx2::enter(kernel) },
+        // SAFETY: as above.
+        Isa::Avx512 => unsafe { avx512::enter(kernel) },
+        // SAFETY: as above.
+        Isa::Avx512Bf16 => unsafe { avx512::enter_bf16(kernel) },
+    }
+}
+
+/// Runs a kernel: there is only the portable set here.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    assert!(isa <= Isa::best(), "this machine cannot run {isa:?}");
+    kernel.run(portable::Portable)
+}

@@ -1,0 +1,150 @@
+//! Sixteen lanes in plain Rust, for any target.
+#![allow(unsafe_code)]
+
+use half::{bf16, f16};
+
+use super::{LANES, Simd};
+
+/// The lanes of any machine.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+macro_rules! lanewise {
+    (|$($x:ident),+| $value:expr) => {{
+        let mut out = [0.0; LANES];
+        for (i, out) in out.iter_mut().enumerate() {
+            $(let $x = $x[i];)+
+            *out = $value;
+        }
+        out
+    }};
+}
+
+/// Adds (or whatever `f` does) halves until one lane is left.
+macro_rules! fold_halves {
+    ($v:expr, |$a:ident, $b:ident| $value:expr) => {{
+        let mut v = $v;
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                let ($a, $b) = (v[i], v[i + half]);
+                v[i] = $value;
+            }
+            half /= 2;
+        }
+        v[0]
+    }};
+}
+
+impl Simd for Portable {
+    type V = [f32; LANES];
+    type Pairs = ();
+    const WIDE: bool = false;
+    const BF16_DOT: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        lanewise!(|a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        lanewise!(|a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        lanewise!(|a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        lanewise!(|a, b| a / b)
+    }
+
+    // Two roundings: `mul_add` is a library call where the baseline has no FMA.
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        lanewise!(|a, b, c| a * b + c)
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        lanewise!(|a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        lanewise!(|a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: Self::V) -> Self::V {
+        lanewise!(|n| f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::V) -> f32 {
+        fold_halves!(a, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn largest(self, a: Self::V) -> f32 {
+        fold_halves!(a, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::V {
+        // SAFETY: sixteen readable f32; an array of f32 is aligned as an f32.
+        unsafe { p.cast::<Self::V>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_part(self, p: *const f32, n: usize) -> Self::V {
+        let mut part = [0.0; LANES];
+        // SAFETY: n <= 16 readable f32.
+        unsafe { std::ptr::copy_nonoverlapping(p, part.as_mut_ptr(), n) };
+        part
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> Self::V {
+        // SAFETY: sixteen readable bf16.
+        let bits = unsafe { p.cast::<[u16; LANES]>().read() };
+        lanewise!(|bits| f32::from_bits(u32::from(bits) << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const f16) -> Self::V {
+        // SAFETY: sixteen readable f16.
+        let values = unsafe { p.cast::<[f16; LANES]>().read() };
+        lanewise!(|values| values.to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, a: Self::V, p: *mut f32) {
+        // SAFETY: sixteen writable f32.
+        unsafe { p.cast::<Self::V>().write(a) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_part(self, a: Self::V, p: *mut f32, n: usize) {
+        // SAFETY: n <= 16 writable f32.
+        unsafe { std::ptr::copy_nonoverlapping(a.as_ptr(), p, n) };
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs(self, _: *const bf16) -> Self::Pairs {
+        unreachable!("no bf16 dot products here")
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pairs(self, (): Self::Pairs, (): Self::Pairs, _: Self::V) -> Self::V {
+        unreachable!("no bf16 dot products here")
+    }
+}
