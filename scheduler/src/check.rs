@@ -114,3 +114,179 @@ impl Scheduler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kvcache::CacheConfig;
+
+    use super::*;
+    use crate::config::SchedulerConfig;
+    use crate::output::SequenceId;
+    use crate::request::{Request, SamplingParams};
+
+    /// One request runs and is in flight, another waits.
+    fn sample() -> Scheduler {
+        let config = SchedulerConfig {
+            max_num_seqs: 1,
+            ..Default::default()
+        };
+        let cache = CacheConfig {
+            block_size: 2,
+            num_blocks: 9,
+            num_slots: 3,
+        };
+        let mut scheduler = Scheduler::new(
+            SchedulerConfig {
+                max_model_len: 8,
+                ..config
+            },
+            cache,
+        );
+        for id in 0..2 {
+            let request = Request {
+                id: RequestId(id),
+                prompt: [1, 2, 3].into(),
+                sampling: Arc::new(SamplingParams {
+                    max_tokens: 2,
+                    ..Default::default()
+                }),
+                num_choices: 1,
+                cache_salt: "".into(),
+            };
+            scheduler.add(request).expect("there is room");
+        }
+        scheduler.schedule().expect("there is work");
+        scheduler
+    }
+
+    const RUNS: SequenceId = SequenceId(0);
+    const WAITS: SequenceId = SequenceId(1);
+
+    fn broken(change: impl Fn(&mut Scheduler)) {
+        let mut scheduler = sample();
+        change(&mut scheduler);
+        scheduler.check_invariants();
+    }
+
+    #[test]
+    fn the_check_passes_what_is_right() {
+        broken(|_| {});
+    }
+
+    #[test]
+    #[should_panic(expected = "who waits has no memory")]
+    fn the_check_finds_a_lost_lease() {
+        broken(|scheduler| {
+            let running = scheduler.sequences.get_mut(&RUNS).expect("it runs");
+            scheduler.cache.release(running.lose_lease());
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "queue")]
+    fn the_check_finds_who_is_lost() {
+        broken(|scheduler| assert!(scheduler.waiting.remove(WAITS)));
+    }
+
+    #[test]
+    #[should_panic(expected = "running")]
+    fn the_check_finds_who_runs_unseen() {
+        broken(|scheduler| assert!(scheduler.running.remove(&RUNS)));
+    }
+
+    #[test]
+    #[should_panic(expected = "takes time to leave")]
+    fn the_check_finds_who_never_leaves() {
+        broken(|scheduler| {
+            scheduler
+                .sequences
+                .get_mut(&RUNS)
+                .expect("it runs")
+                .leave(false);
+            scheduler.in_flight = None;
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "no more to tell")]
+    fn the_check_finds_who_tells_after_leaving() {
+        broken(|scheduler| {
+            scheduler
+                .sequences
+                .get_mut(&RUNS)
+                .expect("it runs")
+                .leave(false)
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "strangers")]
+    fn the_check_finds_strangers() {
+        broken(|scheduler| scheduler.waiting.insert(SequenceId(9)));
+    }
+
+    #[test]
+    #[should_panic(expected = "has ended")]
+    fn the_check_finds_empty_requests() {
+        broken(|scheduler| {
+            let choices = crate::scheduler::Choices {
+                sequences: Vec::new(),
+                started: true,
+            };
+            scheduler.requests.insert(RequestId(9), choices);
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "choices are sequences")]
+    fn the_check_finds_unknown_choices() {
+        broken(|scheduler| {
+            let choices = scheduler
+                .requests
+                .get_mut(&RequestId(1))
+                .expect("it is there");
+            choices.sequences.push(SequenceId(9));
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "never ran")]
+    fn the_check_finds_a_wrong_queue_length() {
+        broken(|scheduler| scheduler.num_queued += 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "1 run")]
+    fn the_check_finds_too_many() {
+        broken(|scheduler| scheduler.config.max_num_seqs = 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "left to compute")]
+    fn the_check_finds_who_is_done() {
+        broken(|scheduler| {
+            let sequence = scheduler.sequences.get_mut(&RUNS).expect("it runs");
+            sequence.advance(3, Vec::new());
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "context window")]
+    fn the_check_finds_who_is_too_long() {
+        broken(|scheduler| scheduler.config.max_model_len = 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "tokens have blocks")]
+    fn the_check_finds_missing_blocks() {
+        broken(|scheduler| {
+            let sequence = scheduler.sequences.get_mut(&RUNS).expect("it runs");
+            for token in 0..3 {
+                sequence.append(token);
+            }
+            sequence.advance(5, Vec::new());
+        });
+    }
+}

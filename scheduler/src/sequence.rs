@@ -244,6 +244,12 @@ impl Sequence {
         self.scores.take().unwrap_or_default()
     }
 
+    /// For the test of the test: breaks the bond of status and lease.
+    #[cfg(test)]
+    pub(crate) fn lose_lease(&mut self) -> Lease {
+        self.lease.take().expect("a running sequence has a lease")
+    }
+
     fn note_prompt_end(&mut self) {
         self.reached_prompt_end |= self.num_computed >= self.snapshot_boundary();
     }
