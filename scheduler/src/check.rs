@@ -217,7 +217,7 @@ mod tests {
                 .sequences
                 .get_mut(&RUNS)
                 .expect("it runs")
-                .leave(false)
+                .leave(false);
         });
     }
 

@@ -44,8 +44,9 @@
 //! 4. *In flight.* Between `schedule` and `update` a row's memory belongs to the runner. Whoever is
 //!    aborted then keeps its memory until `update`, which drops its result.
 //! 5. *Publishing* happens in `update`: a snapshot at the prompt's end less one (the last token must
-//!    run to give logits), and the final state of whoever ends well. A row's fault fails its request,
-//!    publishes nothing, and removes all snapshots of prefixes it went through.
+//!    run to give logits), unless the prompt is too short to be worth that step, and the final state
+//!    of whoever ends well. A row's fault fails its request, publishes nothing, and removes all
+//!    snapshots of prefixes it went through.
 //! 6. *Determinism.* Same calls, same plans, byte for byte.
 //!
 //! # What this crate does not know

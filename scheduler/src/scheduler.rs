@@ -293,13 +293,11 @@ impl Scheduler {
     }
 
     fn span(&self, sequence: &Sequence) -> Span {
+        let saves = sequence.saves_prompt() && self.cache.has_spare_slot();
         Span {
             start: sequence.num_computed(),
             end: sequence.num_wanted(),
-            boundary: self
-                .cache
-                .has_spare_slot()
-                .then_some(sequence.snapshot_boundary()),
+            boundary: saves.then_some(sequence.prompt_end()),
         }
     }
 
@@ -312,9 +310,7 @@ impl Scheduler {
 
     fn plan_row(&mut self, draft: &mut Draft, id: SequenceId, len: u32) {
         draft.budget -= len;
-        draft
-            .rows
-            .push(self.sequences[&id].row(len, self.cache.config().block_size));
+        draft.rows.push(self.sequences[&id].row(len));
     }
 
     /// An older choice of the same request is about to save the state that this one can start from.

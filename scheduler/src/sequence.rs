@@ -7,6 +7,10 @@ use kvcache::{HashChain, Lease, Reservation};
 use crate::output::{History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
 use crate::request::Request;
 
+/// Shorter prompts are not saved: up to 64 tokens, with the usual blocks of 16, a step of a few tokens
+/// costs as much as a step of one, because weights dominate.
+const MIN_SNAPSHOT_BLOCKS: u32 = 4;
+
 /// Where a sequence stands.
 ///
 /// ```text
@@ -49,6 +53,7 @@ pub(crate) struct Sequence {
     status: Status,
     lease: Option<Lease>,
     chain: HashChain,
+    block_size: u32,
 }
 
 impl Sequence {
@@ -66,6 +71,7 @@ impl Sequence {
             status: Status::Waiting,
             lease: None,
             chain: HashChain::new(Arc::clone(&request.cache_salt), block_size),
+            block_size,
             request,
         };
         sequence.note_prompt_end();
@@ -82,11 +88,7 @@ impl Sequence {
 
     /// All tokens known.
     pub(crate) fn tokens(&self) -> &[u32] {
-        if self.own_tokens.is_empty() {
-            &self.request.prompt
-        } else {
-            &self.own_tokens
-        }
+        known(&self.request, &self.own_tokens)
     }
 
     pub(crate) fn num_prompt(&self) -> u32 {
@@ -127,10 +129,17 @@ impl Sequence {
         }
     }
 
-    /// Computed tokens at which a snapshot serves the next request with this prompt: all but the
-    /// last, which must run again to give logits.
-    pub(crate) fn snapshot_boundary(&self) -> u32 {
+    /// The prompt without its last token, which must run again to give logits: a snapshot here serves
+    /// the next request with this prompt.
+    pub(crate) fn prompt_end(&self) -> u32 {
         self.num_prompt() - 1
+    }
+
+    /// Whether that snapshot is worth a step of its own for the last token. For siblings always; for
+    /// others where the prompt is long enough that a step with all of it costs more.
+    pub(crate) fn saves_prompt(&self) -> bool {
+        let is_long = self.prompt_end() >= MIN_SNAPSHOT_BLOCKS * self.block_size;
+        is_long || (self.request.num_choices > 1 && self.prompt_end() > 0)
     }
 
     /// What it needs to run.
@@ -142,11 +151,7 @@ impl Sequence {
         } else {
             num_wanted - 1
         };
-        let tokens = if self.own_tokens.is_empty() {
-            &self.request.prompt
-        } else {
-            &self.own_tokens[..]
-        };
+        let tokens = known(&self.request, &self.own_tokens);
         Reservation {
             chain: &mut self.chain,
             tokens: &tokens[..num_wanted],
@@ -185,32 +190,24 @@ impl Sequence {
     /// Lease, chain and tokens, to extend the first or publish the others.
     pub(crate) fn cache_parts(&mut self) -> (&mut Lease, &mut HashChain, &[u32]) {
         let lease = self.lease.as_mut().expect("a running sequence has a lease");
-        let tokens = if self.own_tokens.is_empty() {
-            &self.request.prompt
-        } else {
-            &self.own_tokens[..]
-        };
+        let tokens = known(&self.request, &self.own_tokens);
         (lease, &mut self.chain, tokens)
     }
 
     /// The same for its end; the lease is `None` if it was waiting.
     pub(crate) fn into_cache_parts(self) -> (Option<Lease>, HashChain, Vec<u32>) {
-        let tokens = if self.own_tokens.is_empty() {
-            self.request.prompt.to_vec()
-        } else {
-            self.own_tokens
-        };
+        let tokens = known(&self.request, &self.own_tokens).to_vec();
         (self.lease, self.chain, tokens)
     }
 
     /// The next `len` tokens as a row of the plan.
-    pub(crate) fn row(&self, len: u32, block_size: u32) -> Row {
+    pub(crate) fn row(&self, len: u32) -> Row {
         let lease = self.lease.as_ref().expect("a running sequence has a lease");
         let (start, end) = (
             self.num_computed as usize,
             (self.num_computed + len) as usize,
         );
-        let num_blocks = end.div_ceil(block_size as usize);
+        let num_blocks = end.div_ceil(self.block_size as usize);
         Row {
             sequence: self.id,
             input_ids: self.tokens()[start..end].to_vec(),
@@ -251,7 +248,7 @@ impl Sequence {
     }
 
     fn note_prompt_end(&mut self) {
-        self.reached_prompt_end |= self.num_computed >= self.snapshot_boundary();
+        self.reached_prompt_end |= self.num_computed >= self.prompt_end();
     }
 
     fn sample(&self, end: usize) -> Option<Sample> {
@@ -282,5 +279,14 @@ impl Sequence {
             targets: targets.to_vec(),
             top,
         })
+    }
+}
+
+/// All tokens known, by parts, so that other parts may be borrowed at the same time.
+fn known<'a>(request: &'a Request, own_tokens: &'a [u32]) -> &'a [u32] {
+    if own_tokens.is_empty() {
+        &request.prompt
+    } else {
+        own_tokens
     }
 }

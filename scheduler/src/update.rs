@@ -76,7 +76,7 @@ impl Scheduler {
         if finish.is_some() {
             self.forget_choice(id);
             self.remove(id, true);
-        } else if sequence.num_computed() == sequence.snapshot_boundary() {
+        } else if sequence.saves_prompt() && sequence.num_computed() == sequence.prompt_end() {
             let num_computed = sequence.num_computed() as usize;
             let (lease, chain, tokens) = sequence.cache_parts();
             // Without a spare slot there is no snapshot, and who waits for it computes by itself.

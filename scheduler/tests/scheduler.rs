@@ -398,26 +398,22 @@ fn a_fault_after_the_client_left_tells_nobody() {
 #[test]
 fn numbers_to_export() {
     let mut scheduler = scheduler();
-    scheduler
-        .add(request(1, &[1, 2, 3, 4, 5, 6], 1, greedy(2)))
-        .unwrap();
+    scheduler.add(request(1, &[7; 17], 1, greedy(2))).unwrap();
     step(&mut scheduler, 7);
     step(&mut scheduler, 7);
-    scheduler
-        .add(request(2, &[1, 2, 3, 4, 5, 6], 1, greedy(2)))
-        .unwrap();
+    scheduler.add(request(2, &[7; 17], 1, greedy(2))).unwrap();
     scheduler.add(request(3, &[9], 1, greedy(2))).unwrap();
     let expect = SchedulerStats {
         num_running: 1,
         num_waiting: 2,
-        num_blocks_used: 2,
+        num_blocks_used: 5,
         num_blocks_cached: 0,
         num_blocks: 16,
         num_slots_used: 1,
         num_slots_cached: 1,
         num_slots: 4,
         num_steps: 2,
-        num_prompt_tokens: 6,
+        num_prompt_tokens: 17,
         num_cached_prompt_tokens: 0,
         num_generation_tokens: 1,
         num_preemptions: 0,
@@ -427,13 +423,13 @@ fn numbers_to_export() {
     let expect = SchedulerStats {
         num_running: 2,
         num_waiting: 0,
-        num_blocks_used: 3,
+        num_blocks_used: 6,
         num_blocks_cached: 1,
         num_slots_used: 2,
         num_slots_cached: 2,
         num_steps: 3,
-        num_prompt_tokens: 13,
-        num_cached_prompt_tokens: 5,
+        num_prompt_tokens: 35,
+        num_cached_prompt_tokens: 16,
         num_generation_tokens: 4,
         ..expect
     };
