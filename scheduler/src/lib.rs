@@ -9,8 +9,9 @@
 //! | `sequence` | one choice of a request, in flight, and its legal status changes |
 //! | `queue` | the order of those who wait |
 //! | `budget` | how many tokens a sequence gets; chunks end on snapshot boundaries |
-//! | `scheduler` | [`Scheduler`]: add, abort, schedule |
-//! | `update` | what a result changes |
+//! | `scheduler` | [`Scheduler`]: add, abort, finish |
+//! | `plan` | `schedule`: who runs in the next step |
+//! | `update` | `update`: what a result changes |
 //! | `preempt` | who yields and what is given back |
 //! | `stop` | stop ids, length |
 //! | `output` | [`SchedulerOutput`], the plan; [`StepResult`]; [`RequestOutput`] |
@@ -59,6 +60,7 @@ mod budget;
 mod check;
 mod config;
 mod output;
+mod plan;
 mod preempt;
 mod queue;
 mod request;

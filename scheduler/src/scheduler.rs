@@ -1,16 +1,15 @@
-//! Who runs, and how much of it.
+//! Who is here: arrivals, endings, numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kvcache::{CacheConfig, KvCacheManager};
 
-use crate::budget::{Span, chunk_len};
 use crate::config::SchedulerConfig;
-use crate::output::{Row, SchedulerOutput, SequenceId, StepId};
+use crate::output::{SequenceId, StepId};
 use crate::queue::WaitingQueue;
 use crate::request::{Request, RequestId};
-use crate::sequence::{Sequence, Status};
+use crate::sequence::Sequence;
 use crate::stats::SchedulerStats;
 
 /// Why a request cannot be queued.
@@ -88,12 +87,6 @@ pub(crate) struct Counters {
     pub(crate) cached_prompt_tokens: u64,
     pub(crate) generation_tokens: u64,
     pub(crate) preemptions: u64,
-}
-
-/// A plan in the making.
-struct Draft {
-    budget: u32,
-    rows: Vec<Row>,
 }
 
 impl Scheduler {
@@ -180,51 +173,6 @@ impl Scheduler {
         }
     }
 
-    /// The next plan, or `None` if there is nothing to run. Its result must come back through
-    /// `update` before the next one is asked for.
-    pub fn schedule(&mut self) -> Option<SchedulerOutput> {
-        assert!(
-            self.in_flight.is_none(),
-            "one step at a time: update comes first"
-        );
-        let mut draft = Draft {
-            budget: self.config.max_num_batched_tokens,
-            rows: Vec::with_capacity(self.running.len()),
-        };
-        let num_preemptions = self.counters.preemptions;
-        self.plan_single_tokens(&mut draft);
-        self.plan_chunks(&mut draft);
-        // What somebody had to give back is not handed to a newcomer at once.
-        if self.counters.preemptions == num_preemptions {
-            self.plan_waiting(&mut draft);
-        }
-        if draft.rows.is_empty() {
-            assert!(
-                self.sequences.is_empty(),
-                "the oldest sequence always makes progress"
-            );
-            return None;
-        }
-        // Stable: within each kind the oldest stays first.
-        draft.rows.sort_by_key(|row| row.input_ids.len() > 1);
-        let step = StepId(self.counters.steps);
-        self.counters.steps += 1;
-        let rows = draft.rows.iter().map(|row| PlannedRow {
-            sequence: row.sequence,
-            len: row.input_ids.len() as u32,
-            samples: row.sample.is_some(),
-        });
-        self.in_flight = Some(InFlight {
-            step,
-            rows: rows.collect(),
-        });
-        Some(SchedulerOutput {
-            step,
-            ops: self.cache.take_ops(),
-            rows: draft.rows,
-        })
-    }
-
     /// Numbers to export.
     pub fn stats(&self) -> SchedulerStats {
         let (blocks, states) = (self.cache.blocks(), self.cache.states());
@@ -243,109 +191,6 @@ impl Scheduler {
             num_generation_tokens: self.counters.generation_tokens,
             num_preemptions: self.counters.preemptions,
         }
-    }
-
-    /// Running sequences that want one token. They alone may need a block, so they alone make others
-    /// yield: the youngest, who come later here and are not planned yet.
-    fn plan_single_tokens(&mut self, draft: &mut Draft) {
-        for id in self.running_ids() {
-            if draft.budget == 0 {
-                return;
-            }
-            // It may have yielded to an older one above.
-            let sequence = &self.sequences[&id];
-            let wants_one = sequence.status() == Status::Running && self.span(sequence).len() == 1;
-            if wants_one && self.make_room(id) {
-                self.plan_row(draft, id, 1);
-            }
-        }
-    }
-
-    /// Running sequences that want more; their blocks are reserved since they entered.
-    fn plan_chunks(&mut self, draft: &mut Draft) {
-        for id in self.running_ids() {
-            if self.span(&self.sequences[&id]).len() > 1 {
-                self.plan_chunk(draft, id);
-            }
-        }
-    }
-
-    /// Those who wait, in order, until one does not fit.
-    fn plan_waiting(&mut self, draft: &mut Draft) {
-        let mut next = self.waiting.head();
-        while let Some(id) = next {
-            if draft.budget == 0 || self.running.len() >= self.config.max_num_seqs as usize {
-                return;
-            }
-            next = self.waiting.after(id);
-            if self.waits_for_sibling(id) {
-                continue;
-            }
-            if !self.start(id) {
-                return;
-            }
-            self.plan_chunk(draft, id);
-        }
-    }
-
-    fn running_ids(&self) -> Vec<SequenceId> {
-        self.running.iter().copied().collect()
-    }
-
-    fn span(&self, sequence: &Sequence) -> Span {
-        let saves = sequence.saves_prompt() && self.cache.has_spare_slot();
-        Span {
-            start: sequence.num_computed(),
-            end: sequence.num_wanted(),
-            boundary: saves.then_some(sequence.prompt_end()),
-        }
-    }
-
-    fn plan_chunk(&mut self, draft: &mut Draft, id: SequenceId) {
-        let len = chunk_len(self.span(&self.sequences[&id]), draft.budget);
-        if len > 0 {
-            self.plan_row(draft, id, len);
-        }
-    }
-
-    fn plan_row(&mut self, draft: &mut Draft, id: SequenceId, len: u32) {
-        draft.budget -= len;
-        draft.rows.push(self.sequences[&id].row(len));
-    }
-
-    /// An older choice of the same request is about to save the state that this one can start from.
-    /// Choices of a prompt of one token have nothing to wait for.
-    fn waits_for_sibling(&self, id: SequenceId) -> bool {
-        let sequence = &self.sequences[&id];
-        let eldest = self.requests[&sequence.request.id].sequences[0];
-        eldest != id && !self.sequences[&eldest].reached_prompt_end()
-    }
-
-    /// Gives memory to one who waits; `false` if it must go on waiting.
-    fn start(&mut self, id: SequenceId) -> bool {
-        let sequence = self.sequences.get_mut(&id).expect("who waits is known");
-        // Each of those who run may want a block soon; without this they would throw the newcomer
-        // out again.
-        let num_spare_blocks = self.running.len() as u32;
-        let Some((lease, num_hit)) = self.cache.reserve(sequence.reservation(num_spare_blocks))
-        else {
-            return false;
-        };
-        sequence.start(lease, num_hit);
-        self.waiting.remove(id);
-        self.running.insert(id);
-
-        let choices = self
-            .requests
-            .get_mut(&sequence.request.id)
-            .expect("who waits has a request");
-        if !choices.started {
-            choices.started = true;
-            self.num_queued -= 1;
-            self.counters.prompt_tokens += u64::from(sequence.num_prompt());
-            self.counters.cached_prompt_tokens += u64::from(num_hit);
-        }
-        true
     }
 
     /// Ends a sequence without telling its client. If the runner works on it, its memory stays until
@@ -386,15 +231,7 @@ impl Scheduler {
         self.waiting.remove(id);
         self.running.remove(&id);
         let sequence = self.sequences.remove(&id).expect("a sequence ends once");
-        let num_computed = sequence.num_computed() as usize;
-        let (lease, mut chain, tokens) = sequence.into_cache_parts();
-        match lease {
-            Some(lease) if publish => self
-                .cache
-                .retire(lease, &mut chain, &tokens[..num_computed]),
-            Some(lease) => self.cache.release(lease),
-            None => {}
-        }
+        sequence.end(&mut self.cache, publish);
     }
 
     fn check_size(&self, request: &Request) -> Result<(), AdmissionError> {

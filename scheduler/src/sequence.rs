@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvcache::{HashChain, Lease, Reservation};
+use kvcache::{HashChain, KvCacheManager, Lease, Reservation};
 
 use crate::output::{History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
 use crate::request::Request;
@@ -194,10 +194,20 @@ impl Sequence {
         (lease, &mut self.chain, tokens)
     }
 
-    /// The same for its end; the lease is `None` if it was waiting.
-    pub(crate) fn into_cache_parts(self) -> (Option<Lease>, HashChain, Vec<u32>) {
-        let tokens = known(&self.request, &self.own_tokens).to_vec();
-        (self.lease, self.chain, tokens)
+    /// Gives back what it holds, and publishes its state if that is good.
+    pub(crate) fn end(mut self, cache: &mut KvCacheManager, publish: bool) {
+        match self.lease.take() {
+            Some(lease) if publish => {
+                let tokens = known(&self.request, &self.own_tokens);
+                cache.retire(
+                    lease,
+                    &mut self.chain,
+                    &tokens[..self.num_computed as usize],
+                );
+            }
+            Some(lease) => cache.release(lease),
+            None => {}
+        }
     }
 
     /// The next `len` tokens as a row of the plan.
