@@ -58,7 +58,7 @@ impl Checkpoint {
         let index = folder.join(INDEX);
         if single.symlink_metadata().is_ok() {
             let data = map(&root.resolve(&single)?, &single)?;
-            Self::from_bytes(data, &single)
+            Self::from_bytes(&data, &single)
         } else if index.symlink_metadata().is_ok() {
             Self::open_sharded(folder, &root, index)
         } else {
@@ -70,9 +70,9 @@ impl Checkpoint {
     }
 
     /// A single-file checkpoint that is already in memory; `path` is what errors name.
-    pub(crate) fn from_bytes(data: Bytes, path: &Path) -> Result<Self, EngineError> {
+    pub(crate) fn from_bytes(data: &Bytes, path: &Path) -> Result<Self, EngineError> {
         Ok(Self {
-            tensors: read_shard(&data, path)?.into_iter().collect(),
+            tensors: read_shard(data, path)?.into_iter().collect(),
             path: path.to_owned(),
         })
     }

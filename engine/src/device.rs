@@ -59,13 +59,18 @@ pub(crate) fn resolve(choice: DeviceChoice) -> Result<Device, EngineError> {
 
 /// Whether tensors of this device are ordinary memory.
 pub(crate) fn is_cpu(device: &Device) -> bool {
-    *device == Device::flex()
+    kernels::is_cpu(device)
+}
+
+/// Cores that this process may use.
+pub(crate) fn num_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// For people.
 pub(crate) fn name(device: &Device) -> String {
     if is_cpu(device) {
-        "cpu".to_owned()
+        format!("cpu ({})", kernels::isa().name())
     } else {
         format!("{device:?}").to_lowercase()
     }

@@ -15,7 +15,7 @@ use scheduler::{
     CacheConfig, Request, RequestId, RequestOutput, Runner, Scheduler, SchedulerConfig,
     SchedulerStats,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::error::EngineError;
 use crate::handle::{EngineHandle, EngineStatus, Limits, Shared, StreamEvent};
@@ -43,18 +43,20 @@ pub struct LoadProgress(Arc<Shared>);
 impl LoadProgress {
     /// Publishes a new count.
     pub fn set(&self, loaded_bytes: u64, total_bytes: u64) {
-        *self.0.status.write() = EngineStatus::Loading {
+        self.0.status.send_replace(EngineStatus::Loading {
             loaded_bytes,
             total_bytes,
-        };
+        });
     }
 }
 
 /// Starts the engine thread. `load` runs on it first and builds the runner; tensors never leave
-/// that thread. The handle refuses requests until `load` returns.
+/// that thread. The handle refuses requests until `load` returns, and prompts with tokens from
+/// `vocab_size` on always. Dropping every handle and stream ends the thread.
 pub fn spawn<R, F>(
     config: SchedulerConfig,
     cache: CacheConfig,
+    vocab_size: u32,
     load: F,
 ) -> Result<EngineHandle, EngineError>
 where
@@ -63,13 +65,14 @@ where
 {
     let (commands, inbox) = unbounded();
     let shared = Arc::new(Shared {
-        status: RwLock::new(EngineStatus::Loading {
+        status: watch::Sender::new(EngineStatus::Loading {
             loaded_bytes: 0,
             total_bytes: 0,
         }),
         stats: RwLock::new((SchedulerStats::default(), Instant::now())),
         num_in_channel: AtomicU64::new(0),
         limits: Limits {
+            vocab_size,
             max_queue: config.max_queue,
             max_model_len: config.max_model_len,
             block_size: cache.block_size,
@@ -88,7 +91,7 @@ where
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 let runner = load(LoadProgress(Arc::clone(&shared)))?;
                 let scheduler = Scheduler::new(config, cache);
-                *shared.status.write() = EngineStatus::Ready;
+                shared.status.send_replace(EngineStatus::Ready);
                 EngineCore {
                     scheduler,
                     runner,
@@ -104,7 +107,9 @@ where
                 Err(panic) => EngineError::Panicked(panic_message(panic.as_ref())),
             };
             tracing::error!(error = %failure, "the engine has ended");
-            *shared.status.write() = EngineStatus::Failed(failure.to_string());
+            shared
+                .status
+                .send_replace(EngineStatus::Failed(failure.to_string()));
             streams.fail_all(&failure.to_string());
         })
         .map_err(|source| EngineError::Io {
@@ -279,3 +284,6 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
         .unwrap_or_else(|| "no message".into())
 }
+
+#[cfg(test)]
+mod tests;

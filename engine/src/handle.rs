@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Sender;
 use parking_lot::RwLock;
 use scheduler::{AdmissionError, Request, RequestId, RequestOutput, SchedulerStats};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::engine_core::Command;
 
@@ -39,6 +39,17 @@ pub enum SubmitError {
     /// The engine ended.
     #[error("the engine has failed: {0}")]
     Failed(String),
+    /// Nothing to compute.
+    #[error("the request has no prompt tokens or no choices")]
+    Empty,
+    /// A prompt token that the model does not have.
+    #[error("token {token} is not below the vocabulary size {vocab_size}")]
+    TokenOutOfRange {
+        /// The first such token.
+        token: u32,
+        /// Valid ids are below.
+        vocab_size: u32,
+    },
     /// The scheduler's limits.
     #[error(transparent)]
     Admission(#[from] AdmissionError),
@@ -86,7 +97,7 @@ pub struct EngineInfo {
 
 /// State that handle and engine thread share.
 pub(crate) struct Shared {
-    pub(crate) status: RwLock<EngineStatus>,
+    pub(crate) status: watch::Sender<EngineStatus>,
     pub(crate) stats: RwLock<(SchedulerStats, Instant)>,
     /// Requests submitted and not yet taken up by the engine thread.
     pub(crate) num_in_channel: AtomicU64,
@@ -96,6 +107,7 @@ pub(crate) struct Shared {
 /// What admission needs to know without asking the engine thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
+    pub(crate) vocab_size: u32,
     pub(crate) max_queue: u32,
     pub(crate) max_model_len: u32,
     pub(crate) block_size: u32,
@@ -118,11 +130,12 @@ impl EngineHandle {
 
     /// Hands a request over and returns at once; limits are checked here, before any waiting.
     pub fn submit(&self, request: Request) -> Result<RequestStream, SubmitError> {
-        match &*self.shared.status.read() {
+        match &*self.shared.status.borrow() {
             EngineStatus::Ready => {}
             EngineStatus::Loading { .. } => return Err(SubmitError::NotReady),
             EngineStatus::Failed(why) => return Err(SubmitError::Failed(why.clone())),
         }
+        self.check_contents(&request)?;
         self.check_limits(&request)?;
         let id = request.id;
         let (outputs, receiver) = mpsc::channel(STREAM_CAPACITY);
@@ -150,7 +163,20 @@ impl EngineHandle {
 
     /// Loading, ready or failed.
     pub fn status(&self) -> EngineStatus {
-        self.shared.status.read().clone()
+        self.shared.status.borrow().clone()
+    }
+
+    /// Waits until the weights are loaded, or returns why they never will be.
+    pub async fn ready(&self) -> Result<(), SubmitError> {
+        let mut status = self.shared.status.subscribe();
+        let settled = status
+            .wait_for(|status| !matches!(status, EngineStatus::Loading { .. }))
+            .await;
+        match settled.as_deref() {
+            Ok(EngineStatus::Failed(why)) => Err(SubmitError::Failed(why.clone())),
+            Ok(_) => Ok(()),
+            Err(_) => unreachable!("the handle itself keeps the sender"),
+        }
     }
 
     /// Numbers as of the last step.
@@ -159,6 +185,20 @@ impl EngineHandle {
         EngineStats {
             scheduler: scheduler.clone(),
             heartbeat_age: beat.elapsed(),
+        }
+    }
+
+    fn check_contents(&self, request: &Request) -> Result<(), SubmitError> {
+        if request.prompt.is_empty() || request.num_choices == 0 {
+            return Err(SubmitError::Empty);
+        }
+        let vocab_size = self.shared.limits.vocab_size;
+        match request.prompt.iter().find(|token| **token >= vocab_size) {
+            Some(token) => Err(SubmitError::TokenOutOfRange {
+                token: *token,
+                vocab_size,
+            }),
+            None => Ok(()),
         }
     }
 

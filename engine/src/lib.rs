@@ -1,14 +1,20 @@
 //! Runs the scheduler's plans on the model.
 
+mod batch;
+mod cache;
 mod checkpoint;
 mod config;
 mod device;
 mod engine_core;
 mod error;
 mod handle;
+mod layers;
 mod memory;
 pub mod model;
+mod model_runner;
+mod noise;
 mod open;
+mod sampler;
 
 pub use config::{DtypeChoice, EngineConfig, ModelSource};
 pub use device::DeviceChoice;

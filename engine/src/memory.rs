@@ -186,3 +186,151 @@ fn meminfo_available(text: &str) -> Option<u64> {
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::config::ModelSource;
+
+    /// 4 KiB of KV per token at f32, and slots of 2 layers.
+    fn model(pattern: &str) -> ModelConfig {
+        let text = format!(
+            r#"{{"model_type": "nemotron_h", "hybrid_override_pattern": "{pattern}",
+                "hidden_size": 64, "vocab_size": 100, "max_position_embeddings": 10000,
+                "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128,
+                "mamba_num_heads": 8, "mamba_head_dim": 64, "n_groups": 2, "ssm_state_size": 128,
+                "intermediate_size": 32}}"#
+        );
+        ModelConfig::parse(&text, Path::new("config.json")).expect("a good configuration")
+    }
+
+    fn config(cache_memory_bytes: Option<u64>, max_model_len: Option<u32>) -> EngineConfig {
+        EngineConfig {
+            max_model_len,
+            cache_memory_bytes,
+            ..EngineConfig::new(ModelSource::Folder(PathBuf::new()))
+        }
+    }
+
+    fn free(available: u64) -> FreeMemory {
+        FreeMemory {
+            available,
+            weights: 1 << 30,
+        }
+    }
+
+    fn used(plan: &MemoryPlan) -> u64 {
+        u64::from(plan.cache.num_blocks) * plan.block_bytes
+            + u64::from(plan.cache.num_slots) * plan.slot_bytes
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_layers() {
+        let plan = plan(&config(Some(1 << 30), None), &model("M*M"), 4, free(0)).expect("it fits");
+        assert_eq!(plan.block_bytes, 32 * 2 * 4 * 128 * 4);
+        assert_eq!(plan.slot_bytes, 2 * 4 * (512 * 128 + (512 + 512) * 3));
+    }
+
+    #[test]
+    fn the_budget_is_kept_and_nearly_used() {
+        for mib in [8, 16, 100, 500] {
+            let budget = mib << 20;
+            let plan =
+                plan(&config(Some(budget), None), &model("M*M"), 4, free(0)).expect("it fits");
+            assert!(used(&plan) <= budget);
+            assert!(
+                used(&plan) + plan.slot_bytes + plan.block_bytes > budget,
+                "{plan:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn neither_currency_starves_the_other() {
+        let budget = 32 << 20;
+        let plan = plan(&config(Some(budget), None), &model("M*M"), 4, free(0)).expect("it fits");
+        let blocks = u64::from(plan.cache.num_blocks) * plan.block_bytes;
+        assert!(blocks * 3 > budget, "{plan:?}");
+        assert!(plan.max_num_seqs > 8, "{plan:?}");
+        assert_eq!(
+            plan.max_num_seqs,
+            plan.cache.num_slots - 1,
+            "fewer than asked for"
+        );
+    }
+
+    #[test]
+    fn plenty_of_memory_is_not_all_taken() {
+        let plan = plan(&config(None, None), &model("M*M"), 4, free(1 << 50)).expect("it fits");
+        assert_eq!(plan.max_model_len, 10_000);
+        assert_eq!(plan.max_num_seqs, 64);
+        assert_eq!(plan.cache.num_blocks, 64 * 313 + 1);
+        assert_eq!(plan.cache.num_slots, 3 * 64 + 1);
+    }
+
+    #[test]
+    fn half_of_what_weights_leave_is_taken() {
+        let plan = plan(
+            &config(None, None),
+            &model("M*M"),
+            4,
+            free((1 << 30) + (200 << 20)),
+        )
+        .expect("it fits");
+        assert!(used(&plan) <= 100 << 20);
+        assert!(used(&plan) > 90 << 20);
+    }
+
+    #[test]
+    fn layers_without_one_currency_do_not_run_out_of_it() {
+        let dense = plan(&config(Some(1 << 20), None), &model("M-M"), 4, free(0));
+        assert!(dense.is_err(), "a megabyte holds no two slots");
+        let plan_m =
+            plan(&config(Some(8 << 20), None), &model("M-M"), 4, free(0)).expect("it fits");
+        assert_eq!((plan_m.block_bytes, plan_m.max_model_len), (0, 10_000));
+        let plan_a =
+            plan(&config(Some(8 << 20), None), &model("*-*"), 4, free(0)).expect("it fits");
+        assert_eq!((plan_a.slot_bytes, plan_a.max_num_seqs), (0, 64));
+    }
+
+    #[test]
+    fn a_context_that_does_not_fit_is_an_error_with_numbers() {
+        let long = config(Some(64 << 20), Some(1_000_000));
+        let error = plan(&long, &model("M*M"), 4, free(0)).expect_err("too long");
+        let text = error.to_string();
+        assert!(
+            text.contains("1000000 tokens") && text.contains("3.8 GiB"),
+            "{text}"
+        );
+        // Left to itself the length shrinks to what fits.
+        let fits = plan(&config(Some(64 << 20), None), &model("M*M"), 4, free(0)).expect("it fits");
+        assert!(fits.max_model_len < 10_000, "{fits:?}");
+        // Half the element, twice the context.
+        let half = plan(&config(Some(64 << 20), None), &model("M*M"), 2, free(0)).expect("it fits");
+        assert!(half.max_model_len > fits.max_model_len);
+    }
+
+    #[test]
+    fn what_the_error_calls_enough_is_enough() {
+        let error = plan(&config(Some(0), None), &model("M*M"), 4, free(0)).expect_err("nothing");
+        let EngineError::Memory(text) = error else {
+            panic!("{error}");
+        };
+        assert!(text.contains("is the least"), "{text}");
+        let slot = 2 * 4 * (512 * 128 + (512 + 512) * 3);
+        let block = 32 * 2 * 4 * 128 * 4;
+        let least = (2 * (2 * slot + 2 * block)).max(4 * slot);
+        assert!(plan(&config(Some(least), None), &model("M*M"), 4, free(0)).is_ok());
+    }
+
+    #[test]
+    fn the_kernel_is_read_right() {
+        let text = "MemTotal:       24000000 kB\nMemAvailable:   1234 kB\n";
+        assert_eq!(meminfo_available(text), Some(1234 * 1024));
+        assert_eq!(meminfo_available("MemTotal: 1 kB"), None);
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(3 << 29), "1.5 GiB");
+    }
+}

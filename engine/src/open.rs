@@ -3,17 +3,23 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
+use kernels::Arithmetic;
 use scheduler::SchedulerConfig;
 
+use crate::cache::DeviceCache;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DtypeChoice, EngineConfig, ModelSource};
 use crate::device;
+use crate::engine_core::spawn;
 use crate::error::EngineError;
 use crate::handle::{EngineHandle, EngineInfo};
 use crate::memory::{self, FreeMemory, MAX_MODEL_LEN, MemoryPlan};
 use crate::model::ModelConfig;
+use crate::model::load::Loader;
+use crate::model::nemotron_h::NemotronH;
 use crate::model::weights::{self, Inventory, ModelWeights, fnv1a};
+use crate::model_runner::ModelRunner;
 
 /// The way in.
 pub struct Engine;
@@ -45,7 +51,7 @@ impl Engine {
             ModelSource::Folder(folder) => weights::locate(&model, Checkpoint::open(folder)?)?,
             ModelSource::Embedded { weights, .. } => weights::locate(
                 &model,
-                Checkpoint::from_bytes(weights.clone(), Path::new("embedded weights"))?,
+                Checkpoint::from_bytes(weights, Path::new("embedded weights"))?,
             )?,
             ModelSource::Dummy { seed, .. } => weights::invent(&model, *seed),
         };
@@ -104,8 +110,34 @@ impl Opened {
             max_model_len: self.plan.max_model_len,
         };
         let cache = self.plan.cache.clone();
-        let _ = (scheduler, cache, self.weights);
-        Err(EngineError::Device("no runner yet".into()))
+        let Self {
+            config,
+            model,
+            weights,
+            plan,
+            info,
+        } = self;
+        let vocab_size = info.vocab_size;
+        let load = move |progress| {
+            let device = device::resolve(config.device)?;
+            let num_threads = config.threads.unwrap_or_else(device::num_cores);
+            kernels::set_num_threads(num_threads);
+            let (arithmetic, kv_dtype) = match resolve_dtype(config.dtype, &device) {
+                DtypeChoice::Bf16 => (Arithmetic::Bf16, DType::BF16),
+                _ => (Arithmetic::F32, DType::F32),
+            };
+            let mut loader = Loader::new(
+                device.clone(),
+                arithmetic,
+                num_threads,
+                progress,
+                info.weight_bytes,
+            );
+            let model_on_device = NemotronH::load(&weights, &model, &mut loader);
+            let cache = DeviceCache::new(&model, &plan.cache, kv_dtype, &device);
+            Ok(ModelRunner::new(model_on_device, cache))
+        };
+        spawn(scheduler, cache, vocab_size, load)
     }
 }
 

@@ -576,3 +576,6 @@ impl<'a> Keys<'a> {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,7 +40,7 @@ fn without_bare_constants(text: &str) -> String {
             .into_iter()
             .find(|name| from.starts_with(name))
         {
-            out.push_str(&format!("{{\"{FLOAT_KEY}\":\"{name}\"}}"));
+            out.extend(["{\"", FLOAT_KEY, "\":\"", name, "\"}"]);
             name.len()
         } else {
             // An ordinary minus sign, or a stray letter for the parser to refuse.

@@ -1,7 +1,10 @@
 //! The family: how to compute.
 
 pub mod config;
+mod dummy;
 mod json;
+pub(crate) mod load;
+pub(crate) mod nemotron_h;
 pub(crate) mod weights;
 
 pub use config::{LayerKind, ModelConfig};

@@ -20,8 +20,6 @@ pub(crate) struct ModelWeights {
     pub(crate) norm: Weight,
     /// `None` if the head reads the embedding table.
     pub(crate) head: Option<Weight>,
-    /// The draft block, if the configuration has one and the checkpoint too: writers drop it.
-    pub(crate) mtp: Option<MtpWeights>,
 }
 
 pub(crate) struct LayerWeights {
@@ -30,7 +28,7 @@ pub(crate) struct LayerWeights {
 }
 
 pub(crate) enum MixerWeights {
-    Mamba(MambaWeights),
+    Mamba(Box<MambaWeights>),
     Attention(AttentionWeights),
     Moe(Box<MoeWeights>),
     Mlp(MlpWeights),
@@ -82,19 +80,9 @@ pub(crate) enum ExpertWeights {
     PerExpert(Vec<Weight>),
 }
 
-/// The draft block: attention, then experts, over embedding and hidden state side by side.
-pub(crate) struct MtpWeights {
-    pub(crate) embedding_norm: Weight,
-    pub(crate) hidden_norm: Weight,
-    pub(crate) projection: Weight,
-    pub(crate) layers: Vec<LayerWeights>,
-    pub(crate) norm: Weight,
-}
-
-/// One tensor: its name for errors, and where it is or how to make it.
+/// One tensor: where it is, or how to make it.
 #[derive(Clone)]
 pub(crate) struct Weight {
-    pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
     pub(crate) source: Source,
 }
@@ -155,9 +143,9 @@ impl Init {
 /// What was located, in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Inventory {
-    /// Elements of all weights.
+    /// Elements of all weights, the draft block's included.
     pub(crate) num_parameters: u64,
-    /// Bytes of all weights as stored.
+    /// Bytes as stored of the weights that are loaded.
     pub(crate) num_bytes: u64,
     /// One line per tensor: name, element type, shape. For the fingerprint.
     pub(crate) listing: String,
@@ -284,16 +272,16 @@ impl Finder {
         } else {
             Some(self.take("lm_head.weight", &[vocab, hidden], Init::fan_in(hidden))?)
         };
-        let mtp = match &config.mtp_layers {
-            Some(kinds) if self.has_any("mtp.") => Some(self.mtp(config, kinds)?),
-            _ => None,
-        };
+        if let Some(kinds) = &config.mtp_layers
+            && self.has_any("mtp.")
+        {
+            self.check_mtp(config, kinds)?;
+        }
         Ok(ModelWeights {
             embedding,
             layers,
             norm,
             head,
-            mtp,
         })
     }
 
@@ -306,7 +294,7 @@ impl Finder {
         let name = &place.name;
         let norm = self.norm(&format!("{name}.norm"), config.hidden_size)?;
         let mixer = match kind {
-            LayerKind::Mamba => MixerWeights::Mamba(self.mamba(config, place)?),
+            LayerKind::Mamba => MixerWeights::Mamba(Box::new(self.mamba(config, place)?)),
             LayerKind::Attention => MixerWeights::Attention(self.attention(config, place)?),
             LayerKind::Moe => MixerWeights::Moe(Box::new(self.moe(config, place)?)),
             LayerKind::Mlp => MixerWeights::Mlp(self.mlp(
@@ -483,35 +471,30 @@ impl Finder {
         })
     }
 
-    fn mtp(
-        &mut self,
-        config: &ModelConfig,
-        kinds: &[LayerKind],
-    ) -> Result<MtpWeights, EngineError> {
+    /// The draft block is checked like everything else and stays in its file: nothing drafts yet.
+    /// Writers drop its tensors and keep its keys, so it may be absent as a whole.
+    fn check_mtp(&mut self, config: &ModelConfig, kinds: &[LayerKind]) -> Result<(), EngineError> {
+        let main = self.inventory.num_bytes;
         let hidden = config.hidden_size;
+        self.norm("mtp.layers.0.enorm", hidden)?;
+        self.norm("mtp.layers.0.hnorm", hidden)?;
+        self.take(
+            "mtp.layers.0.eh_proj.weight",
+            &[hidden, 2 * hidden],
+            Init::fan_in(2 * hidden),
+        )?;
+        for (at, kind) in kinds.iter().enumerate() {
+            let place = Place {
+                name: format!("mtp.layers.{at}"),
+                depth: kinds.len(),
+                mlp_size: 0,
+            };
+            self.layer(config, *kind, &place)?;
+        }
         let last = kinds.len() - 1;
-        Ok(MtpWeights {
-            embedding_norm: self.norm("mtp.layers.0.enorm", hidden)?,
-            hidden_norm: self.norm("mtp.layers.0.hnorm", hidden)?,
-            projection: self.take(
-                "mtp.layers.0.eh_proj.weight",
-                &[hidden, 2 * hidden],
-                Init::fan_in(2 * hidden),
-            )?,
-            layers: kinds
-                .iter()
-                .enumerate()
-                .map(|(at, kind)| {
-                    let place = Place {
-                        name: format!("mtp.layers.{at}"),
-                        depth: kinds.len(),
-                        mlp_size: 0,
-                    };
-                    self.layer(config, *kind, &place)
-                })
-                .collect::<Result<_, _>>()?,
-            norm: self.norm(&format!("mtp.layers.{last}.final_layernorm"), hidden)?,
-        })
+        self.norm(&format!("mtp.layers.{last}.final_layernorm"), hidden)?;
+        self.inventory.num_bytes = main;
+        Ok(())
     }
 
     fn norm(&mut self, name: &str, size: usize) -> Result<Weight, EngineError> {
@@ -540,7 +523,6 @@ impl Finder {
     fn take(&mut self, name: &str, shape: &[usize], init: Init) -> Result<Weight, EngineError> {
         let weight = match &mut self.origin {
             Origin::Seed(seed) => Weight {
-                name: name.to_owned(),
                 shape: shape.to_vec(),
                 source: Source::Dummy {
                     init,
@@ -554,7 +536,6 @@ impl Finder {
                 };
                 check_tensor(&full, &tensor, shape)?;
                 Weight {
-                    name: full,
                     shape: shape.to_vec(),
                     source: Source::Stored(tensor),
                 }
@@ -577,7 +558,8 @@ impl Finder {
     fn has_any(&self, start: &str) -> bool {
         match &self.origin {
             Origin::Files { unclaimed, .. } => unclaimed.keys().any(|name| name.starts_with(start)),
-            Origin::Seed(_) => true,
+            // Nobody asks a dummy for drafts.
+            Origin::Seed(_) => false,
         }
     }
 

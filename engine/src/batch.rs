@@ -1,0 +1,54 @@
+//! The plan as flat index lists.
+
+use kernels::{Layout, RowLayout};
+use scheduler::Row;
+
+/// One step's rows, one after the other in the flat token dimension `T`.
+pub(crate) struct Batch {
+    /// Input ids, `[T]`.
+    pub(crate) ids: Vec<u32>,
+    pub(crate) layout: Layout,
+    /// Positions in `T` whose logits are needed, ascending.
+    pub(crate) positions: Vec<usize>,
+}
+
+impl Batch {
+    pub(crate) fn new(rows: &[Row], block_size: usize) -> Self {
+        let mut batch = Self {
+            ids: Vec::new(),
+            layout: Layout {
+                rows: Vec::with_capacity(rows.len()),
+                block_size,
+            },
+            positions: Vec::new(),
+        };
+        for row in rows {
+            let first = batch.ids.len();
+            batch.ids.extend(&row.input_ids);
+            let end = batch.ids.len();
+            batch.positions.extend(scored(row).map(|at| first + at));
+            batch.layout.rows.push(RowLayout {
+                tokens: first..end,
+                start: row.start as usize,
+                slot: row.slot.0 as usize,
+                blocks: row.block_table.iter().map(|block| block.0).collect(),
+            });
+        }
+        batch
+    }
+}
+
+/// Which of a row's input positions need logits: those with a prompt token to score, and the last
+/// if it is sampled. A position may be both, or be followed by unscored ones.
+///
+///     |-- targets --|-- not needed --|-- sampled --|
+///     0             targets.len()    len - 1       len
+pub(crate) fn scored(row: &Row) -> impl Iterator<Item = usize> {
+    let len = row.input_ids.len();
+    let num_targets = row
+        .prompt_logprobs
+        .as_ref()
+        .map_or(0, |prompt| prompt.targets.len());
+    let sampled = row.sample.is_some() && num_targets < len;
+    (0..num_targets).chain(sampled.then_some(len - 1))
+}

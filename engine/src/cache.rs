@@ -1,0 +1,112 @@
+//! Block and slot tensors of every layer, and the plan's movements between them.
+//!
+//! A pool has one owner: it is taken out, written and put back. A second handle to it would turn
+//! every write into a copy of the whole pool.
+
+use burn::tensor::{DType, Device, Tensor};
+use kernels::{KvPool, StatePool};
+use scheduler::{CacheConfig, StateOp};
+
+use crate::model::{LayerKind, ModelConfig};
+
+/// All cached state of all sequences.
+pub(crate) struct DeviceCache {
+    /// Per attention layer. `None` only while a layer holds its pool.
+    blocks: Vec<Option<KvPool>>,
+    /// Per Mamba layer.
+    states: Vec<Option<StatePool>>,
+    pub(crate) block_size: usize,
+}
+
+impl DeviceCache {
+    /// Zeroed pools; `kv_dtype` is F32 or BF16, states are F32.
+    pub(crate) fn new(
+        model: &ModelConfig,
+        cache: &CacheConfig,
+        kv_dtype: DType,
+        device: &Device,
+    ) -> Self {
+        let block_size = cache.block_size as usize;
+        let (num_blocks, num_slots) = (cache.num_blocks as usize, cache.num_slots as usize);
+        let blocks = model.attention.iter().flat_map(|attention| {
+            let shape = [
+                num_blocks,
+                block_size,
+                attention.num_kv_heads,
+                attention.head_dim,
+            ];
+            (0..model.num_layers(LayerKind::Attention)).map(move |_| KvPool {
+                keys: Tensor::zeros(shape, (device, kv_dtype)),
+                values: Tensor::zeros(shape, (device, kv_dtype)),
+            })
+        });
+        let states = model.mamba.iter().flat_map(|mamba| {
+            let conv = [num_slots, mamba.conv_dim(), mamba.conv_kernel - 1];
+            let ssm = [num_slots, mamba.num_heads, mamba.head_dim, mamba.state_size];
+            (0..model.num_layers(LayerKind::Mamba)).map(move |_| StatePool {
+                conv: Tensor::zeros(conv, (device, DType::F32)),
+                ssm: Tensor::zeros(ssm, (device, DType::F32)),
+            })
+        });
+        Self {
+            blocks: blocks.map(Some).collect(),
+            states: states.map(Some).collect(),
+            block_size,
+        }
+    }
+
+    /// Carries out a plan's movements in their order.
+    pub(crate) fn apply(&mut self, ops: &[StateOp]) {
+        for op in ops {
+            match *op {
+                StateOp::ZeroSlot(slot) => {
+                    self.each_state(|pool| kernels::zero_slot(pool, slot.0 as usize));
+                }
+                StateOp::CopySlot { from, to } => {
+                    let (from, to) = (from.0 as usize, to.0 as usize);
+                    self.each_state(|pool| kernels::copy_slot(pool, from, to));
+                }
+                StateOp::CopyBlock { from, to } => {
+                    let (from, to) = (from.0 as usize, to.0 as usize);
+                    for layer in &mut self.blocks {
+                        let pool = layer.take().expect(PUT_BACK);
+                        *layer = Some(kernels::copy_block(pool, from, to));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lends the pool of one attention layer.
+    pub(crate) fn with_blocks<R>(
+        &mut self,
+        layer: usize,
+        f: impl FnOnce(KvPool) -> (R, KvPool),
+    ) -> R {
+        let pool = self.blocks[layer].take().expect(PUT_BACK);
+        let (result, pool) = f(pool);
+        self.blocks[layer] = Some(pool);
+        result
+    }
+
+    /// Lends the pool of one Mamba layer.
+    pub(crate) fn with_states<R>(
+        &mut self,
+        layer: usize,
+        f: impl FnOnce(StatePool) -> (R, StatePool),
+    ) -> R {
+        let pool = self.states[layer].take().expect(PUT_BACK);
+        let (result, pool) = f(pool);
+        self.states[layer] = Some(pool);
+        result
+    }
+
+    fn each_state(&mut self, f: impl Fn(StatePool) -> StatePool) {
+        for layer in &mut self.states {
+            let pool = layer.take().expect(PUT_BACK);
+            *layer = Some(f(pool));
+        }
+    }
+}
+
+const PUT_BACK: &str = "every pool was put back";

@@ -1,0 +1,56 @@
+//! `*`: grouped-query attention over the paged cache. No positional encoding of any kind.
+
+use burn::tensor::Tensor;
+use kernels::Layout;
+
+use super::linear::Linear;
+use crate::cache::DeviceCache;
+use crate::model::load::Loader;
+use crate::model::weights::AttentionWeights;
+
+/// Projections around [`kernels::paged_attention`].
+pub(crate) struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    num_heads: usize,
+    /// Which of the cache's attention layers this is.
+    index: usize,
+}
+
+impl Attention {
+    pub(crate) fn load(
+        weights: &AttentionWeights,
+        num_heads: usize,
+        index: usize,
+        loader: &mut Loader,
+    ) -> Self {
+        Self {
+            query: Linear::load_plain(&weights.query, loader),
+            key: Linear::load_plain(&weights.key, loader),
+            value: Linear::load_plain(&weights.value, loader),
+            output: Linear::load_plain(&weights.output, loader),
+            num_heads,
+            index,
+        }
+    }
+
+    /// `[T, H]` to `[T, H]`; writes this step's keys and values, then reads the whole context.
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<2>,
+        cache: &mut DeviceCache,
+        layout: &Layout,
+    ) -> Tensor<2> {
+        let query = self.query.forward(x.clone());
+        let key = self.key.forward(x.clone());
+        let value = self.value.forward(x);
+        let mixed = cache.with_blocks(self.index, |pool| {
+            let pool = kernels::cache_write(pool, key, value, layout);
+            let mixed = kernels::paged_attention(query, &pool, self.num_heads, layout);
+            (mixed, pool)
+        });
+        self.output.forward(mixed)
+    }
+}

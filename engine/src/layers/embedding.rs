@@ -1,0 +1,32 @@
+//! Token ids to vectors, and with tied weights back.
+
+use burn::tensor::Tensor;
+use kernels::Arithmetic;
+
+use crate::model::load::Loader;
+use crate::model::weights::Weight;
+
+/// The table, `[V, H]`, as stored.
+pub(crate) struct Embedding {
+    table: Tensor<2>,
+    arithmetic: Arithmetic,
+}
+
+impl Embedding {
+    pub(crate) fn load(table: &Weight, loader: &mut Loader) -> Self {
+        Self {
+            table: loader.tensor(table),
+            arithmetic: loader.arithmetic,
+        }
+    }
+
+    /// Rows of the table as f32, `[T, H]`; not scaled.
+    pub(crate) fn forward(&self, ids: &[u32]) -> Tensor<2> {
+        kernels::embedding(&self.table, ids)
+    }
+
+    /// Logits `[T, V]` of a model whose head is this table.
+    pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        kernels::linear(hidden, &self.table, None, self.arithmetic)
+    }
+}

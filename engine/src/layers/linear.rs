@@ -1,0 +1,79 @@
+//! Products with stored matrices. The only file that knows weight formats: F32, F16 and BF16 pass
+//! as they are.
+
+use burn::tensor::Tensor;
+use kernels::{Arithmetic, ExpertMatrices, Routing};
+
+use crate::model::load::Loader;
+use crate::model::weights::{ExpertWeights, LinearWeights, Weight};
+
+/// `x @ w^T + bias`.
+pub(crate) struct Linear {
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    arithmetic: Arithmetic,
+}
+
+impl Linear {
+    pub(crate) fn load(weights: &LinearWeights, loader: &mut Loader) -> Self {
+        Self {
+            weight: loader.tensor(&weights.weight),
+            bias: weights.bias.as_ref().map(|bias| loader.tensor(bias)),
+            arithmetic: loader.arithmetic,
+        }
+    }
+
+    /// A matrix that never has a bias.
+    pub(crate) fn load_plain(weight: &Weight, loader: &mut Loader) -> Self {
+        Self {
+            weight: loader.tensor(weight),
+            bias: None,
+            arithmetic: loader.arithmetic,
+        }
+    }
+
+    /// `[T, K]` to `[T, N]`.
+    pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        kernels::linear(x, &self.weight, self.bias.as_ref(), self.arithmetic)
+    }
+
+    /// `down @ relu(up @ x)^2` as one operation.
+    pub(crate) fn relu2_pair(up: &Self, down: &Self, x: Tensor<2>) -> Tensor<2> {
+        kernels::mlp_relu2(
+            x,
+            &up.weight,
+            up.bias.as_ref(),
+            &down.weight,
+            down.bias.as_ref(),
+            up.arithmetic,
+        )
+    }
+}
+
+/// Both matrices of every expert of a layer.
+pub(crate) struct Experts {
+    up: ExpertMatrices,
+    down: ExpertMatrices,
+    arithmetic: Arithmetic,
+}
+
+impl Experts {
+    pub(crate) fn load(up: &ExpertWeights, down: &ExpertWeights, loader: &mut Loader) -> Self {
+        let mut load = |weights: &ExpertWeights| match weights {
+            ExpertWeights::Fused(weight) => ExpertMatrices::Fused(loader.tensor(weight)),
+            ExpertWeights::PerExpert(weights) => ExpertMatrices::PerExpert(
+                weights.iter().map(|weight| loader.tensor(weight)).collect(),
+            ),
+        };
+        Self {
+            up: load(up),
+            down: load(down),
+            arithmetic: loader.arithmetic,
+        }
+    }
+
+    /// The weighted sum of each token's experts, `[T, L]` to `[T, L]`.
+    pub(crate) fn forward(&self, v: Tensor<2>, routing: &Routing) -> Tensor<2> {
+        kernels::moe_experts(v, &self.up, &self.down, routing, self.arithmetic)
+    }
+}

@@ -1,0 +1,101 @@
+//! Weights from where they lie to the device.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Tensor};
+use bytes::Bytes;
+use kernels::Arithmetic;
+use safetensors::tensor::Dtype;
+
+use super::dummy;
+use super::weights::{Source, Weight};
+use crate::engine_core::LoadProgress;
+
+/// Stride at which pages are touched.
+const PAGE_BYTES: usize = 4096;
+
+/// Takes weights one by one. On the CPU a stored weight stays in its memory map; its pages are
+/// touched, so that "ready" means that they have been read.
+pub(crate) struct Loader {
+    pub(crate) device: Device,
+    /// Of the products with these weights.
+    pub(crate) arithmetic: Arithmetic,
+    num_threads: usize,
+    progress: LoadProgress,
+    loaded_bytes: u64,
+    total_bytes: u64,
+}
+
+impl Loader {
+    pub(crate) fn new(
+        device: Device,
+        arithmetic: Arithmetic,
+        num_threads: usize,
+        progress: LoadProgress,
+        total_bytes: u64,
+    ) -> Self {
+        progress.set(0, total_bytes);
+        Self {
+            device,
+            arithmetic,
+            num_threads,
+            progress,
+            loaded_bytes: 0,
+            total_bytes,
+        }
+    }
+
+    /// The weight in its stored format.
+    pub(crate) fn tensor<const D: usize>(&mut self, weight: &Weight) -> Tensor<D> {
+        let bytes = self.bytes(weight);
+        let range = 0..bytes.len();
+        let dtype = burn_dtype(weight.dtype());
+        kernels::weight_from_shared(Arc::new(bytes), range, &weight.shape, dtype, &self.device)
+    }
+
+    /// A small vector as f32, whatever it is stored as, each element through `f`.
+    pub(crate) fn vector(&mut self, weight: &Weight, f: impl Fn(f32) -> f32) -> Tensor<1> {
+        let stored: Tensor<1> = self.tensor(weight);
+        let values: Vec<f32> = stored
+            .try_to_vec_as::<f32>()
+            .expect("plain floats widen to f32")
+            .into_iter()
+            .map(f)
+            .collect();
+        Tensor::from_floats(values.as_slice(), &self.device)
+    }
+
+    fn bytes(&mut self, weight: &Weight) -> Bytes {
+        let bytes = match &weight.source {
+            Source::Stored(tensor) => {
+                touch(&tensor.data);
+                tensor.data.clone()
+            }
+            Source::Dummy { init, seed } => {
+                let count = weight.num_elements() as usize;
+                dummy::generate(*init, *seed, count, self.num_threads)
+            }
+        };
+        self.loaded_bytes += bytes.len() as u64;
+        self.progress.set(self.loaded_bytes, self.total_bytes);
+        bytes
+    }
+}
+
+/// Reads a byte of every page.
+fn touch(bytes: &[u8]) {
+    let sum = bytes
+        .iter()
+        .step_by(PAGE_BYTES)
+        .fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+    std::hint::black_box(sum);
+}
+
+fn burn_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        other => unreachable!("{other} was refused when the weight was located"),
+    }
+}

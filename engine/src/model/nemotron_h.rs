@@ -1,0 +1,141 @@
+//! The forward pass: embedding, a stack of one norm, one mixer and one addition each, final norm,
+//! head.
+
+use burn::tensor::{Int, Tensor, TensorData};
+
+use super::config::ModelConfig;
+use super::load::Loader;
+use super::weights::{LayerWeights, MixerWeights, ModelWeights};
+use crate::batch::Batch;
+use crate::cache::DeviceCache;
+use crate::layers::attention::Attention;
+use crate::layers::embedding::Embedding;
+use crate::layers::linear::Linear;
+use crate::layers::mamba2::Mamba2;
+use crate::layers::mlp::Mlp;
+use crate::layers::moe::Moe;
+use crate::layers::norm::Norm;
+
+/// A loaded model. Holds no sequence: all state is in the [`DeviceCache`].
+pub(crate) struct NemotronH {
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    norm: Norm,
+    /// `None` if the embedding table is the head.
+    head: Option<Linear>,
+}
+
+struct Layer {
+    norm: Norm,
+    mixer: Mixer,
+}
+
+enum Mixer {
+    Mamba(Box<Mamba2>),
+    Attention(Box<Attention>),
+    Moe(Box<Moe>),
+    Mlp(Box<Mlp>),
+}
+
+impl NemotronH {
+    pub(crate) fn load(weights: &ModelWeights, config: &ModelConfig, loader: &mut Loader) -> Self {
+        let embedding = Embedding::load(&weights.embedding, loader);
+        let layers = weights
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(at, layer)| {
+                // Layers of a kind number their pools in stack order.
+                let kind = config.layers[at];
+                let below = config.layers[..at].iter();
+                let index = below.filter(|other| **other == kind).count();
+                Layer::load(layer, config, index, loader)
+            })
+            .collect();
+        Self {
+            embedding,
+            layers,
+            norm: Norm::load(&weights.norm, config.norm_eps, loader),
+            head: weights
+                .head
+                .as_ref()
+                .map(|head| Linear::load_plain(head, loader)),
+        }
+    }
+
+    /// Hidden states after the final norm, `[T, H]`.
+    pub(crate) fn forward(&self, batch: &Batch, cache: &mut DeviceCache) -> Tensor<2> {
+        let mut residual = self.embedding.forward(&batch.ids);
+        let mut normed = None;
+        for (at, layer) in self.layers.iter().enumerate() {
+            let input = normed
+                .take()
+                .unwrap_or_else(|| layer.norm.forward(residual.clone()));
+            let mixed = match &layer.mixer {
+                Mixer::Mamba(mixer) => mixer.forward(input, cache, &batch.layout),
+                Mixer::Attention(mixer) => mixer.forward(input, cache, &batch.layout),
+                Mixer::Moe(mixer) => mixer.forward(input),
+                Mixer::Mlp(mixer) => mixer.forward(input),
+            };
+            // The addition is fused with the norm of whoever reads the sum next.
+            let next = self
+                .layers
+                .get(at + 1)
+                .map_or(&self.norm, |next| &next.norm);
+            let (sum, next_input) = next.add(residual, mixed);
+            residual = sum;
+            normed = Some(next_input);
+        }
+        normed.expect("a stack has at least one layer")
+    }
+
+    /// Logits `[positions, V]` at some positions of `hidden`, `[T, H]`.
+    pub(crate) fn logits(&self, hidden: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
+        let [num_tokens, _] = hidden.dims();
+        let chosen = if positions.len() == num_tokens {
+            hidden.clone()
+        } else {
+            let indices: Vec<i64> = positions.iter().map(|at| *at as i64).collect();
+            let shape = [indices.len()];
+            let indices: Tensor<1, Int> =
+                Tensor::from_data(TensorData::new(indices, shape), &hidden.device());
+            hidden.clone().select(0, indices)
+        };
+        match &self.head {
+            Some(head) => head.forward(chosen),
+            None => self.embedding.logits(chosen),
+        }
+    }
+}
+
+impl Layer {
+    fn load(
+        weights: &LayerWeights,
+        config: &ModelConfig,
+        index: usize,
+        loader: &mut Loader,
+    ) -> Self {
+        let eps = config.norm_eps;
+        let norm = Norm::load(&weights.norm, eps, loader);
+        let mixer = match &weights.mixer {
+            MixerWeights::Mamba(weights) => {
+                let config = config.mamba.as_ref().expect("the stack has Mamba layers");
+                Mixer::Mamba(Box::new(Mamba2::load(weights, config, eps, index, loader)))
+            }
+            MixerWeights::Attention(weights) => {
+                let config = config
+                    .attention
+                    .as_ref()
+                    .expect("the stack has attention layers");
+                let mixer = Attention::load(weights, config.num_heads, index, loader);
+                Mixer::Attention(Box::new(mixer))
+            }
+            MixerWeights::Moe(weights) => {
+                let config = config.moe.as_ref().expect("the stack has expert layers");
+                Mixer::Moe(Box::new(Moe::load(weights, config, loader)))
+            }
+            MixerWeights::Mlp(weights) => Mixer::Mlp(Box::new(Mlp::load(weights, loader))),
+        };
+        Self { norm, mixer }
+    }
+}
