@@ -393,6 +393,9 @@ fn refused(error: SubmitError, param: &str, window: u32) -> ApiError {
         .retry_after(5)
     };
     match error {
+        SubmitError::Empty | SubmitError::TokenOutOfRange { .. } => {
+            ApiError::invalid_value(param, error.to_string())
+        }
         SubmitError::NotReady | SubmitError::Failed(_) => unavailable(error.to_string()),
         SubmitError::Admission(why @ AdmissionError::QueueFull { .. }) => ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
