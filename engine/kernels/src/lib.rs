@@ -1,4 +1,5 @@
 //! Every tensor operation of the model.
+mod bandwidth;
 mod cache;
 mod causal_conv1d;
 mod embedding;
@@ -11,10 +12,12 @@ mod moe_experts;
 mod paged_attention;
 mod route;
 mod router_topk;
+pub mod self_test;
 mod simd;
 mod ssm_scan;
 mod team;
 
+pub use bandwidth::measure_read_bandwidth;
 pub use cache::{cache_write, copy_block, copy_slot, zero_slot};
 pub use causal_conv1d::causal_conv1d;
 pub use embedding::embedding;

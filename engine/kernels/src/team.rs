@@ -106,6 +106,11 @@ impl<T> SharedMut<T> {
         self.0.wrapping_add(index)
     }
 
+    /// The same elements, counted from `index` on.
+    pub(crate) fn offset(self, index: usize) -> Self {
+        Self(self.at(index))
+    }
+
     /// The elements `start..start + len`.
     ///
     /// # Safety

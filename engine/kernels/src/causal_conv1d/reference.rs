@@ -27,13 +27,13 @@ pub(crate) fn causal_conv1d(
                 .clone()
                 .narrow(0, row.tokens.start, len)
                 .narrow(1, shape.inner(), conv_dim);
-        let history = conv
-            .clone()
-            .narrow(0, row.slot, 1)
-            .reshape([conv_dim, kernel - 1])
-            .transpose();
         // |-- history: kernel - 1 --|-- inputs: len --|
         let window = if kernel > 1 {
+            let history = conv
+                .clone()
+                .narrow(0, row.slot, 1)
+                .reshape([conv_dim, kernel - 1])
+                .transpose();
             Tensor::cat(vec![history, inputs], 0)
         } else {
             inputs

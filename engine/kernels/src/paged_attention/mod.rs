@@ -1,6 +1,7 @@
 //! Attention over the paged KV cache.
 
 mod cpu;
+mod online;
 pub(crate) mod reference;
 
 use burn::tensor::Tensor;

@@ -1,0 +1,353 @@
+//! The online softmax of one job.
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use crate::RowLayout;
+use crate::flex::Elements;
+use crate::linear::tile::{F32Dot, tile};
+use crate::simd::{Kernel, LANES, Simd, Stored, math};
+use crate::team::SharedMut;
+
+/// What all jobs of a call share.
+pub(super) struct Attend<'a> {
+    /// `[T, heads * head_dim]`.
+    pub(super) q: &'a [f32],
+    /// `[num_blocks, block_size, kv_heads, head_dim]`.
+    pub(super) keys: Elements<'a>,
+    /// Like the keys.
+    pub(super) values: Elements<'a>,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) block_size: usize,
+    /// Like the queries.
+    pub(super) out: SharedMut<f32>,
+}
+
+/// Some queries of a row with some heads of one group.
+pub(super) struct Job<'a> {
+    pub(super) row: &'a RowLayout,
+    /// Queries, as tokens of the step.
+    pub(super) tokens: Range<usize>,
+    pub(super) kv_head: usize,
+    /// Query heads.
+    pub(super) heads: Range<usize>,
+}
+
+impl Job<'_> {
+    /// Absolute position of a token.
+    fn position(&self, token: usize) -> usize {
+        self.row.start + token - self.row.tokens.start
+    }
+
+    /// In multiply-adds.
+    pub(super) fn cost(&self, head_dim: usize) -> usize {
+        2 * self.tokens.len() * self.heads.len() * self.position(self.tokens.end) * head_dim
+    }
+}
+
+impl Kernel for (&Attend<'_>, &Job<'_>) {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (attend, job) = self;
+        match (attend.keys, attend.values) {
+            (Elements::F32(keys), Elements::F32(values)) => {
+                Online::new(s, attend, job).run(s, keys, values);
+            }
+            (Elements::Bf16(keys), Elements::Bf16(values)) => {
+                Online::new(s, attend, job).run(s, keys, values);
+            }
+            _ => unreachable!("KV pools are both F32 or both BF16, checked by the caller"),
+        }
+    }
+}
+
+/// Running state of a job; rows are queries times heads, heads inside.
+struct Online<'a> {
+    attend: &'a Attend<'a>,
+    job: &'a Job<'a>,
+    /// Scaled queries, `[rows, head_dim]`.
+    queries: Vec<f32>,
+    /// Scores of a block, then their exponentials, `[rows, padded]`.
+    scores: Vec<f32>,
+    /// Block size in whole lanes.
+    padded: usize,
+    /// Largest score so far, per row.
+    largest: Vec<f32>,
+    /// Sums of exponentials, `[rows, LANES]`.
+    weights: Vec<f32>,
+    /// Weighted values, `[rows, head_dim]`.
+    sums: Vec<f32>,
+}
+
+impl<'a> Online<'a> {
+    #[inline(always)]
+    fn new<S: Simd>(_: S, attend: &'a Attend<'a>, job: &'a Job<'a>) -> Self {
+        let (heads, head_dim) = (job.heads.len(), attend.head_dim);
+        let rows = job.tokens.len() * heads;
+        let scale = (head_dim as f32).sqrt().recip();
+        let mut queries = Vec::with_capacity(rows * head_dim);
+        for token in job.tokens.clone() {
+            let start = (token * attend.heads + job.heads.start) * head_dim;
+            queries.extend(
+                attend.q[start..start + heads * head_dim]
+                    .iter()
+                    .map(|q| q * scale),
+            );
+        }
+        let padded = attend.block_size.next_multiple_of(LANES);
+        Self {
+            attend,
+            job,
+            queries,
+            scores: vec![0.0; rows * padded],
+            padded,
+            largest: vec![f32::NEG_INFINITY; rows],
+            weights: vec![0.0; rows * LANES],
+            sums: vec![0.0; rows * head_dim],
+        }
+    }
+
+    #[inline(always)]
+    fn run<S: Simd, E: Stored>(mut self, s: S, keys: &[E], values: &[E]) {
+        let Attend {
+            kv_heads,
+            head_dim,
+            block_size,
+            ..
+        } = *self.attend;
+        let job = self.job;
+        let context = job.position(job.tokens.end);
+        let stride = kv_heads * head_dim;
+        for (index, start) in (0..context).step_by(block_size).enumerate() {
+            let block = job.row.blocks[index] as usize;
+            let from = block * block_size * stride + job.kv_head * head_dim;
+            let len = block_size.min(context - start);
+            let keys = &keys[from..from + (len - 1) * stride + head_dim];
+            let values = &values[from..from + (len - 1) * stride + head_dim];
+            self.score(s, keys, stride, len);
+            for (number, token) in job.tokens.clone().enumerate() {
+                // |-- seen by this query: limit --|-- later --|
+                // start                                start + len
+                let limit = (job.position(token) + 1).saturating_sub(start).min(len);
+                if limit > 0 {
+                    self.accumulate(s, number, limit, values, stride);
+                }
+            }
+        }
+        self.finish(s);
+    }
+
+    /// Scores of all rows against the block.
+    #[inline(always)]
+    fn score<S: Simd, E: Stored>(&mut self, s: S, keys: &[E], stride: usize, len: usize) {
+        let rows = self.largest.len();
+        let mut row = 0;
+        while row < rows {
+            let left = rows - row;
+            if S::WIDE && left >= 4 {
+                self.score_rows::<S, E, 4>(s, keys, stride, len, row);
+                row += 4;
+            } else if left >= 2 {
+                self.score_rows::<S, E, 2>(s, keys, stride, len, row);
+                row += 2;
+            } else {
+                self.score_rows::<S, E, 1>(s, keys, stride, len, row);
+                row += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn score_rows<S: Simd, E: Stored, const MR: usize>(
+        &mut self,
+        s: S,
+        keys: &[E],
+        stride: usize,
+        len: usize,
+        row: usize,
+    ) {
+        let mut at = 0;
+        while at < len {
+            let left = len - at;
+            if S::WIDE && left >= 4 {
+                self.score_tile::<S, E, MR, 4>(s, keys, stride, row, at);
+                at += 4;
+            } else if left >= 2 {
+                self.score_tile::<S, E, MR, 2>(s, keys, stride, row, at);
+                at += 2;
+            } else {
+                self.score_tile::<S, E, MR, 1>(s, keys, stride, row, at);
+                at += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn score_tile<S: Simd, E: Stored, const MR: usize, const NR: usize>(
+        &mut self,
+        s: S,
+        keys: &[E],
+        stride: usize,
+        row: usize,
+        at: usize,
+    ) {
+        let head_dim = self.attend.head_dim;
+        debug_assert!((at + NR - 1) * stride + head_dim <= keys.len());
+        // SAFETY: `MR` query rows from `row` on and `NR` keys from `at` on exist: the loops above
+        // count them, and `run` cut `keys` to end with the last one.
+        let scores = unsafe {
+            tile::<S, F32Dot<E>, MR, NR>(
+                s,
+                self.queries.as_ptr().add(row * head_dim),
+                head_dim,
+                keys.as_ptr().add(at * stride),
+                stride,
+                head_dim,
+            )
+        };
+        for (i, scores) in scores.into_iter().enumerate() {
+            self.scores[(row + i) * self.padded + at..][..NR].copy_from_slice(&scores);
+        }
+    }
+
+    /// Adds a block's first `limit` positions to all heads of a query.
+    #[inline(always)]
+    fn accumulate<S: Simd, E: Stored>(
+        &mut self,
+        s: S,
+        query: usize,
+        limit: usize,
+        values: &[E],
+        stride: usize,
+    ) {
+        let heads = self.job.heads.len();
+        let mut head = 0;
+        while head < heads {
+            let row = query * heads + head;
+            let left = heads - head;
+            if S::WIDE && left >= 4 {
+                self.accumulate_rows::<S, E, 4>(s, row, limit, values, stride);
+                head += 4;
+            } else if left >= 2 {
+                self.accumulate_rows::<S, E, 2>(s, row, limit, values, stride);
+                head += 2;
+            } else {
+                self.accumulate_rows::<S, E, 1>(s, row, limit, values, stride);
+                head += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn accumulate_rows<S: Simd, E: Stored, const MR: usize>(
+        &mut self,
+        s: S,
+        row: usize,
+        limit: usize,
+        values: &[E],
+        stride: usize,
+    ) {
+        let mut corrections = [s.splat(0.0); MR];
+        for i in 0..MR {
+            corrections[i] = self.exponentials(s, row + i, limit);
+        }
+        let head_dim = self.attend.head_dim;
+        debug_assert!((limit - 1) * stride + head_dim <= values.len());
+        let padded = self.padded;
+        let scores = &self.scores[row * padded..(row + MR) * padded];
+        let sums = &mut self.sums[row * head_dim..(row + MR) * head_dim];
+        let mut at = 0;
+        while at < head_dim {
+            let n = LANES.min(head_dim - at);
+            // SAFETY: `n` elements are left in each row of the sums and in each of the `limit`
+            // values; a row of scores holds at least `limit`.
+            unsafe {
+                let mut lanes = [s.splat(0.0); MR];
+                for i in 0..MR {
+                    let old = s.load_part(sums.as_ptr().add(i * head_dim + at), n);
+                    lanes[i] = s.mul(old, corrections[i]);
+                }
+                for j in 0..limit {
+                    let p = values.as_ptr().add(j * stride + at);
+                    let value = if n == LANES {
+                        E::load(s, p)
+                    } else {
+                        E::load_part(s, p, n)
+                    };
+                    for i in 0..MR {
+                        let weight = s.splat(*scores.get_unchecked(i * padded + j));
+                        lanes[i] = s.fma(weight, value, lanes[i]);
+                    }
+                }
+                for i in 0..MR {
+                    s.store_part(lanes[i], sums.as_mut_ptr().add(i * head_dim + at), n);
+                }
+            }
+            at += LANES;
+        }
+    }
+
+    /// Turns a row's first `limit` scores into exponentials over the running maximum, adds them to
+    /// its weight, and returns what earlier sums must be multiplied with.
+    #[inline(always)]
+    fn exponentials<S: Simd>(&mut self, s: S, row: usize, limit: usize) -> S::V {
+        let whole = limit.next_multiple_of(LANES);
+        let scores = &mut self.scores[row * self.padded..][..whole];
+        // Later positions weigh nothing.
+        scores[limit..].fill(f32::NEG_INFINITY);
+        let before = self.largest[row];
+        let mut largest = s.splat(before);
+        let mut at = 0;
+        while at < whole {
+            // SAFETY: whole lanes of the row.
+            largest = s.max(unsafe { s.load(scores.as_ptr().add(at)) }, largest);
+            at += LANES;
+        }
+        let now = s.largest(largest);
+        self.largest[row] = now;
+        let now = s.splat(now);
+        let correction = math::exp(s, s.sub(s.splat(before), now));
+        // SAFETY: a row of weights is one vector; scores as above.
+        unsafe {
+            let weight = self.weights.as_mut_ptr().add(row * LANES);
+            let mut sum = s.mul(s.load(weight), correction);
+            let mut at = 0;
+            while at < whole {
+                let score = s.load(scores.as_ptr().add(at));
+                let exponential = math::exp(s, s.sub(score, now));
+                s.store(exponential, scores.as_mut_ptr().add(at));
+                sum = s.add(sum, exponential);
+                at += LANES;
+            }
+            s.store(sum, weight);
+        }
+        correction
+    }
+
+    /// Divides and writes.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S) {
+        let (heads, head_dim) = (self.job.heads.len(), self.attend.head_dim);
+        for row in 0..self.largest.len() {
+            let token = self.job.tokens.start + row / heads;
+            let head = self.job.heads.start + row % heads;
+            // SAFETY: a row of weights is one vector; the output of this query and head is this
+            // job's alone and inside `out`, which is as long as `q`.
+            let (total, out) = unsafe {
+                (
+                    s.sum(s.load(self.weights.as_ptr().add(row * LANES))),
+                    self.attend
+                        .out
+                        .slice((token * self.attend.heads + head) * head_dim, head_dim),
+                )
+            };
+            for (out, sum) in out.iter_mut().zip(&self.sums[row * head_dim..]) {
+                *out = sum / total;
+            }
+        }
+    }
+}

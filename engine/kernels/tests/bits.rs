@@ -1,0 +1,489 @@
+//! The same bits whatever else is in the step and however a prompt is cut: on every instruction
+//! set, for every operation that mixes more than one number.
+
+use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor, TensorData};
+use kernels::*;
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), &Device::flex())
+}
+
+fn bits<const D: usize>(tensor: &Tensor<D>) -> Vec<u32> {
+    with_f32(tensor, |values| {
+        values.iter().map(|x| x.to_bits()).collect()
+    })
+}
+
+fn tokens(tensor: &Tensor<2>, range: std::ops::Range<usize>) -> Tensor<2> {
+    tensor.clone().narrow(0, range.start, range.len())
+}
+
+/// `op` over all tokens gives what it gives over the pieces before and after each cut.
+fn check_cuts(x: &Tensor<2>, cuts: &[usize], op: impl Fn(Tensor<2>) -> Tensor<2>) {
+    let [num_tokens, _] = x.dims();
+    for isa in Isa::available() {
+        with_isa(isa, || {
+            let whole = bits(&op(x.clone()));
+            let mut pieces = Vec::new();
+            for piece in pieces_of(num_tokens, cuts) {
+                pieces.extend(bits(&op(tokens(x, piece))));
+            }
+            assert!(
+                whole == pieces,
+                "{isa:?}, {num_tokens} tokens cut at {cuts:?}"
+            );
+        });
+    }
+}
+
+fn pieces_of(len: usize, cuts: &[usize]) -> Vec<std::ops::Range<usize>> {
+    let mut borders: Vec<usize> = cuts.iter().map(|cut| cut % (len + 1)).collect();
+    borders.extend([0, len]);
+    borders.sort_unstable();
+    borders.dedup();
+    borders.windows(2).map(|pair| pair[0]..pair[1]).collect()
+}
+
+fn stored() -> impl Strategy<Value = FloatDType> {
+    prop::sample::select(vec![FloatDType::F32, FloatDType::F16, FloatDType::BF16])
+}
+
+fn arithmetic() -> impl Strategy<Value = Arithmetic> {
+    prop::sample::select(vec![Arithmetic::F32, Arithmetic::Bf16])
+}
+
+fn cuts() -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(any::<prop::sample::Index>(), 0..4)
+        .prop_map(|cuts| cuts.iter().map(|cut| cut.index(1000)).collect())
+}
+
+const CASES: u32 = 24;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn weight_products(
+        m in 1_usize..40, n in 1_usize..40, k in 1_usize..200,
+        dtype in stored(), arithmetic in arithmetic(), cuts in cuts(),
+    ) {
+        let (x, w, down) = (random([m, k]), random([n, k]).cast(dtype), random([k, n]).cast(dtype));
+        let bias = random([n]);
+        check_cuts(&x, &cuts, |x| linear(x, &w, Some(&bias), arithmetic));
+        check_cuts(&x, &cuts, |x| mlp_relu2(x, &w, None, &down, None, arithmetic));
+    }
+
+    #[test]
+    fn norms(m in 1_usize..20, width in 1_usize..100, groups in 1_usize..4, cuts in cuts()) {
+        let weight = random([width]);
+        check_cuts(&random([m, width]), &cuts, |x| rms_norm(x, &weight, 1e-5));
+        check_cuts(&random([m, width]), &cuts, |x| {
+            let (sum, normed) = add_rms_norm(x.clone(), x, &weight, 1e-5);
+            Tensor::cat(vec![sum, normed], 1)
+        });
+        let inner = width * groups;
+        let weight = random([inner]);
+        check_cuts(&random([m, 2 * inner]), &cuts, |both| {
+            let y = both.clone().narrow(1, inner, inner);
+            gated_group_norm(y, &both, &weight, groups, 1e-5)
+        });
+    }
+
+    #[test]
+    fn experts(
+        m in 1_usize..30, k in 1_usize..40, n in 1_usize..40,
+        dtype in stored(), arithmetic in arithmetic(), cuts in cuts(), seed in any::<u32>(),
+    ) {
+        const EXPERTS: usize = 6;
+        const TOP_K: usize = 3;
+        let up = ExpertMatrices::Fused(random([EXPERTS, n, k]).cast(dtype));
+        let down = ExpertMatrices::Fused(random([EXPERTS, k, n]).cast(dtype));
+        let gate = random([EXPERTS, k]);
+        let bias = random([EXPERTS]).mul_scalar(f64::from(seed % 3) * 0.1);
+        let shape = RouterShape {
+            top_k: TOP_K, n_group: 2, topk_group: 2, norm_topk_prob: true, scaling: 2.5,
+        };
+        check_cuts(&random([m, k]), &cuts, |v| {
+            let routing = router_topk(&v, &gate, &bias, &shape);
+            moe_experts(v, &up, &down, &routing, arithmetic)
+        });
+    }
+
+    #[test]
+    fn attention(
+        (kv_heads, group) in (1_usize..4, 1_usize..7), head_dim in 1_usize..40,
+        block_size in 1_usize..35, len in 1_usize..60, bf16 in any::<bool>(), cuts in cuts(),
+    ) {
+        check_attention(kv_heads, group, head_dim, block_size, len, bf16, &cuts)?;
+    }
+
+    #[test]
+    fn mixer(
+        (groups, heads_per_group) in (1_usize..3, 1_usize..3), head_dim in 1_usize..10,
+        state in 1_usize..40, conv_kernel in 1_usize..6, len in 1_usize..40, cuts in cuts(),
+    ) {
+        let shape = MambaShape {
+            heads: groups * heads_per_group, head_dim, groups, state, conv_kernel,
+        };
+        check_mixer(&shape, len, &cuts)?;
+    }
+}
+
+/// Writes and attends one prompt in pieces, beside a stranger's row, against all at once.
+fn check_attention(
+    kv_heads: usize,
+    group: usize,
+    head_dim: usize,
+    block_size: usize,
+    len: usize,
+    bf16: bool,
+    cuts: &[usize],
+) -> TestCaseResult {
+    let dtype = if bf16 {
+        FloatDType::BF16
+    } else {
+        FloatDType::F32
+    };
+    let blocks = len.div_ceil(block_size);
+    let heads = kv_heads * group;
+    let q = random([len, heads * head_dim]);
+    let (k, v) = (
+        random([len, kv_heads * head_dim]),
+        random([len, kv_heads * head_dim]),
+    );
+    let pool_shape = [2 * blocks + 2, block_size, kv_heads, head_dim];
+    let new_pool = || KvPool {
+        keys: Tensor::<4>::full(pool_shape, f32::NAN, &Device::flex()).cast(dtype),
+        values: Tensor::<4>::full(pool_shape, f32::NAN, &Device::flex()).cast(dtype),
+    };
+    let row = |tokens, start, first: usize| RowLayout {
+        tokens,
+        start,
+        slot: 0,
+        blocks: (0..blocks)
+            .map(|block| (first + 2 * block) as u32)
+            .collect(),
+    };
+    for isa in Isa::available() {
+        with_isa(isa, || {
+            let layout = Layout {
+                rows: vec![row(0..len, 0, 1)],
+                block_size,
+            };
+            let pool = cache_write(new_pool(), k.clone(), v.clone(), &layout);
+            let whole = bits(&paged_attention(q.clone(), &pool, heads, &layout));
+
+            let mut pool = new_pool();
+            let mut pieces = Vec::new();
+            for piece in pieces_of(len, cuts) {
+                // A stranger's first tokens go before ours in the step.
+                let strangers = piece.len() % 3;
+                let beside = |x: &Tensor<2>| {
+                    let ours = tokens(x, piece.clone());
+                    if strangers == 0 {
+                        return ours;
+                    }
+                    Tensor::cat(vec![tokens(x, 0..strangers).neg(), ours], 0)
+                };
+                let mut rows = vec![row(strangers..strangers + piece.len(), piece.start, 1)];
+                if strangers > 0 {
+                    rows.insert(0, row(0..strangers, 0, 2));
+                }
+                let layout = Layout { rows, block_size };
+                pool = cache_write(pool, beside(&k), beside(&v), &layout);
+                let out = paged_attention(beside(&q), &pool, heads, &layout);
+                pieces.extend(bits(&tokens(&out, strangers..strangers + piece.len())));
+            }
+            prop_assert!(whole == pieces, "{isa:?} cut at {cuts:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Convolution and recurrence of one prompt in pieces, beside a stranger's row, against all at
+/// once: outputs and final states.
+fn check_mixer(shape: &MambaShape, len: usize, cuts: &[usize]) -> TestCaseResult {
+    const SLOTS: usize = 3;
+    let projected = random([len, shape.projected()]);
+    let weight = random([shape.conv_dim(), 1, shape.conv_kernel]);
+    let (a, d, dt_bias) = (
+        random([shape.heads]).exp().neg(),
+        random([shape.heads]),
+        random([shape.heads]),
+    );
+    let step = |projected: &Tensor<2>, pool, layout: &Layout| {
+        let (xbc, pool) = causal_conv1d(projected, &weight, None, pool, shape, layout);
+        ssm_scan(xbc, projected, &a, &d, &dt_bias, None, pool, shape, layout)
+    };
+    let new_pool = || {
+        let pool = StatePool {
+            conv: Tensor::full(
+                [SLOTS, shape.conv_dim(), shape.conv_kernel - 1],
+                f32::NAN,
+                &Device::flex(),
+            ),
+            ssm: Tensor::full(
+                [SLOTS, shape.heads, shape.head_dim, shape.state],
+                f32::NAN,
+                &Device::flex(),
+            ),
+        };
+        zero_slot(zero_slot(pool, 1), 2)
+    };
+    let row = |tokens, slot| RowLayout {
+        tokens,
+        start: 0,
+        slot,
+        blocks: Vec::new(),
+    };
+    let slot_bits = |pool: &StatePool| {
+        let mut all = bits(&pool.conv.clone().narrow(0, 1, 1));
+        all.extend(bits(&pool.ssm.clone().narrow(0, 1, 1)));
+        all
+    };
+    for isa in Isa::available() {
+        with_isa(isa, || {
+            let layout = Layout {
+                rows: vec![row(0..len, 1)],
+                block_size: 1,
+            };
+            let (y, pool) = step(&projected, new_pool(), &layout);
+            let (whole, whole_state) = (bits(&y), slot_bits(&pool));
+
+            let mut pool = new_pool();
+            let mut pieces = Vec::new();
+            for piece in pieces_of(len, cuts) {
+                let n = piece.len();
+                let stranger = tokens(&projected, 0..1).neg();
+                let inputs = Tensor::cat(vec![tokens(&projected, piece), stranger], 0);
+                let layout = Layout {
+                    rows: vec![row(0..n, 1), row(n..n + 1, 2)],
+                    block_size: 1,
+                };
+                let (y, after) = step(&inputs, pool, &layout);
+                pool = after;
+                pieces.extend(bits(&tokens(&y, 0..n)));
+            }
+            prop_assert!(whole == pieces, "{isa:?} cut at {cuts:?}");
+            prop_assert!(
+                whole_state == slot_bits(&pool),
+                "state, {isa:?} cut at {cuts:?}"
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Shapes wide enough for several threads, blocks of input rows and expert passes.
+#[test]
+fn wide_operations() {
+    let (x, w) = (
+        random([90, 1536]),
+        random([300, 1536]).cast(FloatDType::BF16),
+    );
+    for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
+        check_cuts(&x, &[1, 33, 50], |x| linear(x, &w, None, arithmetic));
+    }
+    let experts = |n, k| {
+        ExpertMatrices::PerExpert(
+            (0..8)
+                .map(|_| random([n, k]).cast(FloatDType::BF16))
+                .collect(),
+        )
+    };
+    let (up, down) = (experts(48, 64), experts(64, 48));
+    let gate = random([8, 64]);
+    let bias = Tensor::zeros([8], &Device::flex());
+    let shape = RouterShape {
+        top_k: 6,
+        n_group: 1,
+        topk_group: 1,
+        norm_topk_prob: true,
+        scaling: 1.0,
+    };
+    // 400 tokens with 6 experts each are more rows than one pass takes.
+    check_cuts(&random([400, 64]), &[1, 7, 200], |v| {
+        let routing = router_topk(&v, &gate, &bias, &shape);
+        moe_experts(v, &up, &down, &routing, Arithmetic::F32)
+    });
+}
+
+#[test]
+fn number_of_threads_changes_nothing() {
+    let (x, w) = (
+        random([7, 1024]),
+        random([2000, 1024]).cast(FloatDType::BF16),
+    );
+    let q = random([1, 32 * 64]);
+    let pool = KvPool {
+        keys: random([40, 16, 2, 64]),
+        values: random([40, 16, 2, 64]),
+    };
+    let layout = Layout {
+        rows: vec![RowLayout {
+            tokens: 0..1,
+            start: 600,
+            slot: 0,
+            blocks: (0..38).collect(),
+        }],
+        block_size: 16,
+    };
+    let run = |threads| {
+        set_num_threads(threads);
+        assert_eq!(num_threads(), threads);
+        let mut all = bits(&linear(x.clone(), &w, None, Arithmetic::F32));
+        all.extend(bits(&paged_attention(q.clone(), &pool, 32, &layout)));
+        all
+    };
+    let one = run(1);
+    for threads in [2, 3, 7] {
+        assert!(run(threads) == one, "{threads} threads");
+    }
+}
+
+#[test]
+fn avx2_and_avx512_agree() {
+    // Both round once per multiply-add and add lanes in one order.
+    if Isa::best() < Isa::Avx512 {
+        return;
+    }
+    let (x, w) = (random([5, 333]), random([77, 333]).cast(FloatDType::F16));
+    let run = |isa| with_isa(isa, || bits(&linear(x.clone(), &w, None, Arithmetic::F32)));
+    assert!(run(Isa::Avx2) == run(Isa::Avx512));
+}
+
+#[test]
+fn a_nan_token_spoils_only_itself() {
+    let (m, k) = (5, 24);
+    let mut values = vec![0.5_f32; m * k];
+    values[2 * k..3 * k].fill(f32::NAN);
+    let x = Tensor::<2>::from_data(TensorData::new(values, [m, k]), &Device::flex());
+    let up = ExpertMatrices::Fused(random([4, 16, k]));
+    let down = ExpertMatrices::Fused(random([4, k, 16]));
+    let (gate, bias) = (random([4, k]), random([4]));
+    let shape = RouterShape {
+        top_k: 2,
+        n_group: 2,
+        topk_group: 1,
+        norm_topk_prob: true,
+        scaling: 1.0,
+    };
+    for isa in Isa::available() {
+        with_isa(isa, || {
+            let routing = router_topk(&x, &gate, &bias, &shape);
+            let out = moe_experts(x.clone(), &up, &down, &routing, Arithmetic::F32);
+            with_f32(&out, |out| {
+                for (token, out) in out.chunks_exact(k).enumerate() {
+                    assert!(
+                        out.iter().all(|x| x.is_nan() == (token == 2)),
+                        "{isa:?} token {token}"
+                    );
+                }
+            });
+        });
+    }
+}
+
+#[test]
+fn strided_inputs_are_read_in_order() {
+    let x = random([6, 20]);
+    let w = random([20, 9]);
+    let strided = linear(x.clone(), &w.clone().transpose(), None, Arithmetic::F32);
+    let packed = Tensor::<2>::from_data(w.transpose().into_data(), &Device::flex());
+    assert_eq!(
+        bits(&strided),
+        bits(&linear(x, &packed, None, Arithmetic::F32))
+    );
+}
+
+#[test]
+fn routing_made_elsewhere_is_understood() {
+    // Ids as this backend makes them by default, not the router's own I32.
+    let ids = Tensor::<2, Int>::from_ints([[1, 0], [0, 1]], &Device::flex());
+    let weights = Tensor::from_floats([[1.0, 2.0], [2.0, 1.0]], &Device::flex());
+    let one = Tensor::<3>::ones([2, 1, 1], &Device::flex());
+    let matrices = || ExpertMatrices::Fused(one.clone());
+    let v = Tensor::<2>::from_floats([[2.0], [3.0]], &Device::flex());
+    let routing = Routing { ids, weights };
+    let out = moe_experts(v, &matrices(), &matrices(), &routing, Arithmetic::F32);
+    with_f32(&out, |out| assert_eq!(out, [12.0, 27.0]));
+}
+
+#[test]
+#[should_panic(expected = "a cache tensor has one owner")]
+fn a_shared_pool_is_refused() {
+    let pool = KvPool {
+        keys: random([2, 4, 1, 8]),
+        values: random([2, 4, 1, 8]),
+    };
+    let keep = pool.clone();
+    let pool = copy_block(pool, 0, 1);
+    drop((pool, keep));
+}
+
+#[test]
+#[should_panic(expected = "two rows share a state slot")]
+fn rows_may_not_share_a_slot() {
+    let shape = MambaShape {
+        heads: 1,
+        head_dim: 1,
+        groups: 1,
+        state: 1,
+        conv_kernel: 2,
+    };
+    let pool = StatePool {
+        conv: random([2, 3, 1]),
+        ssm: random([2, 1, 1, 1]),
+    };
+    let row = |tokens| RowLayout {
+        tokens,
+        start: 0,
+        slot: 1,
+        blocks: Vec::new(),
+    };
+    let layout = Layout {
+        rows: vec![row(0..1), row(1..2)],
+        block_size: 1,
+    };
+    let _ = causal_conv1d(
+        &random([2, 5]),
+        &random([3, 1, 2]),
+        None,
+        pool,
+        &shape,
+        &layout,
+    );
+}
+
+#[test]
+fn weights_from_shared_bytes_are_not_copied() {
+    let values: Vec<f32> = (0..7).map(|x| x as f32).collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let owner = std::sync::Arc::new(bytes);
+    let address = owner.as_ptr().addr();
+    let weight: Tensor<2> =
+        weight_from_shared(owner.clone(), 4..28, &[2, 3], DType::F32, &Device::flex());
+    with_f32(&weight, |got| {
+        assert_eq!(got, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        if address % 4 == 0 {
+            assert_eq!(got.as_ptr().addr(), address + 4);
+        }
+    });
+    drop(weight);
+    assert_eq!(std::sync::Arc::strong_count(&owner), 1, "the map is let go");
+
+    // Misaligned bytes are copied, and right.
+    let shifted: Vec<u8> = std::iter::once(0).chain(owner.iter().copied()).collect();
+    let weight: Tensor<1> = weight_from_shared(
+        std::sync::Arc::new(shifted),
+        1..29,
+        &[7],
+        DType::F32,
+        &Device::flex(),
+    );
+    with_f32(&weight, |got| assert_eq!(got, values));
+}
