@@ -91,7 +91,7 @@ pub(crate) fn elements(tensor: &FlexTensor) -> Elements<'_> {
     }
 }
 
-impl<'a> Elements<'a> {
+impl Elements<'_> {
     /// The elements `range`.
     pub(crate) fn slice(self, range: Range<usize>) -> Self {
         match self {

@@ -1,4 +1,47 @@
-//! Every tensor operation of the model.
+//! Every tensor operation of the model, one folder each, up to three ways:
+//!
+//! - `reference.rs`: plain Burn tensor operations, any device. It is the specification.
+//! - `cpu.rs`: taken when the tensors live on Flex. Written once over sixteen lanes ([`Isa`] picks
+//!   the instructions at run time), shared over a team of threads ([`set_num_threads`]), reading
+//!   weights in their stored format where the memory map has them.
+//! - `cube.rs`, CubeCL: none yet. **On CUDA every operation takes its reference**, whose routing
+//!   and block gathering go by way of the host: right, and slow.
+//!
+//! | folder | operations |
+//! | --- | --- |
+//! | `embedding` | [`embedding()`] |
+//! | `fused_norm` | [`rms_norm`], [`add_rms_norm`], [`gated_group_norm`] |
+//! | `linear` | [`linear()`], [`mlp_relu2`] |
+//! | `cache` | [`cache_write`], [`zero_slot`], [`copy_slot`], [`copy_block`] |
+//! | `paged_attention` | [`paged_attention()`] |
+//! | `causal_conv1d` | [`causal_conv1d()`] |
+//! | `ssm_scan` | [`ssm_scan()`], prefill and decode alike |
+//! | `router_topk` | [`router_topk()`] |
+//! | `moe_experts` | [`moe_experts()`] |
+//!
+//! Beside them: `layout` (how a step's rows lie in the token dimension, shapes, pools), `route`
+//! (which way is taken), `flex` (the CPU backend's buffers), `simd`, `isa`, `team`, `bandwidth`,
+//! and [`self_test`], which holds every operation of a device against f64 loops.
+//!
+//! # What holds on the CPU
+//!
+//! - A token's result is the same bits whatever else is in the step, however its prompt was cut
+//!   and whatever the number of threads, within one [`Isa`]: every sum has one order.
+//! - Pools are written in place. An operation takes the pool and gives it back; one that has a
+//!   second owner is refused, because writing it would copy the cache.
+//! - A NaN stays with its token.
+//!
+//! # What this crate does not know
+//!
+//! Sequences, requests, layers, checkpoints and their names: it sees tensors, shapes and a
+//! [`Layout`]. Wrong shapes are bugs of the caller and assert.
+
+// Kernels are compiled per instruction set by dissolving into a function that has its features
+// (see `simd`); a call left standing would be one without them.
+#![allow(clippy::inline_always)]
+// Tiles walk several arrays of one constant length by one index.
+#![allow(clippy::needless_range_loop)]
+
 mod bandwidth;
 mod cache;
 mod causal_conv1d;

@@ -81,7 +81,7 @@ impl Product<'_> {
             isa,
             Columns {
                 product: *self,
-                columns,
+                range: columns,
                 out,
             },
         );
@@ -108,7 +108,7 @@ impl Product<'_> {
 
 struct Columns<'a> {
     product: Product<'a>,
-    columns: Range<usize>,
+    range: Range<usize>,
     out: SharedMut<f32>,
 }
 
@@ -141,9 +141,9 @@ impl Columns<'_> {
         let mut start = 0;
         while start < self.product.m {
             let end = (start + block).min(self.product.m);
-            let mut column = self.columns.start;
-            while column < self.columns.end {
-                let left = self.columns.end - column;
+            let mut column = self.range.start;
+            while column < self.range.end {
+                let left = self.range.end - column;
                 if S::WIDE && left >= 4 {
                     self.rows::<S, D, 4>(s, x, stride, w, start..end, column);
                     column += 4;

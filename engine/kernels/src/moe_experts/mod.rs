@@ -10,6 +10,7 @@ use crate::{Arithmetic, Routing, route};
 
 /// Expert weights as stored: never restacked on the CPU, where they stay in the memory map.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // One or two per layer.
 pub enum ExpertMatrices {
     /// One tensor `[E, N, K]`.
     Fused(Tensor<3>),
@@ -45,6 +46,7 @@ impl ExpertMatrices {
 /// id, in f32.
 ///
 /// Shapes: `v` F32 `[T, L]`, `up` `[E, I, L]`, `down` `[E, L, I]`; returns F32 `[T, L]`.
+#[allow(clippy::needless_pass_by_value)] // A device kernel may write into the buffer of `v`.
 pub fn moe_experts(
     v: Tensor<2>,
     up: &ExpertMatrices,

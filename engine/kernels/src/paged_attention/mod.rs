@@ -24,6 +24,6 @@ pub fn paged_attention(q: Tensor<2>, pool: &KvPool, heads: usize, layout: &Layou
     if route::takes_cpu(&q) {
         cpu::paged_attention(q, pool, heads, layout)
     } else {
-        reference::paged_attention(q, pool, heads, layout)
+        reference::paged_attention(&q, pool, heads, layout)
     }
 }

@@ -6,7 +6,7 @@ use crate::{KvPool, Layout, RowLayout};
 
 /// Row by row, every head at once.
 pub(crate) fn paged_attention(
-    q: Tensor<2>,
+    q: &Tensor<2>,
     pool: &KvPool,
     heads: usize,
     layout: &Layout,

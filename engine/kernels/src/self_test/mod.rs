@@ -3,16 +3,20 @@
 //! Inputs are random but fixed by a seed. Cache entries that an operation has no business with hold
 //! NaN: reading one spoils the result, writing one is noticed.
 
-mod cases;
+mod attention;
+mod compare;
+mod dense;
 mod inputs;
+mod mixer;
+mod mixture;
 mod oracle;
 
 use burn::tensor::{DType, Device};
 
-pub use cases::{
-    attention, conv_and_scan, copies, embed, experts, gated_norm, mlp, norms, product,
-    product_with, router,
-};
+pub use attention::attention;
+pub use dense::{embed, gated_norm, mlp, norms, product, product_with};
+pub use mixer::{conv_and_scan, copies};
+pub use mixture::{experts, router};
 
 use crate::{Arithmetic, MambaShape, RouterShape};
 

@@ -4,6 +4,7 @@
 //! which has them.
 #![allow(unsafe_code)]
 
+#[allow(clippy::wildcard_imports)] // Forty intrinsics, whose names say where they come from.
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};

@@ -22,8 +22,7 @@ pub(super) fn ssm_scan(
 ) -> (Tensor<2>, Tensor<4>) {
     let [num_tokens, _] = xbc.dims();
     let (xbc, projected) = (flex::view(xbc), flex::view(projected));
-    let [a, d, dt_bias] =
-        [parameters.a, parameters.d, parameters.dt_bias].map(|tensor| flex::view(tensor));
+    let [a, d, dt_bias] = [parameters.a, parameters.d, parameters.dt_bias].map(flex::view);
     let mut ssm = flex::pool(ssm);
     let mut y = vec![0.0; num_tokens * shape.inner()];
     let heads = Heads {
@@ -49,7 +48,7 @@ pub(super) fn ssm_scan(
             Head {
                 heads: &heads,
                 row: &layout.rows[index / shape.heads],
-                head: index % shape.heads,
+                index: index % shape.heads,
             },
         );
     });
@@ -75,7 +74,7 @@ struct Heads<'a> {
 struct Head<'a> {
     heads: &'a Heads<'a>,
     row: &'a RowLayout,
-    head: usize,
+    index: usize,
 }
 
 impl Kernel for Head<'_> {
@@ -83,7 +82,11 @@ impl Kernel for Head<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { heads, row, head } = self;
+        let Self {
+            heads,
+            row,
+            index: head,
+        } = self;
         let shape = heads.shape;
         let MambaShape {
             head_dim,

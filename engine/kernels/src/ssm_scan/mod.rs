@@ -34,6 +34,7 @@ pub(crate) struct ScanParameters<'a> {
 /// throughout. `time_step_limit` bounds dt after the softplus, only for configs that really carry
 /// finite bounds.
 #[allow(clippy::too_many_arguments)] // The operands of one operation of the model.
+#[allow(clippy::needless_pass_by_value)] // A device kernel may write into the buffer of `xbc`.
 pub fn ssm_scan(
     xbc: Tensor<2>,
     projected: &Tensor<2>,

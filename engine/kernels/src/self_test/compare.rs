@@ -1,0 +1,75 @@
+//! How results are compared.
+
+use burn::tensor::Tensor;
+
+use super::inputs::Numbers;
+use super::{Outcome, Shapes};
+use crate::{Arithmetic, with_f32};
+
+/// f32 sums of some thousand terms stay within this.
+pub(super) const TOLERANCE: f64 = 1e-4;
+
+/// Of every norm.
+pub(super) const EPS: f32 = 1e-5;
+
+impl Shapes {
+    /// A rounding of an inner activation may fall the other way than in f64, and then differs by a
+    /// 256th.
+    pub(super) fn inner_tolerance(&self) -> f64 {
+        match self.arithmetic {
+            Arithmetic::F32 => TOLERANCE,
+            Arithmetic::Bf16 => 2e-2,
+        }
+    }
+
+    /// Weights that keep a sum of `k` products near one.
+    pub(super) fn weights(&self, numbers: &mut Numbers, n: usize, k: usize) -> Vec<f32> {
+        let scale = 2.0 / (k as f32).sqrt();
+        numbers.vector(n * k, scale, self.weights)
+    }
+}
+
+/// Largest error, infinite where a NaN appears.
+pub(super) fn worst(got: &[f32], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len(), "shape of a result");
+    got.iter()
+        .zip(want)
+        .map(|(&got, &want)| {
+            let error = (f64::from(got) - want).abs() / (1.0 + want.abs());
+            if error.is_nan() { f64::INFINITY } else { error }
+        })
+        .fold(0.0, f64::max)
+}
+
+pub(super) fn outcome<const D: usize>(
+    operation: &'static str,
+    got: &Tensor<D>,
+    want: &[f64],
+    tolerance: f64,
+) -> Outcome {
+    Outcome {
+        operation,
+        max_error: with_f32(got, |got| worst(got, want)),
+        tolerance,
+    }
+}
+
+/// The same numbers, NaN for NaN: for what must be copied or left alone.
+pub(super) fn untouched<const D: usize>(
+    operation: &'static str,
+    got: &Tensor<D>,
+    want: &[f32],
+) -> Outcome {
+    let same = with_f32(got, |got| {
+        got.len() == want.len()
+            && got
+                .iter()
+                .zip(want)
+                .all(|(got, want)| got == want || (got.is_nan() && want.is_nan()))
+    });
+    Outcome {
+        operation,
+        max_error: if same { 0.0 } else { f64::INFINITY },
+        tolerance: 0.0,
+    }
+}

@@ -1,0 +1,109 @@
+//! Cases of the mixture of experts.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+use super::compare::{TOLERANCE, outcome};
+use super::inputs::{Numbers, upload, wide};
+use super::{Outcome, Shapes, oracle};
+use crate::{Arithmetic, ExpertMatrices, Routing};
+
+/// Choice and weights of the router. Inputs are small binary fractions, so that logits are exact,
+/// ties are real ties and the choice must agree to the last id.
+pub fn router(device: &Device, shapes: &Shapes) -> Outcome {
+    let numbers = &mut Numbers::new(shapes.seed);
+    let (m, k, experts) = (shapes.num_tokens(), shapes.hidden, shapes.num_experts);
+    let coarse = |numbers: &mut Numbers, len: usize| -> Vec<f32> {
+        (0..len)
+            .map(|_| (numbers.below(5) as f32 - 2.0) / 8.0)
+            .collect()
+    };
+    let x = coarse(numbers, m * k);
+    let gate = coarse(numbers, experts * k);
+    let bias: Vec<f32> = (0..experts)
+        .map(|_| numbers.below(4) as f32 / 64.0)
+        .collect();
+    let logits = oracle::linear(&wide(&x), &wide(&gate), None, k, Arithmetic::F32);
+    let (mut want_ids, mut want_weights) = (Vec::new(), Vec::new());
+    for logits in logits.chunks_exact(experts) {
+        let (ids, weights) = oracle::choose(logits, &wide(&bias), &shapes.router);
+        want_ids.extend(ids);
+        want_weights.extend(weights);
+    }
+    let routing = crate::router_topk(
+        &upload(&x, [m, k], DType::F32, device),
+        &upload(&gate, [experts, k], shapes.weights, device),
+        &upload(&bias, [experts], DType::F32, device),
+        &shapes.router,
+    );
+    let ids = routing
+        .ids
+        .try_to_vec_as::<i32>()
+        .expect("ids read back as i32");
+    let mut outcome = outcome("router_topk", &routing.weights, &want_weights, TOLERANCE);
+    if ids != want_ids {
+        outcome.max_error = f64::INFINITY;
+    }
+    outcome
+}
+
+/// The routed experts, their weights fused or apart by turns of the seed.
+pub fn experts(device: &Device, shapes: &Shapes) -> Outcome {
+    let numbers = &mut Numbers::new(shapes.seed);
+    let (m, experts, top_k) = (shapes.num_tokens(), shapes.num_experts, shapes.router.top_k);
+    let (k, n) = (shapes.expert_hidden, shapes.expert_intermediate);
+    let v = numbers.vector(m * k, 1.0, DType::F32);
+    let ups: Vec<Vec<f32>> = (0..experts)
+        .map(|_| shapes.weights(numbers, n, k))
+        .collect();
+    let downs: Vec<Vec<f32>> = (0..experts)
+        .map(|_| shapes.weights(numbers, k, n))
+        .collect();
+    let (mut ids, mut weights) = (Vec::new(), Vec::new());
+    for _ in 0..m {
+        ids.extend(
+            numbers.permutation(experts)[..top_k]
+                .iter()
+                .map(|&id| id as i32),
+        );
+        weights.extend(numbers.vector(top_k, 1.0, DType::F32));
+    }
+
+    let mut want = vec![0.0; m * k];
+    for (token, want) in want.chunks_exact_mut(k).enumerate() {
+        let v = wide(&v[token * k..][..k]);
+        for choice in token * top_k..(token + 1) * top_k {
+            let expert = ids[choice] as usize;
+            let hidden = oracle::linear(&v, &wide(&ups[expert]), None, k, shapes.arithmetic);
+            let hidden = oracle::relu2(&hidden);
+            let out = oracle::linear(&hidden, &wide(&downs[expert]), None, n, shapes.arithmetic);
+            for (want, out) in want.iter_mut().zip(out) {
+                *want += f64::from(weights[choice]) * out;
+            }
+        }
+    }
+
+    let matrices = |each: &[Vec<f32>], [n, k]: [usize; 2]| {
+        if shapes.seed.is_multiple_of(2) {
+            let all = each.concat();
+            ExpertMatrices::Fused(upload(&all, [experts, n, k], shapes.weights, device))
+        } else {
+            ExpertMatrices::PerExpert(
+                each.iter()
+                    .map(|one| upload(one, [n, k], shapes.weights, device))
+                    .collect(),
+            )
+        }
+    };
+    let routing = Routing {
+        ids: Tensor::<2, Int>::from_data(TensorData::new(ids, [m, top_k]), device),
+        weights: upload(&weights, [m, top_k], DType::F32, device),
+    };
+    let got = crate::moe_experts(
+        upload(&v, [m, k], DType::F32, device),
+        &matrices(&ups, [n, k]),
+        &matrices(&downs, [k, n]),
+        &routing,
+        shapes.arithmetic,
+    );
+    outcome("moe_experts", &got, &want, shapes.inner_tolerance())
+}
