@@ -30,8 +30,8 @@ fn prefix(criterion: &mut Criterion) {
         num_blocks,
         num_slots: 64,
     });
-    // A long prefix that ends in a started block, and shorter ones as other turns would leave them.
-    for len in (0..32).map(|turn| NUM_TOKENS - 7 - turn * 1000) {
+    // A conversation: every turn goes on from the one before. The last one ends in a started block.
+    for len in (0..32).rev().map(|turn| NUM_TOKENS - 7 - turn * 1000) {
         let mut chain = HashChain::new("".into(), BLOCK_SIZE);
         let found = cache.reserve(reservation(&mut chain, &tokens[..len]));
         let (lease, _) = found.expect("there is room");

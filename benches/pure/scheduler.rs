@@ -42,7 +42,8 @@ fn answer(plan: &SchedulerOutput) -> StepResult {
 fn all_generate(num_prompt: u32) -> Scheduler {
     let blocks_each = (num_prompt + NUM_STEPS).div_ceil(BLOCK_SIZE) + 1;
     let config = SchedulerConfig {
-        max_num_batched_tokens: 8192,
+        // All prompts at once: only the steps behind them are measured.
+        max_num_batched_tokens: NUM_SEQS * num_prompt,
         max_num_seqs: NUM_SEQS,
         ..Default::default()
     };

@@ -26,7 +26,7 @@ impl Span {
 /// ```
 pub(crate) fn chunk_len(span: Span, budget: u32) -> u32 {
     let end = match span.boundary {
-        Some(boundary) if span.start < boundary && boundary < span.end => boundary,
+        Some(boundary) if span.start < boundary => boundary.min(span.end),
         _ => span.end,
     };
     (end - span.start).min(budget)
@@ -49,6 +49,16 @@ mod tests {
             got, expect,
             "{start}..{end} with boundary {boundary:?} and budget {budget}"
         );
+    }
+
+    #[test]
+    fn a_span_has_a_length() {
+        let span = Span {
+            start: 3,
+            end: 9,
+            boundary: None,
+        };
+        assert_eq!(span.len(), 6);
     }
 
     #[test]

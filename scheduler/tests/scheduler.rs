@@ -169,6 +169,25 @@ fn steps_are_numbered() {
 }
 
 #[test]
+fn rows_of_one_token_come_first() {
+    let mut scheduler = scheduler();
+    scheduler.add(request(1, &[1; 30], 1, greedy(2))).unwrap();
+    scheduler.add(request(2, &[2], 1, greedy(2))).unwrap();
+    step(&mut scheduler, 0);
+    let plan = scheduler.schedule().unwrap();
+    let rows: Vec<_> = plan
+        .rows
+        .iter()
+        .map(|row| (row.sequence.0, row.input_ids.len()))
+        .collect();
+    assert_eq!(
+        rows,
+        [(1, 1), (0, 13)],
+        "the older prompt stops one short of its end"
+    );
+}
+
+#[test]
 fn a_stop_id_at_the_limit_is_a_stop() {
     let mut scheduler = scheduler();
     let sampling = SamplingParams {
