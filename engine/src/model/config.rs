@@ -59,6 +59,8 @@ pub struct ModelConfig {
     pub mtp_layers: Option<Vec<LayerKind>>,
     /// The quantisation method that the file announces, if any.
     pub quantization: Option<String>,
+    /// Ids that end a turn: `eos_token_id`, which `generation_config.json` may say better.
+    pub eos_token_ids: Vec<u32>,
 }
 
 /// Attention layers.
@@ -194,6 +196,7 @@ impl ModelConfig {
             mlp_sizes: keys.mlp_sizes(&layers)?,
             mlp_bias: keys.flag("mlp_bias", false)?,
             quantization: keys.quantization(),
+            eos_token_ids: keys.eos_token_ids()?,
             layers,
             mtp_layers,
         })
@@ -563,6 +566,21 @@ impl<'a> Keys<'a> {
                 "`intermediate_size` has {len} entries for {num_mlp} dense layers"
             ))),
         }
+    }
+
+    fn eos_token_ids(&self) -> Result<Vec<u32>, EngineError> {
+        let key = "eos_token_id";
+        let Some((_, value)) = self.get(&[key]) else {
+            return Ok(Vec::new());
+        };
+        let listed = std::slice::from_ref(value);
+        let values = value.as_array().map_or(listed, Vec::as_slice);
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        values
+            .iter()
+            .map(id)
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| self.bad(key, value, "a token id or a list of them"))
     }
 
     fn quantization(&self) -> Option<String> {
