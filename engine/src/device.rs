@@ -76,6 +76,11 @@ pub(crate) fn name(device: &Device) -> String {
     }
 }
 
+/// How many there are; `None`: this build cannot use any.
+pub(crate) fn num_accelerators() -> Option<usize> {
+    cfg!(feature = "cuda").then(num_cuda_devices)
+}
+
 #[cfg(feature = "cuda")]
 fn num_cuda_devices() -> usize {
     Device::enumerate(burn::tensor::DeviceType::Cuda).len()

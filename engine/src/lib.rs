@@ -9,6 +9,7 @@ mod engine_core;
 mod error;
 mod handle;
 mod layers;
+mod machine;
 mod memory;
 pub mod model;
 mod model_runner;
@@ -23,6 +24,7 @@ pub use error::EngineError;
 pub use handle::{
     EngineHandle, EngineInfo, EngineStats, EngineStatus, RequestStream, StreamEvent, SubmitError,
 };
+pub use machine::Machine;
 pub use memory::MAX_MODEL_LEN;
 pub use model::ModelConfig;
 pub use open::{Engine, Opened};
