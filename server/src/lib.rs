@@ -7,8 +7,11 @@
 //! | `args` | flags, `NEMOSERVE_*` and the configuration file; sole reader of the environment |
 //! | `config` | arguments and model folder to each crate's validated configuration |
 //! | `state` | [`AppState`](state::AppState): what every request may see |
-//! | `http` | accept loop, limits, graceful drain |
-//! | `router` | the route table, one line per endpoint |
+//! | `http` | [`serve`]: accept loop, limits, graceful drain |
+//! | `connection` | the socket under the protocol library: idle, slow, stuck or gone |
+//! | `router` | the route table, one line per endpoint; what all answers have in common |
+//! | `request_body`, `request_id`, `cors` | bounded bodies, `x-request-id`, cross-origin rules |
+//! | `in_flight` | one request to its last byte: counted, timed, logged |
 //! | `error` | `ApiError` to status and body |
 //! | `sse` | framing and the streaming body |
 //! | `metrics`, `health` | every metric's name and help; alive and ready |
@@ -25,10 +28,27 @@
 //! Tensors, devices, blocks and slots: it hands token ids to an [`engine::EngineHandle`] and reads
 //! token ids back. It decides nothing about the order of work.
 
+mod admission;
 pub mod api;
+pub mod args;
 pub mod chat;
+pub mod cli;
+pub mod config;
+mod connection;
+mod cors;
+pub mod demo;
 pub mod error;
+pub mod health;
+pub mod http;
+mod in_flight;
+pub mod logging;
 pub mod metrics;
+mod request_body;
+mod request_id;
+pub mod router;
 pub mod sse;
+pub mod startup;
 pub mod state;
 pub mod text;
+
+pub use crate::http::serve;

@@ -1,22 +1,390 @@
 //! Every metric's name and help text.
+//!
+//! Native names begin with `nemoserve_`. [`ALIASES`] repeats those that dashboards, autoscalers and
+//! load tests look for under vLLM's names, with its labels. Labels come from closed sets (route
+//! patterns, status codes, finish reasons), never from a request.
 
 use std::time::Duration;
 
-/// Counters of the process.
-#[derive(Default)]
-pub struct Metrics {}
+use engine::{EngineHandle, EngineInfo};
+use http::StatusCode;
+use parking_lot::Mutex;
+use prometheus::proto::{LabelPair, MetricFamily};
+use prometheus::{
+    Encoder as _, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// Native name, vLLM's name for the same thing.
+const ALIASES: &[(&str, &str)] = &[
+    ("nemoserve_requests_running", "vllm:num_requests_running"),
+    ("nemoserve_requests_waiting", "vllm:num_requests_waiting"),
+    ("nemoserve_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc"),
+    ("nemoserve_preemptions_total", "vllm:num_preemptions_total"),
+    ("nemoserve_prompt_tokens_total", "vllm:prompt_tokens_total"),
+    (
+        "nemoserve_generation_tokens_total",
+        "vllm:generation_tokens_total",
+    ),
+    (
+        "nemoserve_prompt_tokens_total",
+        "vllm:prefix_cache_queries_total",
+    ),
+    (
+        "nemoserve_cached_prompt_tokens_total",
+        "vllm:prefix_cache_hits_total",
+    ),
+    (
+        "nemoserve_choices_finished_total",
+        "vllm:request_success_total",
+    ),
+    (
+        "nemoserve_time_to_first_token_seconds",
+        "vllm:time_to_first_token_seconds",
+    ),
+    (
+        "nemoserve_inter_token_latency_seconds",
+        "vllm:inter_token_latency_seconds",
+    ),
+    (
+        "nemoserve_request_duration_seconds",
+        "vllm:e2e_request_latency_seconds",
+    ),
+    ("nemoserve_cache_config_info", "vllm:cache_config_info"),
+];
+
+/// `content-type` of the exposition format.
+pub(crate) const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// From a cached prompt on a fast device to a long one on a slow CPU behind a queue.
+const TTFT_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
+    10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+];
+
+const INTER_TOKEN_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
+    5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+];
+
+const DURATION_BUCKETS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0,
+    40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 2560.0,
+];
+
+/// Numbers of the process. Each instance has its own registry, so tests do not share counts.
+pub struct Metrics {
+    registry: Registry,
+    model_name: String,
+    requests: IntCounterVec,
+    prompt_tokens: IntCounter,
+    generation_tokens: IntCounter,
+    cached_prompt_tokens: IntCounter,
+    cancelled: IntCounter,
+    finished: IntCounterVec,
+    ttft: Histogram,
+    inter_token: Histogram,
+    duration: Histogram,
+    connections: IntGauge,
+    in_flight: IntGauge,
+    engine: Mutex<EngineMetrics>,
+}
+
+/// Copies of the engine's numbers, brought up to date by each scrape.
+struct EngineMetrics {
+    running: IntGauge,
+    waiting: IntGauge,
+    kv_usage: Gauge,
+    blocks: IntGaugeVec,
+    slots: IntGaugeVec,
+    preemptions: IntCounter,
+    steps: IntCounter,
+    heartbeat_age: Gauge,
+}
 
 impl Metrics {
+    /// Registers everything. `routes` are the patterns that requests are counted under.
+    pub fn new<'a>(
+        model_name: &str,
+        info: &EngineInfo,
+        routes: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        let registry = Registry::new();
+        let of = Registrar(&registry);
+        let requests = of.counters(
+            "requests_total",
+            "Requests answered, by route pattern and status; 499: the client left before the headers.",
+            &["route", "status"],
+        );
+        for route in routes {
+            requests.with_label_values(&[route, "200"]);
+        }
+        let finished = of.counters(
+            "choices_finished_total",
+            "Choices that ended, by reason.",
+            &["finished_reason"],
+        );
+        for reason in ["stop", "length", "abort", "error"] {
+            finished.with_label_values(&[reason]);
+        }
+        let cache_config = of.gauges(
+            "cache_config_info",
+            "How the cache is cut; the value is always 1.",
+            &["block_size", "num_gpu_blocks", "num_slots"],
+        );
+        cache_config
+            .with_label_values(&[
+                info.block_size.to_string(),
+                info.num_blocks.to_string(),
+                info.num_slots.to_string(),
+            ])
+            .set(1);
+        let build = of.gauges(
+            "build_info",
+            "Version, device and arithmetic of this process; the value is always 1.",
+            &["version", "device", "dtype"],
+        );
+        build
+            .with_label_values(&[env!("CARGO_PKG_VERSION"), &info.device, &info.dtype])
+            .set(1);
+        of.gauge(
+            "max_model_len_tokens",
+            "Prompt plus output of one sequence at most.",
+        )
+        .set(info.max_model_len.into());
+        of.gauge("weight_bytes", "Weights as stored.")
+            .set(info.weight_bytes as i64);
+        let engine = EngineMetrics {
+            running: of.gauge("requests_running", "Choices with a live state slot."),
+            waiting: of.gauge(
+                "requests_waiting",
+                "Choices that wait for memory, preempted ones included.",
+            ),
+            kv_usage: of.float_gauge(
+                "kv_cache_usage_ratio",
+                "Share of the KV blocks that live sequences hold, 0 to 1.",
+            ),
+            blocks: of.gauges(
+                "kv_blocks",
+                "KV blocks by state: used by live sequences, cached for reuse only, or all there are.",
+                &["state"],
+            ),
+            slots: of.gauges(
+                "state_slots",
+                "Mamba state slots by state: used by live sequences, cached snapshots, or all there are.",
+                &["state"],
+            ),
+            preemptions: of.counter(
+                "preemptions_total",
+                "Sequences sent back to the queue for want of memory.",
+            ),
+            steps: of.counter("engine_steps_total", "Steps that the engine ran."),
+            heartbeat_age: of.float_gauge(
+                "engine_heartbeat_age_seconds",
+                "Since the step loop last turned. Large: the engine hangs.",
+            ),
+        };
+        Self {
+            requests,
+            prompt_tokens: of.counter(
+                "prompt_tokens_total",
+                "Prompt tokens of admitted requests, as in usage.",
+            ),
+            generation_tokens: of
+                .counter("generation_tokens_total", "Sampled tokens, as in usage."),
+            cached_prompt_tokens: of.counter(
+                "cached_prompt_tokens_total",
+                "Prompt tokens that needed no computing, as in usage.",
+            ),
+            cancelled: of.counter(
+                "requests_cancelled_total",
+                "Generating requests whose client left before the end.",
+            ),
+            finished,
+            ttft: of.histogram(
+                "time_to_first_token_seconds",
+                "From a generating request's headers to its first token.",
+                TTFT_BUCKETS,
+            ),
+            inter_token: of.histogram(
+                "inter_token_latency_seconds",
+                "Between two tokens of one choice.",
+                INTER_TOKEN_BUCKETS,
+            ),
+            duration: of.histogram(
+                "request_duration_seconds",
+                "From a generating request's headers to the last byte of its answer.",
+                DURATION_BUCKETS,
+            ),
+            connections: of.gauge("connections_open", "Open client connections."),
+            in_flight: of.gauge(
+                "http_requests_in_flight",
+                "Requests whose answer is not complete, of every route.",
+            ),
+            engine: Mutex::new(engine),
+            model_name: model_name.to_owned(),
+            registry,
+        }
+    }
+
     /// From the headers of a generating request to its first token.
-    pub fn observe_ttft(&self, _after: Duration) {}
+    pub fn observe_ttft(&self, after: Duration) {
+        self.ttft.observe(after.as_secs_f64());
+    }
 
     /// Between two tokens of one choice.
-    pub fn observe_inter_token(&self, _gap: Duration) {}
+    pub fn observe_inter_token(&self, gap: Duration) {
+        self.inter_token.observe(gap.as_secs_f64());
+    }
 
     /// A choice ended, and why: one of `stop`, `length`, `abort`, `error`.
-    pub fn count_finished(&self, _reason: &'static str) {}
+    pub fn count_finished(&self, reason: &'static str) {
+        self.finished.with_label_values(&[reason]).inc();
+    }
 
-    pub(crate) fn count_prompt(&self, _prompt: u64, _cached: u64) {}
+    pub(crate) fn count_prompt(&self, prompt: u64, cached: u64) {
+        self.prompt_tokens.inc_by(prompt);
+        self.cached_prompt_tokens.inc_by(cached);
+    }
 
-    pub(crate) fn count_generated(&self, _generated: u64) {}
+    pub(crate) fn count_generated(&self, generated: u64) {
+        self.generation_tokens.inc_by(generated);
+    }
+
+    pub(crate) fn count_cancelled(&self) {
+        self.cancelled.inc();
+    }
+
+    pub(crate) fn count_request(&self, route: &'static str, status: StatusCode) {
+        self.requests
+            .with_label_values(&[route, status.as_str()])
+            .inc();
+    }
+
+    pub(crate) fn observe_duration(&self, took: Duration) {
+        self.duration.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn connections(&self) -> &IntGauge {
+        &self.connections
+    }
+
+    pub(crate) fn in_flight(&self) -> &IntGauge {
+        &self.in_flight
+    }
+
+    /// The exposition format, with the engine's numbers as of now.
+    pub fn render(&self, engine: &EngineHandle) -> String {
+        self.engine.lock().refresh(engine);
+        let mut families = self.registry.gather();
+        let aliases: Vec<_> = ALIASES
+            .iter()
+            .map(|(native, alias)| {
+                let family = families
+                    .iter()
+                    .find(|family| family.name() == *native)
+                    .expect("every aliased metric is registered and has a value");
+                self.alias(family.clone(), alias)
+            })
+            .collect();
+        families.extend(aliases);
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&families, &mut text)
+            .expect("families from the registry are well-formed");
+        String::from_utf8(text).expect("names, help and labels are UTF-8")
+    }
+
+    fn alias(&self, mut family: MetricFamily, name: &str) -> MetricFamily {
+        family.set_name(name.to_owned());
+        for metric in family.mut_metric() {
+            let mut labels = metric.take_label();
+            for (name, value) in [("engine", "0"), ("model_name", &self.model_name)] {
+                let mut label = LabelPair::default();
+                label.set_name(name.to_owned());
+                label.set_value(value.to_owned());
+                labels.push(label);
+            }
+            metric.set_label(labels);
+        }
+        family
+    }
+}
+
+impl EngineMetrics {
+    fn refresh(&mut self, engine: &EngineHandle) {
+        let stats = engine.stats();
+        let s = &stats.scheduler;
+        self.running.set(s.num_running.into());
+        self.waiting.set(s.num_waiting.into());
+        let share = f64::from(s.num_blocks_used) / f64::from(s.num_blocks.max(1));
+        self.kv_usage.set(share);
+        for (gauges, values) in [
+            (
+                &self.blocks,
+                [s.num_blocks_used, s.num_blocks_cached, s.num_blocks],
+            ),
+            (
+                &self.slots,
+                [s.num_slots_used, s.num_slots_cached, s.num_slots],
+            ),
+        ] {
+            for (state, value) in ["used", "cached", "total"].into_iter().zip(values) {
+                gauges.with_label_values(&[state]).set(value.into());
+            }
+        }
+        raise(&self.preemptions, s.num_preemptions);
+        raise(&self.steps, s.num_steps);
+        self.heartbeat_age.set(stats.heartbeat_age.as_secs_f64());
+    }
+}
+
+/// Brings a counter up to a total that somebody else keeps.
+fn raise(counter: &IntCounter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+/// Makes and registers metrics under the prefix.
+struct Registrar<'a>(&'a Registry);
+
+impl Registrar<'_> {
+    fn add<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        metric: prometheus::Result<C>,
+    ) -> C {
+        let metric = metric.expect("names and labels are literals that fit the grammar");
+        self.0
+            .register(Box::new(metric.clone()))
+            .expect("every name is registered once");
+        metric
+    }
+
+    fn opts(name: &str, help: &str) -> Opts {
+        Opts::new(format!("nemoserve_{name}"), help)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::with_opts(Self::opts(name, help)))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Self::opts(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::with_opts(Self::opts(name, help)))
+    }
+
+    fn float_gauge(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::with_opts(Self::opts(name, help)))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Self::opts(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let opts = HistogramOpts::from(Self::opts(name, help)).buckets(buckets.to_vec());
+        self.add(Histogram::with_opts(opts))
+    }
 }

@@ -39,8 +39,8 @@ pub enum Phase {
 pub struct ServerConfig {
     /// Keys that clients must show; empty: authentication is off.
     pub api_keys: Vec<String>,
-    /// `access-control-allow-origin`. Default `*`.
-    pub cors_origin: String,
+    /// Origins whose pages may call the API. Default `*`: all.
+    pub cors_origins: Vec<String>,
     /// Silence on a stream after which a comment is sent. Default 10 s.
     pub sse_keepalive: Duration,
     /// Bytes of a request body; beyond it 413. Default 32 MiB.
@@ -51,8 +51,14 @@ pub struct ServerConfig {
     pub header_timeout: Duration,
     /// From the headers to the last byte of the body. Default 60 s.
     pub body_timeout: Duration,
-    /// A connection without any request in flight is closed after this. Default 75 s.
+    /// A connection without any request in flight is closed after this. Longer than the idle time of
+    /// common proxies (60 s), so that it is they who close. Default 75 s.
     pub idle_timeout: Duration,
+    /// A connection that takes no byte of what is written to it is closed after this. Default 60 s.
+    pub write_timeout: Duration,
+    /// `/health` fails when the step loop has not turned for this long. One step of a large model on
+    /// a CPU takes seconds; too short a limit restarts a busy server. Default 120 s.
+    pub stall_timeout: Duration,
     /// How long running streams may take to finish after a stop signal. Default 30 s.
     pub drain: Duration,
 }
@@ -61,13 +67,15 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             api_keys: Vec::new(),
-            cors_origin: "*".into(),
+            cors_origins: vec!["*".into()],
             sse_keepalive: Duration::from_secs(10),
             max_body_bytes: 32 << 20,
             max_connections: 4096,
             header_timeout: Duration::from_secs(15),
-            body_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_mins(1),
             idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_mins(1),
+            stall_timeout: Duration::from_mins(2),
             drain: Duration::from_secs(30),
         }
     }
@@ -93,6 +101,8 @@ pub struct AppState {
     pub metrics: Metrics,
     /// Where the server is in its life.
     pub phase: watch::Sender<Phase>,
+    /// Generating requests whose answer is not complete.
+    pub num_generating: AtomicU64,
 }
 
 impl AppState {

@@ -1,11 +1,5 @@
 //! The family: how to talk.
 
-mod clock;
-mod message;
-mod python;
-mod reasoning;
 mod template;
 
-pub use message::{Message, Role, ToolCall};
-pub use reasoning::{Placement, ReasoningSplitter};
-pub use template::{ChatTemplate, Rendered, TemplateError, Variables};
+pub use template::{ChatTemplate, TemplateError};

@@ -1,9 +1,5 @@
 //! Tokens to text and back.
 
-mod detokenizer;
-mod stop;
 mod tokenizer;
 
-pub use detokenizer::{Detokenizer, Utf8Stream};
-pub use stop::{StopMatcher, StopStrings};
-pub use tokenizer::{AddedToken, Marked, Tokenizer, TokenizerError};
+pub use tokenizer::{Tokenizer, TokenizerError};

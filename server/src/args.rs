@@ -1,0 +1,363 @@
+//! Flags, environment and configuration file; the only place that reads the environment.
+//!
+//! A value comes from the first of: flag, `NEMOSERVE_*` variable, file, default. The defaults are
+//! those of the crate that a value configures, so here everything is optional.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
+
+use crate::api::params::ReasoningField;
+use crate::logging::LogFormat;
+
+/// Exit codes, as `--help` documents them.
+pub mod exit {
+    /// A drained stop.
+    pub const OK: u8 = 0;
+    /// A flag, variable or file key is wrong.
+    pub const USAGE: u8 = 2;
+    /// The model cannot be served: files, memory, device.
+    pub const MODEL: u8 = 3;
+    /// The address cannot be listened on.
+    pub const ADDRESS: u8 = 4;
+    /// The engine failed while it served.
+    pub const ENGINE: u8 = 5;
+    /// A command other than `serve` did not succeed.
+    pub const COMMAND: u8 = 1;
+    /// A second signal cut the drain short.
+    pub const FORCED: u8 = 130;
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0    stopped by a signal, after the drain
+  1    a command other than serve did not succeed
+  2    a flag, variable or key of the file is wrong
+  3    the model cannot be served (files, memory, device)
+  4    the address cannot be listened on
+  5    the engine failed while it served
+  130  a second signal cut the drain short";
+
+/// Serves NVIDIA's Nemotron-H family as an OpenAI endpoint.
+#[derive(Debug, Parser)]
+#[command(name = "nemoserve", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Without a command: serve.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model; without --model the embedded demo.
+    #[command(after_help = EXIT_CODES)]
+    Serve(Box<ServeArgs>),
+    /// Chat in the terminal with a running server.
+    Chat(ChatArgs),
+    /// Say what this machine can serve.
+    Doctor(DoctorArgs),
+}
+
+/// Everything about serving. Keys of the file are the flags' names.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct ServeArgs {
+    /// Read options from this TOML file; keys are the flags' names
+    #[arg(long, env = "NEMOSERVE_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// Checkpoint folder in Hugging Face layout [default: the embedded demo model]
+    #[arg(long, env = "NEMOSERVE_MODEL", value_name = "DIR")]
+    pub model: Option<PathBuf>,
+
+    /// Names that clients may use for the model, besides the family's
+    #[arg(
+        long,
+        env = "NEMOSERVE_SERVED_MODEL_NAME",
+        value_name = "NAME",
+        num_args = 1..,
+        value_delimiter = ','
+    )]
+    pub served_model_name: Option<Vec<String>>,
+
+    /// Address and port [default: 127.0.0.1:8000]
+    #[arg(long, env = "NEMOSERVE_LISTEN", value_name = "ADDR:PORT")]
+    pub listen: Option<String>,
+
+    /// auto, cpu, cuda or cuda:INDEX [default: auto]
+    #[arg(long, env = "NEMOSERVE_DEVICE")]
+    pub device: Option<String>,
+
+    /// Arithmetic and KV cache: auto, f32 or bf16; weights stay as stored [default: auto]
+    #[arg(long, env = "NEMOSERVE_DTYPE")]
+    pub dtype: Option<String>,
+
+    /// Prompt plus output tokens of one request, up to 1048576 [default: the model's, if it fits]
+    #[arg(long, env = "NEMOSERVE_MAX_MODEL_LEN", value_name = "TOKENS")]
+    pub max_model_len: Option<u32>,
+
+    /// Sequences that run at once [default: 64]
+    #[arg(long, env = "NEMOSERVE_MAX_NUM_SEQS", value_name = "N")]
+    pub max_num_seqs: Option<u32>,
+
+    /// Tokens in one step over all sequences [default: 512]
+    #[arg(long, env = "NEMOSERVE_MAX_NUM_BATCHED_TOKENS", value_name = "TOKENS")]
+    pub max_num_batched_tokens: Option<u32>,
+
+    /// Requests that may wait; beyond them 429 [default: 1024]
+    #[arg(long, env = "NEMOSERVE_MAX_QUEUE", value_name = "N")]
+    pub max_queue: Option<u32>,
+
+    /// Tokens per KV block [default: 32]
+    #[arg(long, env = "NEMOSERVE_BLOCK_SIZE", value_name = "TOKENS")]
+    pub block_size: Option<u32>,
+
+    /// Memory for KV blocks and state slots, such as 4GiB [default: half of what weights leave free]
+    #[arg(long, env = "NEMOSERVE_CACHE_MEMORY", value_name = "SIZE")]
+    pub cache_memory: Option<String>,
+
+    /// CPU threads for one operation [default: all cores]
+    #[arg(long, env = "NEMOSERVE_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// auto reads the weights; dummy invents seeded random ones from config.json [default: auto]
+    #[arg(long, env = "NEMOSERVE_LOAD_FORMAT")]
+    pub load_format: Option<LoadFormat>,
+
+    /// Seed of dummy weights [default: 0]
+    #[arg(long, env = "NEMOSERVE_SEED")]
+    pub seed: Option<u64>,
+
+    /// Keys that clients must show; none: no authentication
+    #[arg(
+        long,
+        env = "NEMOSERVE_API_KEY",
+        hide_env_values = true,
+        value_name = "KEY",
+        num_args = 1..,
+        value_delimiter = ','
+    )]
+    pub api_key: Option<Vec<String>>,
+
+    /// Origins whose pages may call the API [default: *]
+    #[arg(
+        long,
+        env = "NEMOSERVE_CORS_ORIGIN",
+        value_name = "ORIGIN",
+        num_args = 1..,
+        value_delimiter = ','
+    )]
+    pub cors_origin: Option<Vec<String>>,
+
+    /// Under which name reasoning is returned [default: reasoning_content]
+    #[arg(long, env = "NEMOSERVE_REASONING_FIELD", value_name = "NAME")]
+    pub reasoning_field: Option<ReasoningFieldArg>,
+
+    /// Silence on a stream before a comment is sent [default: 10000]
+    #[arg(long, env = "NEMOSERVE_SSE_KEEPALIVE_MS", value_name = "MS")]
+    pub sse_keepalive_ms: Option<u64>,
+
+    /// Largest request body, such as 32MiB [default: 32MiB]
+    #[arg(long, env = "NEMOSERVE_MAX_BODY", value_name = "SIZE")]
+    pub max_body: Option<String>,
+
+    /// Open connections; more wait [default: 4096]
+    #[arg(long, env = "NEMOSERVE_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<usize>,
+
+    /// How long running streams may take to finish after a stop signal [default: 30]
+    #[arg(long, env = "NEMOSERVE_DRAIN_SECONDS", value_name = "S")]
+    pub drain_seconds: Option<u64>,
+
+    /// Without a step for this long /health fails [default: 120]
+    #[arg(long, env = "NEMOSERVE_STALL_SECONDS", value_name = "S")]
+    pub stall_seconds: Option<u64>,
+
+    /// Looks of the log [default: text]
+    #[arg(long, env = "NEMOSERVE_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// What is logged: a level, or target=level pairs [default: info]
+    #[arg(long, env = "NEMOSERVE_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoadFormat {
+    /// The folder's safetensors.
+    #[default]
+    Auto,
+    /// Seeded random ones.
+    Dummy,
+}
+
+/// [`ReasoningField`] as a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum ReasoningFieldArg {
+    /// As the OpenAI dialect of most servers has it.
+    ReasoningContent,
+    /// For clients that want the newer name.
+    Reasoning,
+    /// Both.
+    Both,
+}
+
+impl From<ReasoningFieldArg> for ReasoningField {
+    fn from(arg: ReasoningFieldArg) -> Self {
+        match arg {
+            ReasoningFieldArg::ReasoningContent => Self::ReasoningContent,
+            ReasoningFieldArg::Reasoning => Self::Reasoning,
+            ReasoningFieldArg::Both => Self::Both,
+        }
+    }
+}
+
+/// How to reach a server.
+#[derive(Clone, Debug, Args)]
+pub struct ChatArgs {
+    /// The server
+    #[arg(long, env = "NEMOSERVE_URL", default_value = "http://127.0.0.1:8000")]
+    pub url: String,
+    /// The model's name [default: the first that the server lists]
+    #[arg(long, env = "NEMOSERVE_CHAT_MODEL")]
+    pub model: Option<String>,
+    /// The server's key, if it wants one
+    #[arg(long, env = "NEMOSERVE_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// Let the model think first
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub think: bool,
+}
+
+/// What to examine.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// Also judge this checkpoint folder
+    #[arg(long, env = "NEMOSERVE_MODEL", value_name = "DIR")]
+    pub model: Option<PathBuf>,
+}
+
+impl ServeArgs {
+    /// Fills what flags and variables left open from the file, if one is named.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not TOML, or has a key that is no flag; the message names it.
+    pub fn with_file(self) -> Result<Self, String> {
+        let Some(path) = self.config.clone() else {
+            return Ok(self);
+        };
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| format!("--config {}: {error}", path.display()))?;
+        Ok(self.over(Self::from_toml(&text, &path)?))
+    }
+
+    fn from_toml(text: &str, path: &Path) -> Result<Self, String> {
+        toml::from_str(text)
+            .map_err(|error| format!("--config {}: {}", path.display(), error.to_string().trim()))
+    }
+
+    /// `self` where it says something, else `base`.
+    #[must_use]
+    pub fn over(self, base: Self) -> Self {
+        Self {
+            config: self.config,
+            model: self.model.or(base.model),
+            served_model_name: self.served_model_name.or(base.served_model_name),
+            listen: self.listen.or(base.listen),
+            device: self.device.or(base.device),
+            dtype: self.dtype.or(base.dtype),
+            max_model_len: self.max_model_len.or(base.max_model_len),
+            max_num_seqs: self.max_num_seqs.or(base.max_num_seqs),
+            max_num_batched_tokens: self.max_num_batched_tokens.or(base.max_num_batched_tokens),
+            max_queue: self.max_queue.or(base.max_queue),
+            block_size: self.block_size.or(base.block_size),
+            cache_memory: self.cache_memory.or(base.cache_memory),
+            threads: self.threads.or(base.threads),
+            load_format: self.load_format.or(base.load_format),
+            seed: self.seed.or(base.seed),
+            api_key: self.api_key.or(base.api_key),
+            cors_origin: self.cors_origin.or(base.cors_origin),
+            reasoning_field: self.reasoning_field.or(base.reasoning_field),
+            sse_keepalive_ms: self.sse_keepalive_ms.or(base.sse_keepalive_ms),
+            max_body: self.max_body.or(base.max_body),
+            max_connections: self.max_connections.or(base.max_connections),
+            drain_seconds: self.drain_seconds.or(base.drain_seconds),
+            stall_seconds: self.stall_seconds.or(base.stall_seconds),
+            log_format: self.log_format.or(base.log_format),
+            log: self.log.or(base.log),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_is_serve() {
+        let cli = Cli::parse_from(["nemoserve", "--listen", "[::1]:9", "--api-key", "a,b"]);
+        assert!(cli.command.is_none());
+        assert_eq!(cli.serve.listen.as_deref(), Some("[::1]:9"));
+        assert_eq!(cli.serve.api_key.expect("given").len(), 2);
+    }
+
+    #[test]
+    fn every_flag_is_a_key_of_the_file() {
+        use clap::CommandFactory as _;
+        let command = Cli::command();
+        for flag in command.get_arguments().filter_map(clap::Arg::get_long) {
+            if ["config", "help", "version"].contains(&flag) {
+                continue;
+            }
+            // A wrong type means that the key is known; an unknown key says so.
+            let text = format!("{flag} = [[]]");
+            let error = ServeArgs::from_toml(&text, Path::new("f")).expect_err(flag);
+            assert!(!error.contains("unknown field"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_flag_wins_over_the_file() {
+        let file = "max-num-seqs = 4\nblock-size = 16\nreasoning-field = \"both\"";
+        let file = ServeArgs::from_toml(file, Path::new("f")).expect("valid");
+        let flags = ServeArgs {
+            max_num_seqs: Some(8),
+            ..ServeArgs::default()
+        };
+        let both = flags.over(file);
+        assert_eq!((both.max_num_seqs, both.block_size), (Some(8), Some(16)));
+        assert_eq!(both.reasoning_field, Some(ReasoningFieldArg::Both));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        for text in [
+            "max-nun-seqs = 4",
+            "config = \"x\"",
+            "[serve]\nmodel = \"x\"",
+        ] {
+            let error = ServeArgs::from_toml(text, Path::new("my.toml")).expect_err(text);
+            let key = text
+                .trim_start_matches('[')
+                .split([' ', ']'])
+                .next()
+                .expect("a key");
+            assert!(error.contains("my.toml") && error.contains(key), "{error}");
+        }
+    }
+}

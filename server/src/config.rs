@@ -1,0 +1,561 @@
+//! Arguments and model folder to each crate's validated configuration.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use engine::{DeviceChoice, DtypeChoice, EngineConfig, EngineError, ModelConfig, ModelSource};
+use serde_json::Value;
+
+use crate::api::models::ModelNames;
+use crate::api::params::Defaults;
+use crate::args::{LoadFormat, ServeArgs};
+use crate::chat::ChatTemplate;
+use crate::demo;
+use crate::state::ServerConfig;
+use crate::text::Tokenizer;
+
+/// Names under which the family is known to clients; all resolve to the one loaded model.
+const FAMILY_NAMES: [&str; 3] = [
+    "nvidia/nemotron-3-super-120b-a12b",
+    "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B",
+    "@cf/nvidia/nemotron-3-120b-a12b",
+];
+
+/// Texts of a model folder are small; a larger file is something else.
+const MAX_TEXT_BYTES: u64 = 256 << 20;
+
+/// Why nothing can be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A flag, variable or key of the file is wrong; the message names it.
+    #[error("{0}")]
+    Usage(String),
+    /// A file beside the weights is unusable.
+    #[error("{}: {what}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        what: String,
+    },
+    /// The engine says why.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl ConfigError {
+    /// Whether the command line is at fault, rather than the model.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Usage(_) | Self::Engine(EngineError::Option { .. })
+        )
+    }
+}
+
+/// All that serving needs, checked as far as can be without reading weights.
+pub struct Settings {
+    /// For the engine.
+    pub engine: EngineConfig,
+    /// For the front end.
+    pub server: ServerConfig,
+    /// Where to listen.
+    pub listen: String,
+    /// Names of the model.
+    pub names: ModelNames,
+    /// Tokenizer, template and defaults.
+    pub texts: ModelTexts,
+    /// Where the texts come from, for errors.
+    pub folder: PathBuf,
+    /// Under which names reasoning is returned.
+    pub reasoning_field: crate::api::params::ReasoningField,
+}
+
+impl Settings {
+    /// Reads the texts of the model folder and checks every option that no other crate checks.
+    pub fn new(args: &ServeArgs) -> Result<Self, ConfigError> {
+        let engine = engine_config(args)?;
+        let (texts, folder) = match &args.model {
+            None => (demo::texts(), PathBuf::from("embedded demo")),
+            Some(folder) => (ModelTexts::read(folder)?, folder.clone()),
+        };
+        Ok(Self {
+            engine,
+            server: server_config(args)?,
+            listen: args
+                .listen
+                .clone()
+                .unwrap_or_else(|| "127.0.0.1:8000".into()),
+            names: model_names(args)?,
+            texts,
+            folder,
+            reasoning_field: args.reasoning_field.map(Into::into).unwrap_or_default(),
+        })
+    }
+
+    /// The folder's tokenizer, if it has one.
+    pub fn tokenizer(&self) -> Result<Option<Arc<Tokenizer>>, ConfigError> {
+        let Some(json) = &self.texts.tokenizer else {
+            return Ok(None);
+        };
+        let config = self.texts.tokenizer_config.as_deref();
+        Tokenizer::from_bytes(json, config)
+            .map(|tokenizer| Some(Arc::new(tokenizer)))
+            .map_err(|error| self.file_error("tokenizer.json", error.to_string()))
+    }
+
+    /// The folder's chat template, if it has one.
+    pub fn template(&self) -> Result<Option<Arc<ChatTemplate>>, ConfigError> {
+        let config = self.texts.tokenizer_config.as_deref();
+        let inner = match (&self.texts.chat_template, config) {
+            (Some(template), _) => Some(template.clone()),
+            (None, Some(config)) => template_in(config)
+                .map_err(|what| self.file_error("tokenizer_config.json", what))?,
+            (None, None) => None,
+        };
+        let Some(template) = inner else {
+            return Ok(None);
+        };
+        ChatTemplate::new(&template, config)
+            .map(|template| Some(Arc::new(template)))
+            .map_err(|error| self.file_error("chat_template.jinja", error.to_string()))
+    }
+
+    /// What holds where a request is silent.
+    pub fn defaults(&self, model: &ModelConfig) -> Result<Defaults, ConfigError> {
+        let name = "generation_config.json";
+        let fail = |what: String| self.file_error(name, what);
+        let generation: Value = match &self.texts.generation_config {
+            None => Value::Null,
+            Some(text) => serde_json::from_str(text).map_err(|error| fail(error.to_string()))?,
+        };
+        let number = |key: &str, max: f64| match &generation[key] {
+            Value::Null => Ok(None),
+            value => match value.as_f64() {
+                Some(number) if (0.0..=max).contains(&number) => Ok(Some(number as f32)),
+                _ => Err(fail(format!("`{key}` is {value}, expected 0 to {max}"))),
+            },
+        };
+        let eos_token_ids = match &generation["eos_token_id"] {
+            Value::Null => model.eos_token_ids.clone(),
+            value => token_ids(value)
+                .ok_or_else(|| fail(format!("`eos_token_id` is {value}, expected token ids")))?,
+        };
+        Ok(Defaults {
+            temperature: number("temperature", 2.0)?,
+            top_p: number("top_p", 1.0)?,
+            eos_token_ids,
+            reasoning_field: self.reasoning_field,
+        })
+    }
+
+    fn file_error(&self, name: &str, what: String) -> ConfigError {
+        ConfigError::File {
+            path: self.folder.join(name),
+            what,
+        }
+    }
+}
+
+/// What the front end reads of a model folder. Only weights and `config.json` are required, and the
+/// engine reads those.
+#[derive(Clone, Debug, Default)]
+pub struct ModelTexts {
+    /// `tokenizer.json`.
+    pub tokenizer: Option<Vec<u8>>,
+    /// `tokenizer_config.json`.
+    pub tokenizer_config: Option<String>,
+    /// `chat_template.jinja`.
+    pub chat_template: Option<String>,
+    /// `generation_config.json`.
+    pub generation_config: Option<String>,
+}
+
+impl ModelTexts {
+    fn read(folder: &Path) -> Result<Self, ConfigError> {
+        let text = |name: &str| {
+            read_optional(&folder.join(name))?
+                .map(|bytes| {
+                    String::from_utf8(bytes).map_err(|error| ConfigError::File {
+                        path: folder.join(name),
+                        what: format!("not UTF-8: {error}"),
+                    })
+                })
+                .transpose()
+        };
+        Ok(Self {
+            tokenizer: read_optional(&folder.join("tokenizer.json"))?,
+            tokenizer_config: text("tokenizer_config.json")?,
+            chat_template: text("chat_template.jinja")?,
+            generation_config: text("generation_config.json")?,
+        })
+    }
+}
+
+fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, ConfigError> {
+    let fail = |what: String| ConfigError::File {
+        path: path.to_owned(),
+        what,
+    };
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(fail(error.to_string())),
+        Ok(metadata) if metadata.len() > MAX_TEXT_BYTES => {
+            return Err(fail(format!("{} bytes is too large", metadata.len())));
+        }
+        Ok(_) => {}
+    }
+    std::fs::read(path)
+        .map(Some)
+        .map_err(|error| fail(error.to_string()))
+}
+
+/// `chat_template` of `tokenizer_config.json`: one text, or several with names.
+fn template_in(tokenizer_config: &str) -> Result<Option<String>, String> {
+    let config: Value =
+        serde_json::from_str(tokenizer_config).map_err(|error| error.to_string())?;
+    match &config["chat_template"] {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text.clone())),
+        Value::Array(named) => Ok(named
+            .iter()
+            .find(|entry| entry["name"] == "default")
+            .and_then(|entry| entry["template"].as_str())
+            .map(str::to_owned)),
+        _ => Err("`chat_template` is neither a text nor a list".into()),
+    }
+}
+
+fn token_ids(value: &Value) -> Option<Vec<u32>> {
+    let one = std::slice::from_ref(value);
+    value
+        .as_array()
+        .map_or(one, Vec::as_slice)
+        .iter()
+        .map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()))
+        .collect()
+}
+
+fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
+    let dummy = args.load_format == Some(LoadFormat::Dummy);
+    if args.seed.is_some() && !dummy {
+        return Err(ConfigError::Usage(
+            "--seed is the seed of dummy weights: it goes with --load-format dummy".into(),
+        ));
+    }
+    let source = match &args.model {
+        Some(folder) if !folder.is_dir() => {
+            return Err(ConfigError::File {
+                path: folder.clone(),
+                what: "--model wants a folder that exists".into(),
+            });
+        }
+        Some(folder) if dummy => ModelSource::Dummy {
+            folder: folder.clone(),
+            seed: args.seed.unwrap_or(0),
+        },
+        Some(folder) => ModelSource::Folder(folder.clone()),
+        None if dummy => {
+            return Err(ConfigError::Usage(
+                "--load-format dummy wants a --model folder with a config.json".into(),
+            ));
+        }
+        None => demo::source(),
+    };
+    let defaults = EngineConfig::new(source);
+    let cache_memory_bytes = match &args.cache_memory {
+        None => None,
+        Some(text) => Some(size("--cache-memory", text)?),
+    };
+    Ok(EngineConfig {
+        device: parsed::<DeviceChoice>("--device", args.device.as_deref())?,
+        dtype: parsed::<DtypeChoice>("--dtype", args.dtype.as_deref())?,
+        max_model_len: args.max_model_len,
+        max_num_seqs: args.max_num_seqs.unwrap_or(defaults.max_num_seqs),
+        // One step must have room for a token of every sequence.
+        max_num_batched_tokens: args.max_num_batched_tokens.unwrap_or_else(|| {
+            let seqs = args.max_num_seqs.unwrap_or(0);
+            defaults.max_num_batched_tokens.max(seqs)
+        }),
+        block_size: args.block_size.unwrap_or(defaults.block_size),
+        cache_memory_bytes,
+        threads: args.threads,
+        max_queue: args.max_queue.unwrap_or(defaults.max_queue),
+        ..defaults
+    })
+}
+
+fn server_config(args: &ServeArgs) -> Result<ServerConfig, ConfigError> {
+    let defaults = ServerConfig::default();
+    let api_keys = args.api_key.clone().unwrap_or_default();
+    if api_keys.iter().any(|key| key.trim().is_empty()) {
+        return Err(ConfigError::Usage(
+            "--api-key: an empty key would let everybody in".into(),
+        ));
+    }
+    let at_least = |flag: &str, value: Option<u64>, min: u64| match value {
+        Some(value) if value < min => Err(ConfigError::Usage(format!(
+            "{flag} is {value}, at least {min} is needed"
+        ))),
+        _ => Ok(value),
+    };
+    let keepalive = at_least("--sse-keepalive-ms", args.sse_keepalive_ms, 1)?;
+    let connections = args.max_connections.map(|n| n as u64);
+    let connections = at_least("--max-connections", connections, 1)?;
+    let stall = at_least("--stall-seconds", args.stall_seconds, 5)?;
+    Ok(ServerConfig {
+        api_keys,
+        cors_origins: args.cors_origin.clone().unwrap_or(defaults.cors_origins),
+        sse_keepalive: keepalive.map_or(defaults.sse_keepalive, Duration::from_millis),
+        max_body_bytes: match &args.max_body {
+            None => defaults.max_body_bytes,
+            Some(text) => size("--max-body", text)? as usize,
+        },
+        max_connections: connections.map_or(defaults.max_connections, |n| n as usize),
+        drain: args
+            .drain_seconds
+            .map_or(defaults.drain, Duration::from_secs),
+        stall_timeout: stall.map_or(defaults.stall_timeout, Duration::from_secs),
+        ..defaults
+    })
+}
+
+fn model_names(args: &ServeArgs) -> Result<ModelNames, ConfigError> {
+    let given = args.served_model_name.clone().unwrap_or_default();
+    if given.iter().any(|name| name.trim().is_empty()) {
+        return Err(ConfigError::Usage(
+            "--served-model-name: an empty name names nothing".into(),
+        ));
+    }
+    let own = match &args.model {
+        None => Some(demo::NAME.to_owned()),
+        Some(_) if !given.is_empty() => None,
+        Some(folder) => std::fs::canonicalize(folder)
+            .ok()
+            .as_deref()
+            .and_then(Path::file_name)
+            .map(|name| name.to_string_lossy().into_owned()),
+    };
+    let mut ids: Vec<String> = Vec::new();
+    let family = FAMILY_NAMES.map(str::to_owned);
+    for name in given.into_iter().chain(own).chain(family) {
+        if !ids.contains(&name) {
+            ids.push(name);
+        }
+    }
+    let is_demo = args.model.is_none();
+    Ok(ModelNames {
+        ids,
+        owned_by: if is_demo { demo::NAME } else { "nemoserve" }.to_owned(),
+        description: is_demo.then(|| demo::DESCRIPTION.to_owned()),
+        created: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
+    })
+}
+
+fn parsed<T: std::str::FromStr<Err = String> + Default>(
+    flag: &str,
+    text: Option<&str>,
+) -> Result<T, ConfigError> {
+    text.map_or(Ok(T::default()), |text| {
+        text.parse()
+            .map_err(|why| ConfigError::Usage(format!("{flag}: {why}")))
+    })
+}
+
+/// Bytes from `123`, `4GiB`, `4G` (both 2^30), `4GB` (10^9) and the like.
+fn size(flag: &str, text: &str) -> Result<u64, ConfigError> {
+    let fail = || {
+        ConfigError::Usage(format!(
+            "{flag}: {text:?} is no size; write bytes, or 512MiB, 4GiB, 1.5GB"
+        ))
+    };
+    let trimmed = text.trim();
+    let digits = trimmed
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| fail())?;
+    let unit: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return Err(fail()),
+    };
+    let bytes = number * unit as f64;
+    if bytes < 1.0 || bytes >= u64::MAX as f64 {
+        return Err(fail());
+    }
+    Ok(bytes as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(args: &ServeArgs) -> String {
+        match Settings::new(args) {
+            Ok(_) => panic!("{args:?} was accepted"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [
+            ("123", 123),
+            ("4GiB", 4 << 30),
+            ("4g", 4 << 30),
+            ("1.5 GB", 1_500_000_000),
+            ("512MiB", 512 << 20),
+        ] {
+            assert_eq!(size("--x", text).expect(text), bytes, "{text}");
+        }
+        for text in ["", "x", "-1", "0", "4XB", "1e9", "4 4", "99999999TiB"] {
+            assert!(size("--x", text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_flag() {
+        let empty = || Some(vec![String::new()]);
+        let base = ServeArgs::default;
+        for (args, flag) in [
+            (
+                ServeArgs {
+                    device: Some("gpu".into()),
+                    ..base()
+                },
+                "--device",
+            ),
+            (
+                ServeArgs {
+                    dtype: Some("f8".into()),
+                    ..base()
+                },
+                "--dtype",
+            ),
+            (
+                ServeArgs {
+                    cache_memory: Some("lots".into()),
+                    ..base()
+                },
+                "--cache-memory",
+            ),
+            (
+                ServeArgs {
+                    max_body: Some("0".into()),
+                    ..base()
+                },
+                "--max-body",
+            ),
+            (
+                ServeArgs {
+                    api_key: empty(),
+                    ..base()
+                },
+                "--api-key",
+            ),
+            (
+                ServeArgs {
+                    served_model_name: empty(),
+                    ..base()
+                },
+                "--served-model-name",
+            ),
+            (
+                ServeArgs {
+                    seed: Some(1),
+                    ..base()
+                },
+                "--seed",
+            ),
+            (
+                ServeArgs {
+                    load_format: Some(LoadFormat::Dummy),
+                    ..base()
+                },
+                "--load-format",
+            ),
+            (
+                ServeArgs {
+                    sse_keepalive_ms: Some(0),
+                    ..base()
+                },
+                "--sse-keepalive-ms",
+            ),
+            (
+                ServeArgs {
+                    max_connections: Some(0),
+                    ..base()
+                },
+                "--max-connections",
+            ),
+            (
+                ServeArgs {
+                    stall_seconds: Some(0),
+                    ..base()
+                },
+                "--stall-seconds",
+            ),
+            (
+                ServeArgs {
+                    model: Some("/nonexistent".into()),
+                    ..base()
+                },
+                "--model",
+            ),
+        ] {
+            let error = refusal(&args);
+            assert!(error.contains(flag), "{flag}: {error}");
+        }
+    }
+
+    #[test]
+    fn names_are_the_operators_then_the_family() {
+        let args = ServeArgs {
+            served_model_name: Some(vec!["mine".into(), FAMILY_NAMES[1].into()]),
+            ..ServeArgs::default()
+        };
+        let ids = model_names(&args).expect("valid").ids;
+        assert_eq!(
+            ids,
+            [
+                "mine",
+                FAMILY_NAMES[1],
+                demo::NAME,
+                FAMILY_NAMES[0],
+                FAMILY_NAMES[2]
+            ]
+        );
+    }
+
+    #[test]
+    fn templates_are_found_in_either_shape() {
+        let find = |config: &str| template_in(config).expect("well-formed");
+        assert_eq!(find(r#"{"chat_template": "a"}"#).as_deref(), Some("a"));
+        let named = r#"{"chat_template": [{"name": "tool", "template": "t"},
+                                          {"name": "default", "template": "d"}]}"#;
+        assert_eq!(find(named).as_deref(), Some("d"));
+        assert_eq!(find("{}"), None);
+        assert!(template_in(r#"{"chat_template": 3}"#).is_err());
+    }
+
+    #[test]
+    fn the_demo_needs_no_flag() {
+        let settings = Settings::new(&ServeArgs::default()).expect("the demo is complete");
+        assert!(settings.tokenizer().expect("valid").is_some());
+        assert!(settings.template().expect("valid").is_some());
+        let opened = engine::Engine::open(settings.engine.clone()).expect("the demo opens");
+        let defaults = settings.defaults(opened.model()).expect("valid");
+        assert!(defaults.eos_token_ids.contains(&11), "{defaults:?}");
+    }
+}

@@ -1,0 +1,95 @@
+//! Alive, and ready for work. Two questions: a process that loads or drains is alive and not ready;
+//! one whose engine hangs or has failed should be restarted.
+
+use engine::EngineStatus;
+use http::StatusCode;
+use serde_json::json;
+
+use crate::error::ApiError;
+use crate::router::json_response;
+use crate::state::{AppState, Response};
+
+/// Why new work is refused right now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotReady {
+    /// Weights are on their way.
+    Loading {
+        /// Percent of the bytes, 0 to 100.
+        percent: u64,
+    },
+    /// A stop signal has come.
+    Draining,
+    /// The engine has ended.
+    Failed,
+}
+
+impl NotReady {
+    /// `None`: new work is welcome.
+    pub fn of(state: &AppState) -> Option<Self> {
+        match state.engine.status() {
+            EngineStatus::Failed(_) => Some(Self::Failed),
+            _ if state.is_draining() => Some(Self::Draining),
+            EngineStatus::Ready => None,
+            EngineStatus::Loading {
+                loaded_bytes,
+                total_bytes,
+            } => Some(Self::Loading {
+                percent: loaded_bytes * 100 / total_bytes.max(1),
+            }),
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Loading { .. } => "loading",
+            Self::Draining => "draining",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl From<NotReady> for ApiError {
+    fn from(why: NotReady) -> Self {
+        let message = match why {
+            NotReady::Loading { percent } => {
+                format!("the model is still loading ({percent} %)")
+            }
+            NotReady::Draining => "the server is shutting down".to_owned(),
+            NotReady::Failed => "the engine has failed; the server is about to restart".to_owned(),
+        };
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "server_error",
+            "not_ready",
+            message,
+        )
+        .retry_after(RETRY_AFTER_SECONDS)
+    }
+}
+
+/// Long enough for another replica to be picked, short enough for a small model to have loaded.
+const RETRY_AFTER_SECONDS: u32 = 2;
+
+/// `/health`: should this process be left alone?
+pub(crate) fn health(state: &AppState) -> Response {
+    let stalled_for = state.engine.stats().heartbeat_age;
+    let what = match state.engine.status() {
+        EngineStatus::Failed(_) => "failed",
+        // Loading has its own measure of progress and no heart to beat.
+        EngineStatus::Ready if stalled_for > state.config.stall_timeout => "stalled",
+        _ => return json_response(StatusCode::OK, &json!({"status": "ok"})),
+    };
+    json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": what}))
+}
+
+/// `/ready`: should it get new work?
+pub(crate) fn ready(state: &AppState) -> Response {
+    let Some(why) = NotReady::of(state) else {
+        return json_response(StatusCode::OK, &json!({"status": "ready"}));
+    };
+    let mut body = json!({"status": "not_ready", "reason": why.reason()});
+    if let NotReady::Loading { percent } = why {
+        body["percent"] = percent.into();
+    }
+    json_response(StatusCode::SERVICE_UNAVAILABLE, &body)
+}

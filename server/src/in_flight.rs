@@ -1,0 +1,122 @@
+//! One request from its headers to the last byte of its answer: counted, timed, logged.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+
+use crate::connection::RequestMark;
+use crate::state::{Body, RequestContext};
+
+/// Lives as long as the request. Dropped before the end, it tells that the client has left.
+pub(crate) struct InFlight {
+    ctx: RequestContext,
+    method: Method,
+    generates: bool,
+    /// `None` until the headers are decided.
+    status: Option<StatusCode>,
+    complete: bool,
+    /// The connection is busy as long as this lives.
+    _mark: RequestMark,
+}
+
+impl InFlight {
+    pub(crate) fn new(
+        ctx: RequestContext,
+        method: Method,
+        generates: bool,
+        mark: RequestMark,
+    ) -> Self {
+        ctx.state.metrics.in_flight().inc();
+        if generates {
+            ctx.state.num_generating.fetch_add(1, Ordering::AcqRel);
+        }
+        Self {
+            ctx,
+            method,
+            generates,
+            status: None,
+            complete: false,
+            _mark: mark,
+        }
+    }
+
+    pub(crate) fn headers_are_out(&mut self, status: StatusCode) {
+        self.status = Some(status);
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let Self { ctx, .. } = &*self;
+        let metrics = &ctx.state.metrics;
+        let took = ctx.received.elapsed();
+        // 499 has no name in the registry of codes; proxies use it for a client that left.
+        let left = || StatusCode::from_u16(499).expect("a valid code");
+        let status = self.status.unwrap_or_else(left);
+        metrics.in_flight().dec();
+        metrics.count_request(ctx.route, status);
+        if self.generates {
+            ctx.state.num_generating.fetch_sub(1, Ordering::AcqRel);
+            metrics.observe_duration(took);
+            if !self.complete {
+                metrics.count_cancelled();
+            }
+        }
+        tracing::info!(
+            target: "nemoserve::request",
+            id = %ctx.request_id,
+            method = %self.method,
+            route = ctx.route,
+            status = status.as_u16(),
+            ms = took.as_millis() as u64,
+            prompt_tokens = ctx.tokens.prompt.load(Ordering::Relaxed),
+            generated_tokens = ctx.tokens.generated.load(Ordering::Relaxed),
+            cancelled = !self.complete,
+            "request"
+        );
+    }
+}
+
+/// A response body that carries its request's [`InFlight`].
+pub(crate) struct Tracked {
+    body: Body,
+    in_flight: InFlight,
+}
+
+impl Tracked {
+    pub(crate) fn new(body: Body, mut in_flight: InFlight) -> Self {
+        // An empty body is never polled.
+        in_flight.complete = body.is_end_stream();
+        Self { body, in_flight }
+    }
+}
+
+impl HttpBody for Tracked {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        // A body of known length is not polled again after its last byte.
+        if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.in_flight.complete = true;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

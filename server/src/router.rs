@@ -1,0 +1,345 @@
+//! The route table, and what every answer has in common: errors, request ids, CORS, one log line.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{HeaderValue, Method, Request, StatusCode, Version};
+use http_body_util::{BodyExt as _, Empty, Full};
+use hyper::body::Body as _;
+use hyper::body::Incoming;
+use matchit::Router as Paths;
+use percent_encoding::percent_decode_str;
+
+use crate::api::{chat, completions, models, utility};
+use crate::connection::RequestMark;
+use crate::cors;
+use crate::error::ApiError;
+use crate::health::{self, NotReady};
+use crate::in_flight::{InFlight, Tracked};
+use crate::request_body;
+use crate::request_id;
+use crate::state::{AppState, RequestContext, Response};
+use crate::{admission, metrics};
+
+/// One line per endpoint. `GET` implies `HEAD`.
+const ROUTES: &[(&str, Endpoint)] = &[
+    ("/v1/chat/completions", Endpoint::Chat),
+    ("/v1/completions", Endpoint::Completions),
+    ("/v1/models", Endpoint::Models),
+    ("/v1/models/{*id}", Endpoint::Model),
+    ("/v1/embeddings", Endpoint::Embeddings),
+    ("/v1/openai/embeddings", Endpoint::Embeddings),
+    ("/api/v1/embeddings", Endpoint::Embeddings),
+    ("/tokenize", Endpoint::Tokenize),
+    ("/detokenize", Endpoint::Detokenize),
+    ("/health", Endpoint::Health),
+    ("/ready", Endpoint::Ready),
+    ("/metrics", Endpoint::Metrics),
+];
+
+/// The label of requests that match no route.
+const UNMATCHED: &str = "unmatched";
+
+/// The patterns that requests are counted under.
+pub fn route_labels() -> impl Iterator<Item = &'static str> {
+    ROUTES
+        .iter()
+        .map(|(pattern, _)| *pattern)
+        .chain([UNMATCHED])
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Endpoint {
+    Chat,
+    Completions,
+    Models,
+    Model,
+    Embeddings,
+    Tokenize,
+    Detokenize,
+    Health,
+    Ready,
+    Metrics,
+}
+
+impl Endpoint {
+    fn method(self) -> Method {
+        match self {
+            Self::Models | Self::Model | Self::Health | Self::Ready | Self::Metrics => Method::GET,
+            Self::Chat
+            | Self::Completions
+            | Self::Embeddings
+            | Self::Tokenize
+            | Self::Detokenize => Method::POST,
+        }
+    }
+
+    /// What goes into an `Allow` header.
+    fn allow(self) -> &'static str {
+        if self.method() == Method::GET {
+            "GET, HEAD, OPTIONS"
+        } else {
+            "POST, OPTIONS"
+        }
+    }
+
+    /// Needs the engine, so it waits for weights and is refused while draining.
+    fn generates(self) -> bool {
+        matches!(self, Self::Chat | Self::Completions)
+    }
+
+    /// Probes and scrapers need no key.
+    fn is_operational(self) -> bool {
+        matches!(self, Self::Health | Self::Ready | Self::Metrics)
+    }
+}
+
+/// Finds the endpoint and answers; one per process.
+pub(crate) struct Router {
+    paths: Paths<(&'static str, Endpoint)>,
+    state: Arc<AppState>,
+}
+
+impl Router {
+    pub(crate) fn new(state: Arc<AppState>) -> Self {
+        let mut paths = Paths::new();
+        for (pattern, endpoint) in ROUTES {
+            paths
+                .insert(*pattern, (*pattern, *endpoint))
+                .expect("the route table has no conflicts");
+        }
+        Self { paths, state }
+    }
+
+    /// Answers any request. Never fails: what goes wrong is an answer too.
+    pub(crate) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        mark: RequestMark,
+    ) -> http::Response<Tracked> {
+        let received = Instant::now();
+        let method = request.method().clone();
+        let is_http1 = request.version() < Version::HTTP_2;
+        let headers = request.headers().clone();
+        let path = request.uri().path().to_owned();
+        let request_id = request_id::accept_or_make(&headers);
+        let matched = self.paths.at(&path).ok();
+        let (route, endpoint) = matched.as_ref().map_or((UNMATCHED, None), |found| {
+            (found.value.0, Some(found.value.1))
+        });
+        let id = matched.as_ref().and_then(|found| found.params.get("id"));
+        let ctx = RequestContext {
+            state: Arc::clone(&self.state),
+            request_id: Arc::clone(&request_id),
+            route,
+            received,
+            tokens: Arc::default(),
+        };
+        let generates = endpoint.is_some_and(Endpoint::generates);
+        let mut in_flight = InFlight::new(ctx.clone(), method.clone(), generates, mark);
+
+        let answer = async {
+            match endpoint {
+                None => {
+                    discard(request);
+                    Err(unknown_path(&method, &path))
+                }
+                Some(endpoint) => self.dispatch(endpoint, ctx, id, request).await,
+            }
+        };
+        // A panic in a handler is our bug and this client's alone.
+        let mut response = AssertUnwindSafe(answer)
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| Err(our_bug(&request_id)))
+            .unwrap_or_else(ApiError::into_response);
+
+        let draining = self.state.is_draining();
+        let out = response.headers_mut();
+        out.insert("x-request-id", request_id::header(&request_id));
+        if endpoint.is_some_and(|endpoint| !endpoint.is_operational()) {
+            let ms = received.elapsed().as_millis() as u64;
+            out.insert("openai-processing-ms", ms.into());
+        }
+        cors::allow_origin(&self.state.config.cors_origins, &headers, out);
+        if let (Some(endpoint), StatusCode::METHOD_NOT_ALLOWED) = (endpoint, response.status()) {
+            let allow = HeaderValue::from_static(endpoint.allow());
+            response.headers_mut().insert(ALLOW, allow);
+        }
+        if response.status() == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+        }
+        // An unread body cannot be told from the next request's head; and who drains wants no next.
+        let body_was_refused = response.status() == StatusCode::PAYLOAD_TOO_LARGE;
+        if is_http1 && (draining || body_was_refused) {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        if method == Method::HEAD {
+            response = without_body(response);
+        }
+        in_flight.headers_are_out(response.status());
+        response.map(|body| Tracked::new(body, in_flight))
+    }
+
+    async fn dispatch(
+        &self,
+        endpoint: Endpoint,
+        ctx: RequestContext,
+        id: Option<&str>,
+        request: Request<Incoming>,
+    ) -> Result<Response, ApiError> {
+        let (parts, body) = request.into_parts();
+        let asked = if parts.method == Method::HEAD {
+            Method::GET
+        } else {
+            parts.method
+        };
+        if asked == Method::OPTIONS {
+            return Ok(cors::preflight(endpoint.allow(), &parts.headers));
+        }
+        if asked != endpoint.method() {
+            request_body::discard(body);
+            return Err(wrong_method(&asked, endpoint, ctx.route));
+        }
+        let config = &self.state.config;
+        let enters = || {
+            if endpoint.is_operational() {
+                return Ok(());
+            }
+            admission::authenticate(&config.api_keys, &parts.headers)?;
+            match NotReady::of(&self.state) {
+                Some(why) if endpoint.generates() => Err(why.into()),
+                _ => Ok(()),
+            }
+        };
+        if let Err(refusal) = enters() {
+            request_body::discard(body);
+            return Err(refusal);
+        }
+        let body = request_body::read(body, config).await?;
+        match endpoint {
+            Endpoint::Chat => chat::create(ctx, body).await,
+            Endpoint::Completions => completions::create(ctx, body).await,
+            Endpoint::Tokenize => utility::tokenize(ctx, body).await,
+            Endpoint::Detokenize => utility::detokenize(ctx, body).await,
+            Endpoint::Embeddings => Err(no_embeddings()),
+            Endpoint::Models => models::list(&ctx),
+            Endpoint::Model => {
+                let id = id.expect("the pattern has an id");
+                models::get(&ctx, &percent_decode_str(id).decode_utf8_lossy())
+            }
+            Endpoint::Health => Ok(health::health(&self.state)),
+            Endpoint::Ready => Ok(health::ready(&self.state)),
+            Endpoint::Metrics => Ok(scrape(&self.state)),
+        }
+    }
+}
+
+/// A JSON body with its type.
+pub(crate) fn json_response(status: StatusCode, body: &serde_json::Value) -> Response {
+    full_response(status, "application/json", body.to_string())
+}
+
+fn full_response(status: StatusCode, kind: &'static str, text: String) -> Response {
+    let mut response = http::Response::new(Full::from(text).boxed_unsync());
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static(kind);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn scrape(state: &AppState) -> Response {
+    let text = state.metrics.render(&state.engine);
+    full_response(StatusCode::OK, metrics::CONTENT_TYPE, text)
+}
+
+/// The same headers, `content-length` included, and nothing else.
+fn without_body(response: Response) -> Response {
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.insert(CONTENT_LENGTH, length.into());
+    }
+    http::Response::from_parts(parts, Empty::<Bytes>::new().boxed_unsync())
+}
+
+fn discard(request: Request<Incoming>) {
+    request_body::discard(request.into_body());
+}
+
+fn unknown_path(method: &Method, path: &str) -> ApiError {
+    // A path may be megabytes of somebody's mistake; its beginning tells which.
+    let shown: String = path.chars().take(100).collect();
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "invalid_request_error",
+        "not_found",
+        format!("{method} {shown}: no such path"),
+    )
+}
+
+fn wrong_method(asked: &Method, endpoint: Endpoint, route: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "invalid_request_error",
+        "method_not_allowed",
+        format!("{asked} is not for {route}: use {}", endpoint.method()),
+    )
+}
+
+fn no_embeddings() -> ApiError {
+    ApiError::bad_request(
+        "unsupported_model",
+        Some("model".into()),
+        "this model generates text; it has no embeddings to give",
+    )
+}
+
+fn our_bug(request_id: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "server_error",
+        "internal_error",
+        format!("the server has a bug; its log tells more under {request_id}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_may_hold_slashes() {
+        let mut paths = Paths::new();
+        for (pattern, endpoint) in ROUTES {
+            paths
+                .insert(*pattern, *endpoint)
+                .expect("the table has no conflicts");
+        }
+        for (path, endpoint, id) in [
+            ("/v1/models", Endpoint::Models, None),
+            ("/v1/models/a", Endpoint::Model, Some("a")),
+            (
+                "/v1/models/@cf/nvidia/x",
+                Endpoint::Model,
+                Some("@cf/nvidia/x"),
+            ),
+            ("/v1/models/nvidia%2Fx", Endpoint::Model, Some("nvidia%2Fx")),
+        ] {
+            let found = paths.at(path).expect(path);
+            assert_eq!(
+                (*found.value, found.params.get("id")),
+                (endpoint, id),
+                "{path}"
+            );
+        }
+        for path in ["/", "", "/v1", "/v1/models/", "/V1/models", "/v1/responses"] {
+            assert!(paths.at(path).is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! From settings to a serving process, and what a person sees of it.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, stderr};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use engine::{Engine, EngineInfo, EngineStatus};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::interval;
+
+use crate::api::models::ModelNames;
+use crate::config::{ConfigError, Settings};
+use crate::metrics::Metrics;
+use crate::router::route_labels;
+use crate::state::{AppState, Phase};
+
+/// Checks headers, texts and memory, then starts the engine, which loads its weights in the
+/// background. No weight is read before this returns.
+pub fn open(settings: Settings) -> Result<AppState, ConfigError> {
+    let opened = Engine::open(settings.engine.clone())?;
+    let info = opened.info().clone();
+    let defaults = settings.defaults(opened.model())?;
+    let tokenizer = settings.tokenizer()?;
+    let template = settings.template()?;
+    let main_name = settings.names.ids.first().expect("the family has names");
+    let metrics = Metrics::new(main_name, &info, route_labels());
+    Ok(AppState {
+        engine: opened.start()?,
+        info,
+        tokenizer,
+        template,
+        models: settings.names,
+        defaults,
+        config: settings.server,
+        metrics,
+        phase: watch::Sender::new(Phase::Serving),
+        num_generating: AtomicU64::new(0),
+    })
+}
+
+/// Listens; the error names the address.
+pub async fn listen(address: &str) -> Result<TcpListener, String> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| format!("--listen {address}: {error}"))
+}
+
+/// One readable summary.
+pub fn summary(state: &AppState, address: SocketAddr) -> String {
+    let EngineInfo {
+        max_model_len,
+        max_num_seqs,
+        block_size,
+        num_blocks,
+        num_slots,
+        block_bytes,
+        slot_bytes,
+        ..
+    } = state.info;
+    let info = &state.info;
+    let ModelNames {
+        ids, description, ..
+    } = &state.models;
+    let tokens = u64::from(num_blocks) * u64::from(block_size);
+    let blocks_each = u64::from(max_model_len.div_ceil(block_size));
+    let sequence_bytes = blocks_each * block_bytes + slot_bytes;
+    let at_full_length = (u64::from(num_blocks) / blocks_each.max(1)).min(max_num_seqs.into());
+    let typical_len = u64::from(max_model_len.min(4096));
+    let typical = (tokens / typical_len.max(1)).min(max_num_seqs.into());
+    let mut out = String::new();
+    let mut line = |name: &str, text: String| {
+        writeln!(out, "  {name:<12} {text}").expect("writing to a string succeeds");
+    };
+    line("model", ids[0].clone());
+    if let Some(description) = description {
+        line("", description.clone());
+    }
+    line(
+        "parameters",
+        format!("{}, arithmetic {}", count(info.num_parameters), info.dtype),
+    );
+    line("device", info.device.clone());
+    line(
+        "memory",
+        format!(
+            "weights {}, {num_blocks} blocks of {block_size} tokens {}, {num_slots} state slots {}",
+            bytes(info.weight_bytes),
+            bytes(u64::from(num_blocks) * block_bytes),
+            bytes(u64::from(num_slots) * slot_bytes),
+        ),
+    );
+    line(
+        "context",
+        format!(
+            "{max_model_len} tokens, {} for one sequence of that length",
+            bytes(sequence_bytes)
+        ),
+    );
+    line(
+        "concurrency",
+        format!(
+            "{at_full_length} at full length, {typical} at {typical_len} tokens, {max_num_seqs} at most"
+        ),
+    );
+    let missing = match (&state.tokenizer, &state.template) {
+        (None, _) => Some("no tokenizer: prompts are token ids, and chat answers 400"),
+        (_, None) => Some("no chat template: completions work, chat answers 400"),
+        _ => None,
+    };
+    if let Some(missing) = missing {
+        line("note", missing.into());
+    }
+    let keys = match state.config.api_keys.len() {
+        0 => "no key needed".to_owned(),
+        n => format!("{n} API keys"),
+    };
+    line("address", format!("http://{address} ({keys})"));
+    if description.is_some() {
+        line(
+            "try",
+            format!(
+                "curl http://{address}/v1/chat/completions -d '{{\"model\":\"{}\",\
+                 \"messages\":[{{\"role\":\"user\",\"content\":\"What is the capital of Peru?\"}}]}}'",
+                ids[0]
+            ),
+        );
+    }
+    out
+}
+
+/// Shows how far loading is on a terminal, logs its end everywhere, and returns then. A failure is
+/// for [`crate::http::serve`] to tell.
+pub async fn follow_loading(state: Arc<AppState>) {
+    let bar = stderr().is_terminal().then(|| {
+        let style = ProgressStyle::with_template(
+            "  loading      {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        )
+        .expect("the template is well-formed");
+        ProgressBar::no_length().with_style(style)
+    });
+    let mut tick = interval(Duration::from_millis(50));
+    loop {
+        tick.tick().await;
+        match (state.engine.status(), &bar) {
+            (
+                EngineStatus::Loading {
+                    loaded_bytes,
+                    total_bytes,
+                },
+                Some(bar),
+            ) => {
+                bar.set_length(total_bytes);
+                bar.set_position(loaded_bytes);
+            }
+            (EngineStatus::Loading { .. }, None) => {}
+            (ended, bar) => {
+                if let Some(bar) = bar {
+                    bar.finish_and_clear();
+                }
+                if ended == EngineStatus::Ready {
+                    tracing::info!("ready");
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// `7.6 MB`: decimal units, as memory is sold and files are listed.
+pub(crate) fn bytes(bytes: u64) -> String {
+    scaled(bytes, &["B", "kB", "MB", "GB", "TB", "PB"])
+}
+
+/// `3.8 M`.
+pub(crate) fn count(number: u64) -> String {
+    scaled(number, &["", "k", "M", "B", "T", "Q"])
+        .trim_end()
+        .to_owned()
+}
+
+fn scaled(number: u64, units: &[&str]) -> String {
+    let mut value = number as f64;
+    let mut unit = 0;
+    // 999.95 would round to 1000.0.
+    while value >= 999.95 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{number} {}", units[0])
+    } else {
+        format!("{value:.1} {}", units[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(999_950), "1.0 MB");
+        assert_eq!(bytes(7_579_136), "7.6 MB");
+        assert_eq!(count(3_775_200), "3.8 M");
+        assert_eq!(count(120_000_000_000), "120.0 B");
+        assert_eq!(count(12), "12");
+    }
+}
