@@ -3,10 +3,11 @@
 //! A pool has one owner: it is taken out, written and put back. A second handle to it would turn
 //! every write into a copy of the whole pool.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 use kernels::{KvPool, StatePool};
 use scheduler::{CacheConfig, StateOp};
 
+use crate::device;
 use crate::model::{LayerKind, ModelConfig};
 
 /// All cached state of all sequences.
@@ -36,16 +37,16 @@ impl DeviceCache {
                 attention.head_dim,
             ];
             (0..model.num_layers(LayerKind::Attention)).map(move |_| KvPool {
-                keys: Tensor::zeros(shape, (device, kv_dtype)),
-                values: Tensor::zeros(shape, (device, kv_dtype)),
+                keys: zeros(shape, kv_dtype, device),
+                values: zeros(shape, kv_dtype, device),
             })
         });
         let states = model.mamba.iter().flat_map(|mamba| {
             let conv = [num_slots, mamba.conv_dim(), mamba.conv_kernel - 1];
             let ssm = [num_slots, mamba.num_heads, mamba.head_dim, mamba.state_size];
             (0..model.num_layers(LayerKind::Mamba)).map(move |_| StatePool {
-                conv: Tensor::zeros(conv, (device, DType::F32)),
-                ssm: Tensor::zeros(ssm, (device, DType::F32)),
+                conv: zeros(conv, DType::F32, device),
+                ssm: zeros(ssm, DType::F32, device),
             })
         });
         Self {
@@ -107,6 +108,21 @@ impl DeviceCache {
             *layer = Some(f(pool));
         }
     }
+}
+
+/// A zeroed pool. On the CPU its pages are the system's zero pages until somebody writes to them: a
+/// cache takes the memory that is used, not the memory that was granted.
+fn zeros<const D: usize>(shape: [usize; D], dtype: DType, device: &Device) -> Tensor<D> {
+    if !device::is_cpu(device) {
+        return Tensor::zeros(shape, (device, dtype));
+    }
+    let count = shape.iter().product();
+    let bytes = if dtype == DType::BF16 {
+        Bytes::from_elems(vec![0_u16; count])
+    } else {
+        Bytes::from_elems(vec![0_f32; count])
+    };
+    Tensor::from_data(TensorData::from_bytes(bytes, shape, dtype), (device, dtype))
 }
 
 const PUT_BACK: &str = "every pool was put back";

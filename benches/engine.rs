@@ -1,0 +1,187 @@
+//! Decode and prefill rates of the engine on the CPU, without a server around it.
+//!
+//!     cargo bench -p nemoserve-benches --bench engine -- [--dtype bf16] [--threads N]
+//!
+//! The model is a dummy: 0.49 billion random bf16 weights in the layer pattern and proportions of
+//! Nemotron 3 Nano 4B. Decoding one stream reads every weight but the embedding table once per
+//! token, so its rate is compared with how fast this machine reads memory.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{
+    DeviceChoice, Engine, EngineConfig, EngineHandle, ModelConfig, ModelSource, StreamEvent,
+};
+use scheduler::{Request, SamplingParams};
+
+/// The first 28 layers of the 4B model's pattern, a third of its widths, its vocabulary.
+const CONFIG: &str = r#"{
+    "model_type": "nemotron_h",
+    "hybrid_override_pattern": "M-M-M-MM-M-M*-M-M*-M-M-M*-M-",
+    "hidden_size": 1024, "vocab_size": 131072, "max_position_embeddings": 4096,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 64,
+    "mamba_num_heads": 32, "mamba_head_dim": 64, "n_groups": 8, "ssm_state_size": 128, "conv_kernel": 4,
+    "intermediate_size": 4608
+}"#;
+
+const PROMPT_LEN: u32 = 32;
+const NUM_TOKENS: u32 = 96;
+const LONG_PROMPT_LEN: u32 = 1024;
+
+fn main() {
+    let mut dtype = String::from("auto");
+    let mut threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().expect("every option has a value");
+        match arg.as_str() {
+            "--dtype" => dtype = value(),
+            "--threads" => threads = value().parse().expect("a number of threads"),
+            // Cargo says this to every bench.
+            "--bench" => {}
+            other => panic!("{other}: expected --dtype or --threads"),
+        }
+    }
+
+    let bandwidth = kernels::measure_read_bandwidth(threads);
+    println!("memory: {bandwidth:.1} GB/s read by {threads} threads");
+
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(folder.path().join("config.json"), CONFIG).expect("it can be written to");
+    let source = ModelSource::Dummy {
+        folder: folder.path().to_owned(),
+        seed: 0,
+    };
+    let opened = Engine::open(EngineConfig {
+        device: DeviceChoice::Cpu,
+        dtype: dtype.parse().expect("an arithmetic"),
+        threads: Some(threads),
+        cache_memory_bytes: Some(1 << 30),
+        ..EngineConfig::new(source)
+    })
+    .expect("the model is good");
+    let info = opened.info().clone();
+    let model: ModelConfig = opened.model().clone();
+    println!(
+        "model: {:.2} B parameters, {} MB of bf16 weights, {} arithmetic, {}",
+        info.num_parameters as f64 / 1e9,
+        info.weight_bytes / 1_000_000,
+        info.dtype,
+        info.device,
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
+    let start = Instant::now();
+    let handle = opened.start().expect("a thread");
+    runtime.block_on(handle.ready()).expect("it loads");
+    println!(
+        "load: {:.2} s to invent the weights",
+        start.elapsed().as_secs_f64()
+    );
+
+    let table_bytes = (2 * model.vocab_size * model.hidden_size) as u64;
+    let bytes_per_token = info.weight_bytes - table_bytes + 2 * info.slot_bytes;
+    // The first run touches the caches' pages; its numbers are not the machine's.
+    runtime.block_on(decode(&handle, 1, info.vocab_size));
+    for num_streams in [1, 8, 32] {
+        let rate = runtime.block_on(decode(&handle, num_streams, info.vocab_size));
+        let share = if num_streams == 1 {
+            let read = rate * bytes_per_token as f64 / 1e9;
+            format!(
+                ", {read:.1} GB/s, {:.0} % of memory",
+                100.0 * read / bandwidth
+            )
+        } else {
+            String::new()
+        };
+        println!("decode: {num_streams:2} streams, {rate:6.1} tokens/s{share}");
+    }
+    let time = runtime.block_on(prefill(&handle, info.vocab_size));
+    println!(
+        "prefill: {LONG_PROMPT_LEN} tokens, {:.0} tokens/s",
+        f64::from(LONG_PROMPT_LEN) / time.as_secs_f64()
+    );
+    if let Some(resident) = resident_bytes() {
+        println!(
+            "memory: {} MB resident beyond the weights, of it at most {} MB cache",
+            resident.saturating_sub(info.weight_bytes) / 1_000_000,
+            (u64::from(info.num_blocks) * info.block_bytes
+                + u64::from(info.num_slots) * info.slot_bytes)
+                / 1_000_000,
+        );
+    }
+}
+
+fn request(handle: &EngineHandle, prompt: Vec<u32>, max_tokens: u32) -> Request {
+    Request {
+        id: handle.next_request_id(),
+        prompt: prompt.into(),
+        sampling: Arc::new(SamplingParams {
+            max_tokens,
+            ..SamplingParams::default()
+        }),
+        num_choices: 1,
+        cache_salt: "".into(),
+    }
+}
+
+/// Ids without a pattern that a cache could know.
+fn prompt(salt: u32, len: u32, vocab_size: u32) -> Vec<u32> {
+    (0..len)
+        .map(|at| (at.wrapping_mul(2_654_435_761) ^ salt.wrapping_mul(40_503)) % vocab_size)
+        .collect()
+}
+
+/// Tokens per second over all streams, while all of them decode and none prefills.
+async fn decode(handle: &EngineHandle, num_streams: u32, vocab_size: u32) -> f64 {
+    let mut readers = tokio::task::JoinSet::new();
+    for stream in 0..num_streams {
+        let prompt = prompt(1000 * num_streams + stream, PROMPT_LEN, vocab_size);
+        let mut stream = handle
+            .submit(request(handle, prompt, NUM_TOKENS))
+            .expect("the queue is long enough");
+        readers.spawn(async move {
+            let mut times = Vec::new();
+            while let Some(event) = stream.next().await {
+                assert!(matches!(event, StreamEvent::Output(_)), "{event:?}");
+                times.push(Instant::now());
+            }
+            times
+        });
+    }
+    let times = readers.join_all().await;
+    let all_decode = times.iter().map(|times| times[0]).max().expect("streams");
+    let one_is_done = times
+        .iter()
+        .map(|times| *times.last().expect("tokens"))
+        .min()
+        .expect("streams");
+    let num_tokens = times
+        .iter()
+        .flatten()
+        .filter(|time| **time > all_decode && **time <= one_is_done)
+        .count();
+    num_tokens as f64 / (one_is_done - all_decode).as_secs_f64()
+}
+
+/// Time to the first token of a long prompt.
+async fn prefill(handle: &EngineHandle, vocab_size: u32) -> Duration {
+    let prompt = prompt(77, LONG_PROMPT_LEN, vocab_size);
+    let start = Instant::now();
+    let mut stream = handle
+        .submit(request(handle, prompt, 1))
+        .expect("the queue is long enough");
+    while stream.next().await.is_some() {}
+    start.elapsed()
+}
+
+/// What the kernel counts as ours, where it tells.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(1024 * kib)
+}

@@ -1,0 +1,412 @@
+//! A stream's tokens and log-probabilities are the same bits, whatever else is in the batch and
+//! however its prompt was cut.
+//!
+//! One tiny model with every kind of layer and random weights, many ways to run the same requests;
+//! each must reproduce what one request at a time gives.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use engine::{
+    DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineHandle, ModelSource, StreamEvent,
+};
+use scheduler::{FinishReason, Request, SamplingParams, TokenLogprobs};
+
+const CONFIG: &str = r#"{
+    "model_type": "nemotron_h",
+    "hybrid_override_pattern": "ME*-MEM*E",
+    "hidden_size": 48, "vocab_size": 300, "max_position_embeddings": 4096,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "mamba_num_heads": 6, "mamba_head_dim": 12, "n_groups": 2, "ssm_state_size": 16, "conv_kernel": 4,
+    "n_routed_experts": 12, "num_experts_per_tok": 3, "n_group": 3, "topk_group": 2,
+    "moe_intermediate_size": 20, "moe_latent_size": 24, "routed_scaling_factor": 2.5,
+    "moe_shared_expert_intermediate_size": 40, "n_shared_experts": 1,
+    "intermediate_size": 64, "time_step_limit": [0.0, Infinity]
+}"#;
+
+/// What one choice says, floats as bits.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Said {
+    tokens: Vec<u32>,
+    logprobs: Vec<Bits>,
+    prompt_logprobs: Vec<Bits>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Bits {
+    token: u32,
+    logprob: u32,
+    top: Vec<(u32, u32)>,
+}
+
+impl From<&TokenLogprobs> for Bits {
+    fn from(from: &TokenLogprobs) -> Self {
+        Self {
+            token: from.token,
+            logprob: from.logprob.to_bits(),
+            top: from.top.iter().map(|(t, p)| (*t, p.to_bits())).collect(),
+        }
+    }
+}
+
+/// A request without its id.
+#[derive(Clone)]
+struct Ask {
+    prompt: Vec<u32>,
+    params: SamplingParams,
+    num_choices: u32,
+}
+
+/// Prompts around the sizes where something changes (one token, the convolution's window, a block,
+/// a chunk), half of them greedy, half drawn hot.
+fn asks() -> Vec<Ask> {
+    let lengths = [1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 48, 70];
+    (0..)
+        .zip(lengths)
+        .map(|(at, len): (u32, u32)| Ask {
+            prompt: (0..len)
+                .map(|i| (i * i * 7 + i * 31 + at * 17) % 300)
+                .collect(),
+            params: SamplingParams {
+                max_tokens: 8 + at % 5,
+                temperature: if at % 2 == 0 { 0.0 } else { 1.3 },
+                top_p: if at % 4 == 1 { 0.9 } else { 1.0 },
+                frequency_penalty: if at % 3 == 0 { 0.2 } else { 0.0 },
+                seed: u64::from(at),
+                logprobs: Some(3),
+                prompt_logprobs: (at % 3 == 1).then_some(2),
+                ..SamplingParams::default()
+            },
+            num_choices: 1,
+        })
+        .collect()
+}
+
+struct Model {
+    folder: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Model {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(folder.path().join("config.json"), CONFIG).expect("it can be written to");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        Self { folder, runtime }
+    }
+
+    fn config(&self) -> EngineConfig {
+        config(self.folder.path())
+    }
+
+    fn start(&self, config: EngineConfig) -> EngineHandle {
+        let handle = Engine::open(config)
+            .and_then(engine::Opened::start)
+            .expect("the model is good");
+        self.runtime.block_on(handle.ready()).expect("it loads");
+        handle
+    }
+
+    /// All at once, in this order; what each choice of each said.
+    fn run(&self, handle: &EngineHandle, asks: &[Ask]) -> Vec<Vec<Said>> {
+        self.runtime.block_on(async {
+            let streams: Vec<_> = asks
+                .iter()
+                .map(|ask| {
+                    let request = Request {
+                        id: handle.next_request_id(),
+                        prompt: ask.prompt.clone().into(),
+                        sampling: Arc::new(ask.params.clone()),
+                        num_choices: ask.num_choices,
+                        cache_salt: "".into(),
+                    };
+                    handle.submit(request).expect("the queue is long enough")
+                })
+                .collect();
+            let mut answers = Vec::new();
+            for (mut stream, ask) in streams.into_iter().zip(asks) {
+                let mut said = vec![Said::default(); ask.num_choices as usize];
+                let mut num_finished = 0;
+                while let Some(event) = stream.next().await {
+                    let StreamEvent::Output(output) = event else {
+                        panic!("{event:?}");
+                    };
+                    let said = &mut said[output.choice as usize];
+                    said.tokens.extend(&output.tokens);
+                    said.logprobs.extend(output.logprobs.iter().map(Bits::from));
+                    let prompt = output.prompt_logprobs.iter().map(Bits::from);
+                    said.prompt_logprobs.extend(prompt);
+                    if let Some(finish) = output.finish {
+                        assert_eq!(finish, FinishReason::Length);
+                        num_finished += 1;
+                    }
+                }
+                assert_eq!(num_finished, ask.num_choices, "every choice ends well");
+                answers.push(said);
+            }
+            answers
+        })
+    }
+
+    /// One at a time, each in an engine of its own.
+    fn alone(&self, change: impl Fn(&mut EngineConfig), asks: &[Ask]) -> Vec<Vec<Said>> {
+        asks.iter()
+            .map(|ask| {
+                let mut config = self.config();
+                change(&mut config);
+                let handle = self.start(config);
+                let said = self.run(&handle, std::slice::from_ref(ask));
+                said.into_iter().next().expect("one request, one answer")
+            })
+            .collect()
+    }
+}
+
+fn config(folder: &Path) -> EngineConfig {
+    let source = ModelSource::Dummy {
+        folder: folder.to_owned(),
+        seed: 11,
+    };
+    EngineConfig {
+        device: DeviceChoice::Cpu,
+        max_num_seqs: 16,
+        max_num_batched_tokens: 512,
+        block_size: 16,
+        cache_memory_bytes: Some(64 << 20),
+        ..EngineConfig::new(source)
+    }
+}
+
+/// The same bits, or where they part first.
+#[track_caller]
+fn assert_same(what: &str, expect: &[Vec<Said>], got: &[Vec<Said>]) {
+    assert_eq!(expect.len(), got.len());
+    for (at, (expect, got)) in expect.iter().zip(got).enumerate() {
+        for (choice, (expect, got)) in expect.iter().zip(got).enumerate() {
+            let part = |name, same: bool| {
+                assert!(
+                    same,
+                    "{what}: the {name} of request {at} choice {choice} differ"
+                );
+            };
+            part("tokens", expect.tokens == got.tokens);
+            part("logprobs", expect.logprobs == got.logprobs);
+            part(
+                "prompt logprobs",
+                expect.prompt_logprobs == got.prompt_logprobs,
+            );
+        }
+        assert_eq!(expect.len(), got.len(), "{what}: choices of request {at}");
+    }
+}
+
+#[test]
+fn the_answers_are_worth_comparing() {
+    let model = Model::new();
+    let answers = model.alone(|_| {}, &asks());
+    for (ask, said) in asks().iter().zip(&answers) {
+        let said = &said[0];
+        assert_eq!(said.tokens.len(), ask.params.max_tokens as usize);
+        assert_eq!(said.logprobs.len(), said.tokens.len());
+        let scored = ask
+            .params
+            .prompt_logprobs
+            .map_or(0, |_| ask.prompt.len() - 1);
+        assert_eq!(said.prompt_logprobs.len(), scored);
+        let logprobs = said
+            .logprobs
+            .iter()
+            .map(|bits| f32::from_bits(bits.logprob));
+        for logprob in logprobs {
+            assert!(logprob.is_finite() && logprob < 0.0);
+        }
+    }
+    // Different prompts say different things, so a mix-up would show.
+    for (at, said) in answers.iter().enumerate() {
+        assert!(
+            !answers[..at].contains(said),
+            "request {at} repeats another"
+        );
+    }
+}
+
+#[test]
+fn company_and_order_change_nothing() {
+    let model = Model::new();
+    let asks = asks();
+    let expect = model.alone(|_| {}, &asks);
+    let handle = model.start(model.config());
+    assert_same("all at once", &expect, &model.run(&handle, &asks));
+
+    let reversed: Vec<Ask> = asks.iter().rev().cloned().collect();
+    let mut got = model.run(&model.start(model.config()), &reversed);
+    got.reverse();
+    assert_same("in reverse", &expect, &got);
+
+    for max_num_seqs in [1, 2, 5] {
+        let mut config = model.config();
+        config.max_num_seqs = max_num_seqs;
+        let got = model.run(&model.start(config), &asks);
+        assert_same(&format!("{max_num_seqs} at a time"), &expect, &got);
+    }
+}
+
+#[test]
+fn chunks_change_nothing() {
+    let model = Model::new();
+    let asks = asks();
+    let expect = model.alone(|_| {}, &asks);
+    for budget in [1, 2, 3, 7, 16, 33] {
+        let mut config = model.config();
+        config.max_num_seqs = budget.min(6);
+        config.max_num_batched_tokens = budget;
+        let got = model.run(&model.start(config), &asks);
+        assert_same(&format!("{budget} tokens per step"), &expect, &got);
+    }
+}
+
+/// The size of a block is part of the configuration and may move a bit; company may not.
+#[test]
+fn blocks_of_any_size_hold_apart() {
+    let model = Model::new();
+    let asks = asks();
+    for block_size in [1, 3, 64] {
+        let change = |config: &mut EngineConfig| config.block_size = block_size;
+        let expect = model.alone(change, &asks);
+        let mut config = model.config();
+        change(&mut config);
+        config.max_num_batched_tokens = 21;
+        let got = model.run(&model.start(config), &asks);
+        assert_same(&format!("blocks of {block_size}"), &expect, &got);
+    }
+}
+
+#[test]
+fn threads_change_nothing() {
+    let model = Model::new();
+    let asks = asks();
+    let expect = model.alone(|_| {}, &asks);
+    let mut config = model.config();
+    config.threads = Some(5);
+    let got = model.run(&model.start(config), &asks);
+    assert_same("five threads", &expect, &got);
+}
+
+#[test]
+fn bf16_arithmetic_is_as_repeatable() {
+    let model = Model::new();
+    let asks = asks();
+    let bf16 = |config: &mut EngineConfig| config.dtype = DtypeChoice::Bf16;
+    let expect = model.alone(bf16, &asks);
+    assert!(expect != model.alone(|_| {}, &asks), "bf16 is not in use");
+    for budget in [7, 512] {
+        let mut config = model.config();
+        bf16(&mut config);
+        config.max_num_seqs = budget.min(16);
+        config.max_num_batched_tokens = budget;
+        let got = model.run(&model.start(config), &asks);
+        assert_same(&format!("{budget} tokens per step"), &expect, &got);
+    }
+}
+
+#[test]
+fn preemption_changes_nothing() {
+    let model = Model::new();
+    // Long answers in a cache that holds few of them.
+    let mut asks = asks();
+    for ask in &mut asks {
+        ask.params.max_tokens = 60;
+    }
+    let small = |config: &mut EngineConfig| {
+        config.block_size = 4;
+        config.max_model_len = Some(140);
+    };
+    let expect = model.alone(small, &asks);
+    let mut config = model.config();
+    small(&mut config);
+    config.cache_memory_bytes = Some(smallest_cache(&config));
+    let handle = model.start(config);
+    assert_same("a tiny cache", &expect, &model.run(&handle, &asks));
+    let stats = handle.stats().scheduler;
+    assert!(
+        stats.num_preemptions > 0,
+        "nothing was preempted: {stats:?}"
+    );
+}
+
+/// The least cache memory that a configuration opens with.
+fn smallest_cache(config: &EngineConfig) -> u64 {
+    let opens = |bytes: u64| {
+        let mut config = config.clone();
+        config.cache_memory_bytes = Some(bytes);
+        Engine::open(config).is_ok()
+    };
+    let (mut low, mut high) = (0, 64 << 20);
+    assert!(opens(high));
+    while high - low > 64 {
+        let middle = u64::midpoint(low, high);
+        if opens(middle) {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    high
+}
+
+#[test]
+fn several_choices_are_those_of_several_seeds() {
+    let model = Model::new();
+    let with_choices = |num_choices: u32| -> Vec<Ask> {
+        asks()
+            .into_iter()
+            .map(|mut ask| {
+                ask.num_choices = num_choices;
+                ask.params.temperature = 1.0;
+                // Scored once, with the first choice.
+                ask.params.prompt_logprobs = None;
+                ask
+            })
+            .collect()
+    };
+    let mut single = with_choices(1);
+    let mut expect: Vec<Vec<Said>> = vec![Vec::new(); single.len()];
+    for _ in 0..3 {
+        for (expect, said) in expect.iter_mut().zip(model.alone(|_| {}, &single)) {
+            expect.extend(said);
+        }
+        for ask in &mut single {
+            ask.params.seed += 1;
+        }
+    }
+    let got = model.run(&model.start(model.config()), &with_choices(3));
+    assert_same("three choices", &expect, &got);
+}
+
+#[test]
+fn what_is_cached_changes_nothing() {
+    let model = Model::new();
+    // Two turns: the second prompt is the first with its answer and more behind.
+    let first = asks();
+    let expect_first = model.alone(|_| {}, &first);
+    let second: Vec<Ask> = first
+        .iter()
+        .zip(&expect_first)
+        .map(|(ask, said)| {
+            let mut ask = ask.clone();
+            ask.prompt.extend(&said[0].tokens);
+            ask.prompt.extend([9, 8, 7]);
+            ask.params.prompt_logprobs = None;
+            ask
+        })
+        .collect();
+    let expect_second = model.alone(|_| {}, &second);
+    let handle = model.start(model.config());
+    assert_same("first turn", &expect_first, &model.run(&handle, &first));
+    assert_same("second turn", &expect_second, &model.run(&handle, &second));
+    assert_same("asked again", &expect_second, &model.run(&handle, &second));
+    let stats = handle.stats().scheduler;
+    assert!(stats.num_cached_prompt_tokens > 0, "no hit: {stats:?}");
+}
