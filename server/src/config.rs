@@ -99,27 +99,27 @@ impl Settings {
         let Some(json) = &self.texts.tokenizer else {
             return Ok(None);
         };
-        let config = self.texts.tokenizer_config.as_deref();
-        Tokenizer::from_bytes(json, config)
+        Tokenizer::from_bytes(json)
             .map(|tokenizer| Some(Arc::new(tokenizer)))
             .map_err(|error| self.file_error("tokenizer.json", error.to_string()))
     }
 
-    /// The folder's chat template, if it has one.
-    pub fn template(&self) -> Result<Option<Arc<ChatTemplate>>, ConfigError> {
-        let config = self.texts.tokenizer_config.as_deref();
-        let inner = match (&self.texts.chat_template, config) {
-            (Some(template), _) => Some(template.clone()),
-            (None, Some(config)) => template_in(config)
-                .map_err(|what| self.file_error("tokenizer_config.json", what))?,
-            (None, None) => None,
-        };
-        let Some(template) = inner else {
+    /// The folder's chat template, if it has one. Without a tokenizer a template is of no use.
+    pub fn template(
+        &self,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<Option<Arc<ChatTemplate>>, ConfigError> {
+        let Some(tokenizer) = tokenizer else {
             return Ok(None);
         };
-        ChatTemplate::new(&template, config)
-            .map(|template| Some(Arc::new(template)))
-            .map_err(|error| self.file_error("chat_template.jinja", error.to_string()))
+        let jinja = self.texts.chat_template.as_deref();
+        let config = self.texts.tokenizer_config.as_deref();
+        ChatTemplate::from_folder(jinja, config, tokenizer)
+            .map(|template| template.map(Arc::new))
+            .map_err(|error| ConfigError::File {
+                path: self.folder.clone(),
+                what: error.to_string(),
+            })
     }
 
     /// What holds where a request is silent.
@@ -209,22 +209,6 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, ConfigError> {
     std::fs::read(path)
         .map(Some)
         .map_err(|error| fail(error.to_string()))
-}
-
-/// `chat_template` of `tokenizer_config.json`: one text, or several with names.
-fn template_in(tokenizer_config: &str) -> Result<Option<String>, String> {
-    let config: Value =
-        serde_json::from_str(tokenizer_config).map_err(|error| error.to_string())?;
-    match &config["chat_template"] {
-        Value::Null => Ok(None),
-        Value::String(text) => Ok(Some(text.clone())),
-        Value::Array(named) => Ok(named
-            .iter()
-            .find(|entry| entry["name"] == "default")
-            .and_then(|entry| entry["template"].as_str())
-            .map(str::to_owned)),
-        _ => Err("`chat_template` is neither a text nor a list".into()),
-    }
 }
 
 fn token_ids(value: &Value) -> Option<Vec<u32>> {
@@ -539,21 +523,11 @@ mod tests {
     }
 
     #[test]
-    fn templates_are_found_in_either_shape() {
-        let find = |config: &str| template_in(config).expect("well-formed");
-        assert_eq!(find(r#"{"chat_template": "a"}"#).as_deref(), Some("a"));
-        let named = r#"{"chat_template": [{"name": "tool", "template": "t"},
-                                          {"name": "default", "template": "d"}]}"#;
-        assert_eq!(find(named).as_deref(), Some("d"));
-        assert_eq!(find("{}"), None);
-        assert!(template_in(r#"{"chat_template": 3}"#).is_err());
-    }
-
-    #[test]
     fn the_demo_needs_no_flag() {
         let settings = Settings::new(&ServeArgs::default()).expect("the demo is complete");
-        assert!(settings.tokenizer().expect("valid").is_some());
-        assert!(settings.template().expect("valid").is_some());
+        let tokenizer = settings.tokenizer().expect("valid");
+        let template = settings.template(tokenizer.as_deref()).expect("valid");
+        assert!(tokenizer.is_some() && template.is_some());
         let opened = engine::Engine::open(settings.engine.clone()).expect("the demo opens");
         let defaults = settings.defaults(opened.model()).expect("valid");
         assert!(defaults.eos_token_ids.contains(&11), "{defaults:?}");

@@ -4,6 +4,7 @@ use http::StatusCode;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http_body_util::{BodyExt as _, Full};
 
+use crate::api::fields::type_name;
 use crate::state::Response;
 
 /// An error in the shape that OpenAI's clients read.
@@ -24,9 +25,37 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// 400 for a parameter outside its range.
-    pub fn invalid_value(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::bad_request("invalid_value", Some(param.into()), message)
+    /// 400 for a parameter outside its range; the message says what it must be.
+    pub fn invalid_value(param: impl Into<String>, message: impl std::fmt::Display) -> Self {
+        let param = param.into();
+        let message = format!("'{param}' {message}");
+        Self::bad_request("invalid_value", Some(param), message)
+    }
+
+    /// 400 for a parameter of the wrong JSON type.
+    pub fn invalid_type(param: impl Into<String>, expected: &str, got: &serde_json::Value) -> Self {
+        let param = param.into();
+        let got = type_name(got);
+        let message = format!("'{param}' must be {expected}, is {got}");
+        Self::bad_request("invalid_type", Some(param), message)
+    }
+
+    /// 400 for something that this server does not do (yet).
+    pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::bad_request("unsupported_parameter", Some(param.into()), message)
+    }
+
+    /// 400 for a prompt, or prompt and output, beyond the context window. Clients match the words
+    /// about the maximum.
+    pub fn context_length(param: &str, max: u32, detail: &str) -> Self {
+        let message = format!("This model's maximum context length is {max} tokens. {detail}");
+        Self::bad_request("context_length_exceeded", Some(param.to_owned()), message)
+    }
+
+    /// 500: ours or the machine's fault.
+    pub fn internal(message: impl Into<String>) -> Self {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Self::new(status, "server_error", "internal_error", message)
     }
 
     /// 400.

@@ -26,7 +26,7 @@ pub fn open(settings: Settings) -> Result<AppState, ConfigError> {
     let info = opened.info().clone();
     let defaults = settings.defaults(opened.model())?;
     let tokenizer = settings.tokenizer()?;
-    let template = settings.template()?;
+    let template = settings.template(tokenizer.as_deref())?;
     let main_name = settings.names.ids.first().expect("the family has names");
     let metrics = Metrics::new(main_name, &info, route_labels());
     Ok(AppState {

@@ -1,19 +1,26 @@
-//! One file per endpoint.
+//! One file per endpoint, and what they share.
+//!
+//! | File | Holds |
+//! |---|---|
+//! | `chat`, `completions`, `models`, `utility` | an endpoint each: what it reads, how it answers |
+//! | `fields` | reading JSON with errors that name the path |
+//! | `params`, `thinking`, `messages` | parameters, reasoning settings, the history |
+//! | `prompt` | text to ids, away from the threads that serve sockets |
+//! | `generation` | all prompts and choices of a request, in flight |
+//! | `choice` | one choice: tokens in, text and log-probabilities out |
+//! | `stream` | a generation as events |
+//! | `types` | what goes over the wire |
 
 pub mod chat;
+pub mod choice;
 pub mod completions;
+pub mod fields;
+pub mod generation;
+pub mod messages;
 pub mod models;
 pub mod params;
+pub mod prompt;
+pub mod stream;
+pub mod thinking;
+pub mod types;
 pub mod utility;
-
-use crate::error::ApiError;
-
-/// What routes answer until they are served.
-fn not_served(route: &str) -> ApiError {
-    ApiError::new(
-        http::StatusCode::NOT_FOUND,
-        "invalid_request_error",
-        "not_found",
-        format!("{route} is not served"),
-    )
-}

@@ -1,7 +1,16 @@
-//! `/v1/models`.
+//! `/v1/models`, and which names are the loaded model's.
 
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http_body_util::{BodyExt as _, Full};
+use serde::Serialize;
+
+use super::fields::Fields;
 use crate::error::ApiError;
 use crate::state::{RequestContext, Response};
+
+/// Suffixes by which OpenRouter's clients choose a provider; they choose nothing here.
+const ROUTING_SUFFIXES: [&str; 4] = [":free", ":nitro", ":floor", ":exacto"];
 
 /// Names that the one loaded model answers to.
 #[derive(Clone, Debug, Default)]
@@ -16,12 +25,93 @@ pub struct ModelNames {
     pub created: u64,
 }
 
+#[derive(Serialize)]
+struct List<'a> {
+    object: &'static str,
+    data: Vec<Model<'a>>,
+}
+
+#[derive(Serialize)]
+struct Model<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'a str,
+    max_model_len: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<&'a str>,
+}
+
+impl ModelNames {
+    /// Whether `id` is the loaded model.
+    pub fn contains(&self, id: &str) -> bool {
+        let bare = ROUTING_SUFFIXES
+            .iter()
+            .find_map(|suffix| id.strip_suffix(suffix));
+        self.ids
+            .iter()
+            .any(|known| known == id || Some(known.as_str()) == bare)
+    }
+
+    /// The `model` of a request: 400 if missing, 404 if another's.
+    pub fn requested(&self, fields: &Fields<'_>) -> Result<String, ApiError> {
+        match fields.string("model")? {
+            None | Some("") => Err(fields.missing("model")),
+            Some(id) if self.contains(id) => Ok(id.to_owned()),
+            Some(id) => Err(not_found(id)),
+        }
+    }
+}
+
 /// All names.
 pub fn list(ctx: &RequestContext) -> Result<Response, ApiError> {
-    Err(super::not_served(ctx.route))
+    let names = &ctx.state.models;
+    let list = List {
+        object: "list",
+        data: names.ids.iter().map(|id| describe(ctx, id)).collect(),
+    };
+    Ok(json(&list))
 }
 
 /// One name; `id` is percent-decoded and may hold slashes.
-pub fn get(ctx: &RequestContext, _id: &str) -> Result<Response, ApiError> {
-    Err(super::not_served(ctx.route))
+pub fn get(ctx: &RequestContext, id: &str) -> Result<Response, ApiError> {
+    if ctx.state.models.contains(id) {
+        Ok(json(&describe(ctx, id)))
+    } else {
+        Err(not_found(id))
+    }
+}
+
+fn describe<'a>(ctx: &'a RequestContext, id: &'a str) -> Model<'a> {
+    let names = &ctx.state.models;
+    Model {
+        id,
+        object: "model",
+        created: names.created,
+        owned_by: &names.owned_by,
+        max_model_len: ctx.state.info.max_model_len,
+        description: names.description.as_deref(),
+    }
+}
+
+fn not_found(id: &str) -> ApiError {
+    let shown: String = id.chars().take(100).collect();
+    ApiError {
+        param: Some("model".into()),
+        ..ApiError::new(
+            http::StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            "model_not_found",
+            format!("the model '{shown}' does not exist here; see /v1/models"),
+        )
+    }
+}
+
+/// 200 with a JSON body.
+pub(super) fn json<T: Serialize>(body: &T) -> Response {
+    let text = serde_json::to_vec(body).expect("our own types are JSON");
+    let mut response = http::Response::new(Full::new(Bytes::from(text)).boxed_unsync());
+    let json = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
 }

@@ -1,5 +1,11 @@
 //! The family: how to talk.
 
+mod clock;
+mod message;
+mod python;
+mod reasoning;
 mod template;
 
-pub use template::{ChatTemplate, TemplateError};
+pub use message::{Message, Role, ToolCall};
+pub use reasoning::{Placement, ReasoningSplitter};
+pub use template::{ChatTemplate, Rendered, TemplateError, Variables};

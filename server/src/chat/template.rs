@@ -1,8 +1,43 @@
-//! The model's chat template, rendered in a sandbox.
+//! The model's chat template, rendered in a sandbox: no files, no includes, bounded steps and
+//! output. It comes with the model, never from a request.
+//!
+//! Added tokens are special only where the template itself spells them. So when it is loaded, each
+//! of them in its source becomes a mark that no request can spell, and after rendering the marks
+//! tell where the tokens stand. Whatever a request contains, alone or together with the text
+//! around it, stays text.
+
+use std::borrow::Cow;
+use std::io;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Value};
+use serde_json::{Map, Value as Json};
+
+use super::message::Message;
+use super::{clock, python};
+use crate::text::{AddedToken, Marked, Tokenizer};
+
+/// Begins a mark; the token's index follows as one private-use character. Noncharacters both: in a
+/// request's strings they are escaped by `ESCAPE`, so a mark there has no way in.
+const MARK: char = '\u{fdd0}';
+const ESCAPE: char = '\u{fdd1}';
+const ESCAPED_MARK: char = '\u{fdd2}';
+const ESCAPED_ESCAPE: char = '\u{fdd3}';
+/// Plane 15 and 16: room for 131,068 added tokens.
+const FIRST_INDEX: u32 = 0xf0000;
+
+/// Instructions that one rendering may take; 10,000 turns of a large template need a third.
+const MAX_STEPS: u64 = 20_000_000;
+/// Bytes that one rendering may write: twice the largest request body.
+const MAX_OUTPUT: usize = 64 << 20;
 
 /// A parsed template.
 pub struct ChatTemplate {
-    _source: String,
+    environment: Environment<'static>,
+    added: Vec<AddedToken>,
+    bos_token: String,
+    eos_token: String,
 }
 
 /// Why a template is unusable or does not render.
@@ -10,12 +45,293 @@ pub struct ChatTemplate {
 #[error("{0}")]
 pub struct TemplateError(pub String);
 
+/// What a template may ask for beside the messages.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Variables {
+    /// Whether the prompt ends with the opening of the assistant's turn.
+    pub add_generation_prompt: bool,
+    /// Settings such as `enable_thinking`; absent ones have the template's own defaults.
+    pub settings: Vec<(&'static str, bool)>,
+}
+
+/// A rendered conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rendered {
+    /// The prompt.
+    pub prompt: Marked,
+    /// Whether it ends inside an open thought: generation starts with reasoning.
+    pub thinking: bool,
+}
+
 impl ChatTemplate {
-    /// Parses the Jinja text of `chat_template.jinja` or of `chat_template` in
-    /// `tokenizer_config.json`; the latter also names the bos and eos tokens.
-    pub fn new(source: &str, _tokenizer_config: Option<&str>) -> Result<Self, TemplateError> {
+    /// Finds the template of a model folder: the text of `chat_template.jinja` if there is one,
+    /// else `chat_template` in `tokenizer_config.json`, a string or a list of named ones. `None` if
+    /// there is neither.
+    pub fn from_folder(
+        jinja: Option<&str>,
+        tokenizer_config: Option<&str>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Self>, TemplateError> {
+        let config: Json = match tokenizer_config {
+            Some(text) => serde_json::from_str(text)
+                .map_err(|error| TemplateError(format!("tokenizer_config.json: {error}")))?,
+            None => Json::Null,
+        };
+        let source = match jinja {
+            Some(source) => Some(source),
+            None => named_template(&config["chat_template"]),
+        };
+        source
+            .map(|source| Self::new(source, &config, tokenizer.added()))
+            .transpose()
+    }
+
+    fn new(source: &str, config: &Json, added: &[AddedToken]) -> Result<Self, TemplateError> {
+        let marked = mark(source, added);
+        let mut environment = sandbox();
+        environment
+            .add_template_owned("chat", marked)
+            .map_err(|error| TemplateError(format!("the chat template: {}", explain(&error))))?;
+        let token = |key: &str| mark(token_text(&config[key]), added);
         Ok(Self {
-            _source: source.to_owned(),
+            environment,
+            bos_token: token("bos_token"),
+            eos_token: token("eos_token"),
+            added: added.to_vec(),
         })
+    }
+
+    /// Renders a conversation. The error is what the template says, or which limit was met.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        tools: &[Json],
+        variables: &Variables,
+    ) -> Result<Rendered, TemplateError> {
+        let mut context = vec![
+            ("messages", messages.iter().map(message_value).collect()),
+            ("tools", Value::from(())),
+            ("bos_token", Value::from(self.bos_token.as_str())),
+            ("eos_token", Value::from(self.eos_token.as_str())),
+            (
+                "add_generation_prompt",
+                Value::from(variables.add_generation_prompt),
+            ),
+        ];
+        if !tools.is_empty() {
+            context[1].1 = tools.iter().map(json_value).collect();
+        }
+        for (name, value) in &variables.settings {
+            context.push((*name, Value::from(*value)));
+        }
+        let template = self
+            .environment
+            .get_template("chat")
+            .expect("added by the constructor");
+        let mut output = Bounded(Vec::new());
+        template
+            .render_captured_to(Value::from_pairs(context), &mut output)
+            .map_err(|error| TemplateError(explain(&error)))?;
+        let output = String::from_utf8(output.0).expect("templates write whole strings");
+        let prompt = self.unmark(&output);
+        let end = prompt.text.trim_end();
+        Ok(Rendered {
+            thinking: end.ends_with("<think>"),
+            prompt,
+        })
+    }
+
+    /// Marks become places, escapes what they stand for.
+    fn unmark(&self, output: &str) -> Marked {
+        let mut prompt = Marked::default();
+        let mut rest = output;
+        while let Some(at) = rest.find([MARK, ESCAPE]) {
+            prompt.text.push_str(&rest[..at]);
+            let mut characters = rest[at..].chars();
+            let (sign, value) = (characters.next(), characters.next());
+            rest = characters.as_str();
+            match (sign, value) {
+                (Some(MARK), Some(index)) => {
+                    let index = (index as u32).wrapping_sub(FIRST_INDEX) as usize;
+                    let Some(token) = self.added.get(index) else {
+                        continue;
+                    };
+                    let start = prompt.text.len();
+                    prompt.text.push_str(&token.content);
+                    prompt.added.push((start..prompt.text.len(), index));
+                }
+                (_, Some(ESCAPED_MARK)) => prompt.text.push(MARK),
+                (_, Some(ESCAPED_ESCAPE)) => prompt.text.push(ESCAPE),
+                // A template that cuts strings may have cut one of ours.
+                _ => {}
+            }
+        }
+        prompt.text.push_str(rest);
+        prompt
+    }
+}
+
+fn sandbox() -> Environment<'static> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .expect("these options go together");
+    environment.set_syntax(syntax);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_fuel(Some(MAX_STEPS));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_filter("tojson", python::tojson);
+    environment.add_function("raise_exception", |why: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, why))
+    });
+    environment.add_function("strftime_now", |format: &str| clock::strftime_now(format));
+    environment
+}
+
+/// Replaces every added token in a template's own text by its mark.
+fn mark(source: &str, added: &[AddedToken]) -> String {
+    // Words and white space are part of the template's language, even if a tokenizer adds them.
+    let is_sign = |c: char| c.is_ascii_punctuation() && !"{}%#'\"\\_".contains(c);
+    let spelled: Vec<(usize, &str)> = added
+        .iter()
+        .enumerate()
+        .map(|(index, token)| (index, token.content.as_str()))
+        .filter(|(_, content)| {
+            content.contains(is_sign) && !content.contains(['{', '}', '\'', '"'])
+        })
+        .collect();
+    let search = AhoCorasick::builder()
+        .match_kind(MatchKind::LeftmostLongest)
+        .build(spelled.iter().map(|(_, content)| content))
+        .expect("a vocabulary fits an automaton");
+    let source = guard(source);
+    let mut marked = String::with_capacity(source.len());
+    search.replace_all_with(&source, &mut marked, |found, _, marked| {
+        let (index, _) = spelled[found.pattern().as_usize()];
+        let index = char::from_u32(FIRST_INDEX + index as u32);
+        marked.push(MARK);
+        marked.push(index.unwrap_or(char::REPLACEMENT_CHARACTER));
+        true
+    });
+    marked
+}
+
+/// Text from outside, in which no mark can be.
+fn guard(text: &str) -> Cow<'_, str> {
+    if !text.contains([MARK, ESCAPE]) {
+        return Cow::Borrowed(text);
+    }
+    let mut guarded = String::with_capacity(text.len() + 8);
+    for character in text.chars() {
+        match character {
+            MARK => guarded.extend([ESCAPE, ESCAPED_MARK]),
+            ESCAPE => guarded.extend([ESCAPE, ESCAPED_ESCAPE]),
+            other => guarded.push(other),
+        }
+    }
+    Cow::Owned(guarded)
+}
+
+fn guarded(text: &str) -> Value {
+    Value::from(guard(text).as_ref())
+}
+
+fn message_value(message: &Message) -> Value {
+    let mut pairs = vec![
+        ("role", Value::from(message.role.as_str())),
+        ("content", guarded(&message.content)),
+    ];
+    let mut add = |key: &'static str, text: &Option<String>| {
+        pairs.extend(text.as_ref().map(|text| (key, guarded(text))));
+    };
+    add("name", &message.name);
+    add("reasoning_content", &message.reasoning);
+    add("tool_call_id", &message.tool_call_id);
+    if !message.tool_calls.is_empty() {
+        let calls = message.tool_calls.iter().map(|call| {
+            let function = Value::from_pairs([
+                ("name", guarded(&call.name)),
+                ("arguments", object_value(&call.arguments)),
+            ]);
+            Value::from_pairs([
+                ("id", guarded(&call.id)),
+                ("type", Value::from("function")),
+                ("function", function),
+            ])
+        });
+        pairs.push(("tool_calls", calls.collect()));
+    }
+    Value::from_pairs(pairs)
+}
+
+fn json_value(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(bool) => Value::from(*bool),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(int), _) => Value::from(int),
+            (_, Some(int)) => Value::from(int),
+            _ => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => guarded(text),
+        Json::Array(items) => items.iter().map(json_value).collect(),
+        Json::Object(map) => object_value(map),
+    }
+}
+
+fn object_value(map: &Map<String, Json>) -> Value {
+    Value::from_pairs(
+        map.iter()
+            .map(|(key, value)| (guarded(key), json_value(value))),
+    )
+}
+
+/// A template by itself, or the one called `default` of a list, else its first.
+fn named_template(value: &Json) -> Option<&str> {
+    if let Some(text) = value.as_str() {
+        return Some(text);
+    }
+    let list = value.as_array()?;
+    let default = list.iter().find(|entry| entry["name"] == "default");
+    default.or(list.first())?["template"].as_str()
+}
+
+/// `"<s>"` or `{"content": "<s>", ..}`.
+fn token_text(value: &Json) -> &str {
+    value
+        .as_str()
+        .or_else(|| value["content"].as_str())
+        .unwrap_or_default()
+}
+
+/// What a person needs: the template's own words if it refused, else what failed and where.
+fn explain(error: &Error) -> String {
+    let what = error
+        .detail()
+        .map_or_else(|| error.kind().to_string(), str::to_owned);
+    match error.line() {
+        Some(line) if error.kind() != ErrorKind::InvalidOperation => {
+            format!("{what} (line {line} of the template)")
+        }
+        _ => what,
+    }
+}
+
+/// A writer that fails beyond [`MAX_OUTPUT`].
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_OUTPUT {
+            return Err(io::Error::other("the rendered prompt is too long"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -64,8 +64,8 @@ fn describe(machine: &Machine, bandwidth: f64) -> String {
 /// Opens a model without reading weights, and says what would run.
 fn judge(name: &str, args: &ServeArgs) -> Result<(), ()> {
     let opened = Settings::new(args).and_then(|settings| {
-        settings.tokenizer()?;
-        settings.template()?;
+        let tokenizer = settings.tokenizer()?;
+        settings.template(tokenizer.as_deref())?;
         let config: EngineConfig = settings.engine.clone();
         Ok(Engine::open(config)?.info().clone())
     });

@@ -1,5 +1,9 @@
 //! Tokens to text and back.
 
+mod detokenizer;
+mod stop;
 mod tokenizer;
 
-pub use tokenizer::{Tokenizer, TokenizerError};
+pub use detokenizer::{Detokenizer, Utf8Stream};
+pub use stop::{StopMatcher, StopStrings};
+pub use tokenizer::{AddedToken, Marked, Tokenizer, TokenizerError};

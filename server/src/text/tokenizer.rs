@@ -1,23 +1,375 @@
 //! `tokenizer.json`, whatever its model.
+//!
+//! Text becomes ids by the library's own steps, except that the caller decides which places are
+//! added tokens: a user who spells `<|im_end|>` gets its letters. Ids become bytes rather than
+//! text, because a token may hold part of a character.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use serde_json::Value;
+use tokenizers::tokenizer::normalizer::Range as Slice;
+use tokenizers::{
+    DecoderWrapper, EncodeInput, Model as _, ModelWrapper, NormalizedString, Normalizer as _,
+    NormalizerWrapper, OffsetType, PostProcessorWrapper, PreTokenizedString, PreTokenizer as _,
+    PreTokenizerWrapper, Token, TokenizerImpl,
+};
+
+/// Markers of turns, thoughts and calls that some tokenizers do not flag as special: they are
+/// never text either.
+const MARKERS: [&str; 8] = [
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<|im_start|>",
+    "<|im_end|>",
+];
+
+type Inner = TokenizerImpl<
+    ModelWrapper,
+    NormalizerWrapper,
+    PreTokenizerWrapper,
+    PostProcessorWrapper,
+    DecoderWrapper,
+>;
 
 /// Encodes and decodes.
 pub struct Tokenizer {
-    _inner: tokenizers::Tokenizer,
+    inner: Inner,
+    added: Vec<AddedToken>,
+    /// By id.
+    pieces: Vec<Piece>,
+    /// What the ranges in `pieces` point into.
+    bytes: Vec<u8>,
 }
 
-/// Why a tokenizer is unusable.
+/// A token that `tokenizer.json` adds to its model's vocabulary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddedToken {
+    /// Its id.
+    pub id: u32,
+    /// How it is spelled.
+    pub content: String,
+    /// Swallows white space before it.
+    strip_left: bool,
+    /// Swallows white space after it.
+    strip_right: bool,
+}
+
+/// What a token is when it becomes text.
+#[derive(Clone, Debug)]
+enum Piece {
+    /// No such token.
+    Unknown,
+    /// Structure, not text; the range holds its name.
+    Control(Range<u32>),
+    /// These bytes, whatever stands around it.
+    Bytes(Range<u32>),
+    /// The decoder must see the token before it; the range holds its spelling.
+    InContext(Range<u32>),
+}
+
+/// Text in which the places of added tokens are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marked {
+    /// The text with added tokens spelled out.
+    pub text: String,
+    /// Where they stand, in order and apart, and the index of each in [`Tokenizer::added`].
+    pub added: Vec<(Range<usize>, usize)>,
+}
+
+/// Why a tokenizer is unusable or a text cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct TokenizerError(pub String);
 
 impl Tokenizer {
-    /// Reads the bytes of `tokenizer.json` and, if the folder has it, `tokenizer_config.json`.
-    pub fn from_bytes(
-        json: &[u8],
-        _tokenizer_config: Option<&str>,
-    ) -> Result<Self, TokenizerError> {
-        let inner = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|error| TokenizerError(error.to_string()))?;
-        Ok(Self { _inner: inner })
+    /// Reads the bytes of `tokenizer.json`.
+    pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
+        let fail = |error: &dyn std::fmt::Display| TokenizerError(error.to_string());
+        let mut inner: Inner = serde_json::from_slice(json).map_err(|error| fail(&error))?;
+        // A prompt is neither cut nor filled up, whatever the file was saved with.
+        inner.with_truncation(None).map_err(|error| fail(&error))?;
+        inner.with_padding(None);
+        let decoder = serde_json::to_value(inner.get_decoder()).map_err(|error| fail(&error))?;
+        let mut tokenizer = Self {
+            added: added_tokens(&inner),
+            inner,
+            pieces: Vec::new(),
+            bytes: Vec::new(),
+        };
+        tokenizer.fill_pieces(&DecoderKind::of(&decoder));
+        Ok(tokenizer)
     }
+
+    /// Encodes a text in which nothing is special. `add_special_tokens` lets the file's
+    /// post-processor add what it adds, such as a first `<s>`.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_places(text, &[], add_special_tokens)
+    }
+
+    /// Encodes a text in which every spelling of an added token is that token.
+    pub fn encode_special(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self
+            .inner
+            .encode_fast(EncodeInput::from(text), add_special_tokens)
+            .map_err(|error| TokenizerError(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Encodes a rendered template: only its own added tokens are special, nothing is added.
+    pub fn encode_marked(&self, marked: &Marked) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_places(&marked.text, &marked.added, false)
+    }
+
+    /// Bytes that `id` stands for after the text token `previous`. Empty for control tokens.
+    pub fn bytes(&self, previous: Option<u32>, id: u32) -> Cow<'_, [u8]> {
+        match self.piece(id) {
+            Piece::Unknown | Piece::Control(_) => Cow::Borrowed(&[]),
+            Piece::Bytes(range) => Cow::Borrowed(self.slice(range)),
+            Piece::InContext(_) => Cow::Owned(self.decode_after(previous, id).into_bytes()),
+        }
+    }
+
+    /// Whether `id` is structure rather than text: it gives no bytes, only a name.
+    pub fn is_control(&self, id: u32) -> bool {
+        matches!(self.piece(id), Piece::Unknown | Piece::Control(_))
+    }
+
+    /// What a control token is called.
+    pub fn name(&self, id: u32) -> Cow<'_, str> {
+        match self.piece(id) {
+            Piece::Unknown => Cow::Owned(format!("<unknown_{id}>")),
+            Piece::Control(range) | Piece::Bytes(range) | Piece::InContext(range) => {
+                String::from_utf8_lossy(self.slice(range))
+            }
+        }
+    }
+
+    /// The text of `ids`, with control tokens spelled out.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let mut bytes = Vec::new();
+        let mut previous = None;
+        for &id in ids {
+            if self.is_control(id) {
+                bytes.extend_from_slice(self.name(id).as_bytes());
+            } else {
+                bytes.extend_from_slice(&self.bytes(previous, id));
+                previous = Some(id);
+            }
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// All added tokens.
+    pub fn added(&self) -> &[AddedToken] {
+        &self.added
+    }
+
+    /// The id of an added token by its spelling.
+    pub fn added_id(&self, content: &str) -> Option<u32> {
+        let token = self.added.iter().find(|token| token.content == content)?;
+        Some(token.id)
+    }
+
+    /// The library's own steps, with the added tokens cut out where the caller says.
+    fn encode_places(
+        &self,
+        text: &str,
+        places: &[(Range<usize>, usize)],
+        add_special_tokens: bool,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let encode = || {
+            let mut pieces = PreTokenizedString::from(text);
+            if !places.is_empty() {
+                pieces.split(|_, whole| Ok(self.cut(&whole, places)))?;
+            }
+            if let Some(normalizer) = self.inner.get_normalizer() {
+                pieces.normalize(|text| normalizer.normalize(text))?;
+            }
+            if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut pieces)?;
+            }
+            self.inner
+                .get_model()
+                .tokenize_in_pretokenized(&mut pieces, None)?;
+            let encoding = pieces.into_encoding(None, 0, OffsetType::None)?;
+            self.inner.post_process(encoding, None, add_special_tokens)
+        };
+        let encoding = encode().map_err(|error| TokenizerError(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    fn cut(
+        &self,
+        whole: &NormalizedString,
+        places: &[(Range<usize>, usize)],
+    ) -> Vec<(NormalizedString, Option<Vec<Token>>)> {
+        let text = whole.get();
+        let slice = |from: usize, to: usize| {
+            whole
+                .slice(Slice::Normalized(from..to))
+                .expect("places lie on character boundaries")
+        };
+        let mut cuts = Vec::with_capacity(2 * places.len() + 1);
+        let mut done = 0;
+        for (place, index) in places {
+            let token = &self.added[*index];
+            let (mut start, mut end) = (place.start, place.end);
+            if token.strip_left {
+                start = done + text[done..start].trim_end().len();
+            }
+            if token.strip_right {
+                end = text.len() - text[end..].trim_start().len();
+            }
+            // The place before may have swallowed what stands here.
+            let start = start.max(done);
+            if done < start {
+                cuts.push((slice(done, start), None));
+            }
+            if start < end {
+                let spelled = Token::new(token.id, token.content.clone(), (0, end - start));
+                cuts.push((slice(start, end), Some(vec![spelled])));
+            }
+            done = done.max(end);
+        }
+        if done < text.len() {
+            cuts.push((slice(done, text.len()), None));
+        }
+        cuts
+    }
+
+    fn fill_pieces(&mut self, decoder: &DecoderKind) {
+        let vocabulary = self.inner.get_vocab(true);
+        let num_ids = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
+        self.pieces = vec![Piece::Unknown; num_ids];
+        for (spelling, id) in vocabulary {
+            let (bytes, in_context) = decoder.bytes(&spelling);
+            let range = self.keep(&bytes);
+            self.pieces[id as usize] = if in_context {
+                Piece::InContext(range)
+            } else {
+                Piece::Bytes(range)
+            };
+        }
+        // The model's vocabulary may hold them too; what they are added as counts.
+        for (id, token) in self.inner.get_added_tokens_decoder() {
+            let range = self.keep(token.content.as_bytes());
+            let control = token.special || MARKERS.contains(&token.content.as_str());
+            self.pieces[id as usize] = match decoder {
+                _ if control => Piece::Control(range),
+                DecoderKind::ByteLevel => Piece::Bytes(range),
+                DecoderKind::Other { .. } => Piece::InContext(range),
+            };
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> Range<u32> {
+        let start = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(bytes);
+        start..self.bytes.len() as u32
+    }
+
+    fn slice(&self, range: &Range<u32>) -> &[u8] {
+        &self.bytes[range.start as usize..range.end as usize]
+    }
+
+    fn piece(&self, id: u32) -> &Piece {
+        self.pieces.get(id as usize).unwrap_or(&Piece::Unknown)
+    }
+
+    /// Decoders that join words look one token back, no further.
+    fn decode_after(&self, previous: Option<u32>, id: u32) -> String {
+        let decode = |ids: &[u32]| self.inner.decode(ids, false).unwrap_or_default();
+        let Some(previous) = previous else {
+            return decode(&[id]);
+        };
+        let (before, both) = (decode(&[previous]), decode(&[previous, id]));
+        both.strip_prefix(&before)
+            .map_or_else(|| decode(&[id]), str::to_owned)
+    }
+}
+
+/// How spelled tokens become bytes.
+enum DecoderKind {
+    /// Each character of a token is a byte.
+    ByteLevel,
+    /// Anything else is asked token by token; with `byte_fallback`, `<0x41>` is that byte.
+    Other { byte_fallback: bool },
+}
+
+impl DecoderKind {
+    fn of(decoder: &Value) -> Self {
+        let mut kinds = Vec::new();
+        decoder_kinds(decoder, &mut kinds);
+        if kinds.contains(&"ByteLevel") {
+            return Self::ByteLevel;
+        }
+        Self::Other {
+            byte_fallback: kinds.contains(&"ByteFallback"),
+        }
+    }
+
+    /// The token's bytes, or its spelling and `true` if they depend on the token before.
+    fn bytes<'a>(&self, spelling: &'a str) -> (Cow<'a, [u8]>, bool) {
+        match self {
+            Self::ByteLevel => {
+                let bytes: Option<Vec<u8>> = spelling.chars().map(byte_of).collect();
+                // A spelling outside the byte alphabet stands for itself.
+                let bytes = bytes.map_or(Cow::Borrowed(spelling.as_bytes()), Cow::Owned);
+                (bytes, false)
+            }
+            Self::Other { byte_fallback } => match fallback_byte(spelling) {
+                Some(byte) if *byte_fallback => (Cow::Owned(vec![byte]), false),
+                _ => (Cow::Borrowed(spelling.as_bytes()), true),
+            },
+        }
+    }
+}
+
+fn decoder_kinds<'a>(decoder: &'a Value, kinds: &mut Vec<&'a str>) {
+    kinds.extend(decoder["type"].as_str());
+    for part in decoder["decoders"].as_array().into_iter().flatten() {
+        decoder_kinds(part, kinds);
+    }
+}
+
+/// `<0x41>` is 0x41.
+fn fallback_byte(spelling: &str) -> Option<u8> {
+    let digits = spelling.strip_prefix("<0x")?.strip_suffix('>')?;
+    (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
+}
+
+/// Inverse of the byte alphabet of GPT-2: printable Latin-1 stands for itself, the other 68 bytes
+/// are the characters from U+0100 on, in order.
+fn byte_of(character: char) -> Option<u8> {
+    match character as u32 {
+        code @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => Some(code as u8),
+        code @ 0x100..=0x120 => Some((code - 0x100) as u8),
+        code @ 0x121..=0x142 => Some((code - 0x121 + 0x7f) as u8),
+        0x143 => Some(0xad),
+        _ => None,
+    }
+}
+
+fn added_tokens(inner: &Inner) -> Vec<AddedToken> {
+    let mut added: Vec<AddedToken> = inner
+        .get_added_tokens_decoder()
+        .iter()
+        .map(|(id, token)| AddedToken {
+            id: *id,
+            content: token.content.clone(),
+            strip_left: token.lstrip,
+            strip_right: token.rstrip,
+        })
+        .collect();
+    added.sort_by_key(|token| token.id);
+    added
 }

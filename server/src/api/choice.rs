@@ -1,0 +1,399 @@
+//! One choice: its tokens in, what its client sees out.
+//!
+//! Streaming and not streaming read the same [`Delta`]; a stream takes it after every step, an
+//! answer at the end. Nothing here depends on how tokens are grouped into steps.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use scheduler::TokenLogprobs;
+
+use crate::chat::{Placement, ReasoningSplitter};
+use crate::text::{Detokenizer, StopMatcher, StopStrings, Tokenizer, Utf8Stream};
+
+/// What became certain since it was last taken.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Delta {
+    /// Thoughts.
+    pub reasoning: String,
+    /// The answer, whole characters only.
+    pub content: String,
+    /// One per token of the answer, if asked for.
+    pub entries: Vec<Entry>,
+    /// Sampled tokens, end tokens and thoughts included.
+    pub token_ids: Vec<u32>,
+    /// Why it ended, once.
+    pub finish: Option<Finish>,
+}
+
+/// Why a choice ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// An end token or a stop string.
+    Stop,
+    /// `max_tokens` or the window.
+    Length,
+}
+
+/// A token of the answer with its log-probabilities.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// What it stands for, as far as it is part of the answer.
+    pub token: TokenText,
+    /// `None` for the first token of an echoed prompt, which nothing predicts.
+    pub logprob: Option<f32>,
+    /// Most likely tokens, descending.
+    pub top: Vec<(TokenText, f32)>,
+    /// Where it begins in the answer, in code points.
+    pub text_offset: usize,
+}
+
+/// A token as clients see it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenText {
+    /// Text or a part of a character.
+    Bytes(Vec<u8>),
+    /// Structure, by name.
+    Control(String),
+}
+
+/// What one choice is made with.
+#[derive(Clone)]
+pub struct ChoiceOptions {
+    /// `None`: only ids are known.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// Strings that end the answer.
+    pub stop: StopStrings,
+    /// Stop strings count from this many tokens on.
+    pub min_tokens: u32,
+    /// Whether entries are wanted.
+    pub logprobs: bool,
+    /// Whether a blank answer is replaced by the thought.
+    pub force_nonempty_content: bool,
+}
+
+/// The state of one choice.
+pub struct Choice {
+    options: ChoiceOptions,
+    detokenizer: Detokenizer,
+    /// Chat only.
+    splitter: Option<ReasoningSplitter>,
+    matcher: StopMatcher,
+    pipe: TextPipe,
+    /// Bytes of an echoed prompt, in which no stop string is looked for.
+    num_echoed: usize,
+    /// The thought so far, if it may have to be the answer.
+    thought: String,
+    blank: bool,
+    num_tokens: u64,
+    finished: bool,
+    delta: Delta,
+}
+
+impl Choice {
+    /// Before its first token. `prompt` is what it continues.
+    pub fn new(
+        options: ChoiceOptions,
+        prompt: &[u32],
+        splitter: Option<ReasoningSplitter>,
+    ) -> Self {
+        let tokenizer = options.tokenizer.as_deref();
+        Self {
+            detokenizer: tokenizer.map_or_else(Detokenizer::default, |tokenizer| {
+                Detokenizer::after(tokenizer, prompt)
+            }),
+            matcher: StopMatcher::new(options.stop.clone()),
+            splitter,
+            pipe: TextPipe::default(),
+            num_echoed: 0,
+            thought: String::new(),
+            blank: true,
+            num_tokens: 0,
+            finished: false,
+            delta: Delta::default(),
+            options,
+        }
+    }
+
+    /// Puts the prompt before the answer. `logprobs` are those of tokens 1 and on, if asked for.
+    pub fn echo(&mut self, prompt: &[u32], logprobs: &[TokenLogprobs]) {
+        assert_eq!(self.num_tokens, 0, "the prompt comes first");
+        self.detokenizer = Detokenizer::default();
+        for (i, &id) in prompt.iter().enumerate() {
+            let known = i.checked_sub(1).and_then(|i| logprobs.get(i));
+            let entry = self.options.logprobs.then(|| self.entry(id, known));
+            let tokenizer = self.options.tokenizer.clone();
+            let bytes = next_bytes(tokenizer.as_deref(), &mut self.detokenizer, id);
+            self.pipe.push(&bytes, entry);
+            self.num_echoed += bytes.len();
+        }
+        self.pipe.release(self.num_echoed, &mut self.delta);
+    }
+
+    /// Takes one sampled token. `ends` if it is a stop id, which is no text. True when a stop
+    /// string is complete: the choice is over and further tokens are not its.
+    pub fn push(&mut self, id: u32, logprobs: Option<&TokenLogprobs>, ends: bool) -> bool {
+        assert!(!self.finished, "nothing follows the end");
+        self.num_tokens += 1;
+        self.delta.token_ids.push(id);
+        if ends {
+            return false;
+        }
+        let entry = match logprobs {
+            Some(logprobs) if self.options.logprobs => Some(self.entry(id, Some(logprobs))),
+            _ => None,
+        };
+        let tokenizer = self.options.tokenizer.clone();
+        let bytes = next_bytes(tokenizer.as_deref(), &mut self.detokenizer, id);
+        let content = match &mut self.splitter {
+            None => &*bytes,
+            Some(splitter) => {
+                let placement = splitter.push(id, &bytes);
+                take_thought(splitter, &mut self.delta, &mut self.thought, &self.options);
+                match placement {
+                    Placement::Reasoning | Placement::Marker => return false,
+                    Placement::Content(content) => content,
+                }
+            }
+        };
+        self.pipe
+            .push(content, entry.map(|entry| entry.clipped(content)));
+        if self.options.stop.is_empty() {
+            self.pipe.release_all(&mut self.delta);
+            return false;
+        }
+        if self.num_tokens < u64::from(self.options.min_tokens) {
+            self.matcher.skip(content);
+        } else if let Some(start) = self.matcher.push(content) {
+            self.pipe.cut(self.num_echoed + start);
+            self.finish(Finish::Stop);
+            return true;
+        }
+        let safe = self.num_echoed + self.matcher.safe_end();
+        self.pipe.release(safe, &mut self.delta);
+        false
+    }
+
+    /// The choice is over: what was held back is released.
+    pub fn finish(&mut self, finish: Finish) {
+        assert!(!self.finished, "a choice ends once");
+        self.finished = true;
+        if let Some(splitter) = &mut self.splitter {
+            splitter.finish();
+            take_thought(splitter, &mut self.delta, &mut self.thought, &self.options);
+        }
+        self.pipe.finish(&mut self.delta);
+        self.note_blank();
+        if self.options.force_nonempty_content && self.blank {
+            self.delta.content.push_str(&self.thought);
+        }
+        self.delta.finish = Some(finish);
+    }
+
+    /// What is new; leaves nothing.
+    pub fn take(&mut self) -> Delta {
+        self.note_blank();
+        std::mem::take(&mut self.delta)
+    }
+
+    /// Whether [`finish`](Self::finish) was called.
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Sampled tokens up to its end.
+    pub fn num_tokens(&self) -> u64 {
+        self.num_tokens
+    }
+
+    /// Of these, thoughts.
+    pub fn num_reasoning_tokens(&self) -> u64 {
+        self.splitter
+            .as_ref()
+            .map_or(0, |splitter| splitter.num_tokens().into())
+    }
+
+    fn note_blank(&mut self) {
+        self.blank &= self.delta.content.trim().is_empty();
+    }
+
+    fn entry(&self, id: u32, logprobs: Option<&TokenLogprobs>) -> Entry {
+        let top = logprobs.map_or(&[][..], |logprobs| &logprobs.top);
+        Entry {
+            token: self.token_text(id),
+            logprob: logprobs.map(|logprobs| logprobs.logprob),
+            top: top
+                .iter()
+                .map(|(id, logprob)| (self.token_text(*id), *logprob))
+                .collect(),
+            text_offset: 0,
+        }
+    }
+
+    /// How a token would read if it came next.
+    fn token_text(&self, id: u32) -> TokenText {
+        token_text(self.options.tokenizer.as_deref(), &self.detokenizer, id)
+    }
+}
+
+/// The bytes of the next token.
+fn next_bytes<'a>(
+    tokenizer: Option<&'a Tokenizer>,
+    detokenizer: &mut Detokenizer,
+    id: u32,
+) -> Cow<'a, [u8]> {
+    match tokenizer {
+        Some(tokenizer) => detokenizer.push(tokenizer, id),
+        None => Cow::Borrowed(&[]),
+    }
+}
+
+/// How a token would read after those that `detokenizer` has seen.
+pub fn token_text(tokenizer: Option<&Tokenizer>, detokenizer: &Detokenizer, id: u32) -> TokenText {
+    match tokenizer {
+        None => TokenText::Control(format!("token_id:{id}")),
+        Some(tokenizer) if tokenizer.is_control(id) => {
+            TokenText::Control(tokenizer.name(id).into_owned())
+        }
+        Some(tokenizer) => TokenText::Bytes(detokenizer.peek(tokenizer, id).into_owned()),
+    }
+}
+
+fn take_thought(
+    splitter: &mut ReasoningSplitter,
+    delta: &mut Delta,
+    thought: &mut String,
+    options: &ChoiceOptions,
+) {
+    let text = splitter.take();
+    if options.force_nonempty_content {
+        thought.push_str(&text);
+    }
+    if delta.reasoning.is_empty() {
+        delta.reasoning = text;
+    } else {
+        delta.reasoning.push_str(&text);
+    }
+}
+
+impl Entry {
+    /// With the part of the token that is answer: a marker's newline is not.
+    fn clipped(mut self, content: &[u8]) -> Self {
+        if let TokenText::Bytes(bytes) = &mut self.token
+            && bytes.len() != content.len()
+        {
+            *bytes = content.to_vec();
+        }
+        self
+    }
+
+    fn len(&self) -> usize {
+        match &self.token {
+            TokenText::Bytes(bytes) => bytes.len(),
+            TokenText::Control(_) => 0,
+        }
+    }
+}
+
+impl TokenText {
+    /// Text with U+FFFD for what is none, or the name.
+    pub fn lossy(&self) -> Cow<'_, str> {
+        match self {
+            Self::Bytes(bytes) => String::from_utf8_lossy(bytes),
+            Self::Control(name) => Cow::Borrowed(name),
+        }
+    }
+}
+
+/// Bytes of the answer on their way to characters. Positions count from the answer's first byte.
+#[derive(Default)]
+struct TextPipe {
+    /// Bytes that may be part of a stop string.
+    held: Vec<u8>,
+    num_released: usize,
+    /// With the position where each ends.
+    entries: VecDeque<(usize, Entry)>,
+    utf8: Utf8Stream,
+    num_chars: usize,
+    /// Code points before the first waiting entry.
+    next_offset: usize,
+}
+
+impl TextPipe {
+    fn push(&mut self, bytes: &[u8], entry: Option<Entry>) {
+        self.held.extend_from_slice(bytes);
+        if let Some(entry) = entry {
+            self.entries.push_back((self.end(), entry));
+        }
+    }
+
+    fn end(&self) -> usize {
+        self.num_released + self.held.len()
+    }
+
+    fn release_all(&mut self, delta: &mut Delta) {
+        self.release(self.end(), delta);
+    }
+
+    /// What lies before `end` is part of the answer.
+    fn release(&mut self, end: usize, delta: &mut Delta) {
+        let held = std::mem::take(&mut self.held);
+        let (free, rest) = held.split_at(end - self.num_released);
+        let mut done = 0;
+        let with_entries = !self.entries.is_empty();
+        while let Some((entry_end, _)) = self.entries.front()
+            && *entry_end <= end
+        {
+            let to = entry_end - self.num_released;
+            self.decode(&free[done..to], delta);
+            done = to;
+            let (_, mut entry) = self.entries.pop_front().expect("front was there");
+            entry.text_offset = self.next_offset;
+            self.next_offset = self.num_chars;
+            delta.entries.push(entry);
+        }
+        if with_entries {
+            self.decode(&free[done..], delta);
+        } else {
+            self.utf8.push(&free[done..], &mut delta.content);
+        }
+        self.num_released = end;
+        if rest.is_empty() {
+            // Keeps the buffer.
+            self.held = held;
+            self.held.clear();
+        } else {
+            self.held = rest.to_vec();
+        }
+    }
+
+    /// The answer ends at `end`; the token across it keeps what is before.
+    fn cut(&mut self, end: usize) {
+        self.held.truncate(end - self.num_released);
+        while let Some((entry_end, entry)) = self.entries.back_mut()
+            && *entry_end > end
+        {
+            let start = *entry_end - entry.len();
+            if start < end {
+                if let TokenText::Bytes(bytes) = &mut entry.token {
+                    bytes.truncate(end - start);
+                }
+                *entry_end = end;
+            } else {
+                self.entries.pop_back();
+            }
+        }
+    }
+
+    fn finish(&mut self, delta: &mut Delta) {
+        self.release_all(delta);
+        self.utf8.finish(&mut delta.content);
+    }
+
+    fn decode(&mut self, bytes: &[u8], delta: &mut Delta) {
+        let before = delta.content.len();
+        self.utf8.push(bytes, &mut delta.content);
+        self.num_chars += delta.content[before..].chars().count();
+    }
+}

@@ -1,0 +1,187 @@
+//! A generation as server-sent events.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::stream::unfold;
+use serde::Serialize;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::generation::Generation;
+use super::types::{Envelope, Usage, UsageField};
+use crate::error::ApiError;
+use crate::sse;
+use crate::state::{RequestContext, Response};
+
+/// Bytes after which a frame goes out even if more news waits.
+const FULL_FRAME: usize = 16 << 10;
+
+/// What all answers and chunks of one request have in common.
+pub struct Head {
+    /// `chatcmpl-…` or `cmpl-…`.
+    pub id: String,
+    /// Of whole answers, and of chunks.
+    pub object: &'static str,
+    /// Unix seconds.
+    pub created: u64,
+    /// As requested.
+    pub model: String,
+    /// Chat only.
+    pub service_tier: Option<&'static str>,
+    /// Build, weights and configuration.
+    pub fingerprint: String,
+    /// Whether a stream ends with usage.
+    pub include_usage: bool,
+}
+
+/// Writes the chunks of one flavour.
+pub trait Chunks: Send + 'static {
+    /// Before the first token.
+    fn open(&self, generation: &mut Generation, frame: &mut Vec<u8>);
+    /// News of one choice.
+    fn update(&self, generation: &mut Generation, choice: usize, frame: &mut Vec<u8>);
+    /// What every chunk starts with.
+    fn head(&self) -> &Head;
+}
+
+impl Head {
+    /// For a request that was just admitted.
+    pub fn new(ctx: &RequestContext, prefix: &str, object: &'static str, model: String) -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Self {
+            id: super::params::unique_id(prefix),
+            object,
+            created: now.map_or(0, |since| since.as_secs()),
+            model,
+            service_tier: None,
+            fingerprint: ctx.state.info.fingerprint.clone(),
+            include_usage: false,
+        }
+    }
+
+    /// A whole answer.
+    pub fn answer<'a, C>(&'a self, choices: &'a [C], usage: &'a Usage) -> Envelope<'a, C> {
+        self.envelope(choices, UsageField::Counts(usage))
+    }
+
+    /// Writes one chunk.
+    pub fn chunk<C: Serialize>(&self, choice: C, frame: &mut Vec<u8>) {
+        let usage = if self.include_usage {
+            UsageField::Null
+        } else {
+            UsageField::Absent
+        };
+        write(&self.envelope(&[choice], usage), frame);
+    }
+
+    fn envelope<'a, C>(&'a self, choices: &'a [C], usage: UsageField<'a>) -> Envelope<'a, C> {
+        Envelope {
+            id: &self.id,
+            object: self.object,
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: &self.fingerprint,
+            service_tier: self.service_tier,
+            choices,
+            usage,
+        }
+    }
+}
+
+/// Answers with a stream; its headers go out at once.
+pub fn respond<C: Chunks>(ctx: &RequestContext, generation: Generation, chunks: C) -> Response {
+    let silence = ctx.state.config.sse_keepalive;
+    let body = Body {
+        generation,
+        chunks,
+        part: Part::Opening,
+        silence,
+        keep_alive: Box::pin(sleep(silence)),
+    };
+    sse::response(unfold(body, |mut body| async move {
+        let frame = body.frame().await?;
+        Some((frame, body))
+    }))
+}
+
+/// How far the body is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Opening,
+    Running,
+    Over,
+}
+
+struct Body<C> {
+    generation: Generation,
+    chunks: C,
+    part: Part,
+    silence: Duration,
+    keep_alive: Pin<Box<Sleep>>,
+}
+
+impl<C: Chunks> Body<C> {
+    /// The next bytes to send; `None` after the last.
+    async fn frame(&mut self) -> Option<Bytes> {
+        let mut frame = Vec::with_capacity(512);
+        match self.part {
+            Part::Opening => {
+                self.part = Part::Running;
+                self.chunks.open(&mut self.generation, &mut frame);
+            }
+            Part::Running => {
+                while frame.is_empty() {
+                    self.run(&mut frame).await;
+                }
+            }
+            Part::Over => return None,
+        }
+        self.keep_alive
+            .as_mut()
+            .reset(Instant::now() + self.silence);
+        Some(frame.into())
+    }
+
+    /// Waits for news or for silence to grow too long.
+    async fn run(&mut self, frame: &mut Vec<u8>) {
+        let news = tokio::select! {
+            biased;
+            news = self.generation.next() => news,
+            () = &mut self.keep_alive => return frame.extend_from_slice(sse::KEEP_ALIVE),
+        };
+        let mut news = Some(news);
+        // What came in the same step goes out together.
+        while let Some(outcome) = news {
+            match outcome {
+                Ok(Some(choice)) => self.chunks.update(&mut self.generation, choice, frame),
+                Ok(None) => return self.close(None, frame),
+                Err(error) => return self.close(Some(&error), frame),
+            }
+            if frame.len() >= FULL_FRAME {
+                return;
+            }
+            news = self.generation.next().now_or_never();
+        }
+    }
+
+    fn close(&mut self, error: Option<&ApiError>, frame: &mut Vec<u8>) {
+        self.part = Part::Over;
+        let head = self.chunks.head();
+        if let Some(error) = error {
+            tracing::warn!(id = head.id, error = error.message, "a stream failed");
+            sse::error(error, frame);
+        } else if head.include_usage {
+            let usage = self.generation.usage();
+            write(&head.envelope::<()>(&[], UsageField::Counts(&usage)), frame);
+        }
+        frame.extend_from_slice(sse::DONE);
+    }
+}
+
+fn write<T: Serialize>(chunk: &T, frame: &mut Vec<u8>) {
+    sse::begin(frame);
+    serde_json::to_writer(&mut *frame, chunk).expect("our own types are JSON");
+    sse::end(frame);
+}

@@ -1,0 +1,388 @@
+//! What goes over the wire, borrowed from where it lies.
+
+use serde::ser::{SerializeMap as _, SerializeSeq as _, SerializeStruct as _};
+use serde::{Serialize, Serializer};
+
+use super::choice::{Entry, Finish, TokenText};
+
+/// An answer or a chunk of one, around its choices.
+#[derive(Serialize)]
+pub struct Envelope<'a, C> {
+    /// Same in all chunks.
+    pub id: &'a str,
+    /// `chat.completion`, ...
+    pub object: &'static str,
+    /// Unix seconds.
+    pub created: u64,
+    /// As requested.
+    pub model: &'a str,
+    /// Build, weights and configuration.
+    pub system_fingerprint: &'a str,
+    /// Chat only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_tier: Option<&'static str>,
+    /// Empty in the usage chunk.
+    pub choices: &'a [C],
+    /// In answers, and in streams that asked for it.
+    #[serde(skip_serializing_if = "UsageField::is_absent")]
+    pub usage: UsageField<'a>,
+}
+
+/// What an envelope says about usage.
+#[derive(Clone, Copy)]
+pub enum UsageField<'a> {
+    /// Nothing.
+    Absent,
+    /// `null`: it comes in the last chunk.
+    Null,
+    /// The counts.
+    Counts(&'a Usage),
+}
+
+impl UsageField<'_> {
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
+}
+
+impl Serialize for UsageField<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Absent | Self::Null => serializer.serialize_none(),
+            Self::Counts(usage) => usage.serialize(serializer),
+        }
+    }
+}
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Of all prompts, each once.
+    pub prompt: u64,
+    /// Of these, not computed.
+    pub cached: u64,
+    /// Sampled for all choices.
+    pub completion: u64,
+    /// Of these, thoughts.
+    pub reasoning: u64,
+}
+
+impl Serialize for Usage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Prompt {
+            cached_tokens: u64,
+            audio_tokens: u64,
+        }
+        #[derive(Serialize)]
+        #[expect(clippy::struct_field_names, reason = "the wire's names")]
+        struct Completion {
+            reasoning_tokens: u64,
+            audio_tokens: u64,
+            accepted_prediction_tokens: u64,
+            rejected_prediction_tokens: u64,
+        }
+        let mut usage = serializer.serialize_struct("Usage", 5)?;
+        usage.serialize_field("prompt_tokens", &self.prompt)?;
+        usage.serialize_field("completion_tokens", &self.completion)?;
+        usage.serialize_field("total_tokens", &(self.prompt + self.completion))?;
+        usage.serialize_field(
+            "prompt_tokens_details",
+            &Prompt {
+                cached_tokens: self.cached,
+                audio_tokens: 0,
+            },
+        )?;
+        usage.serialize_field(
+            "completion_tokens_details",
+            &Completion {
+                reasoning_tokens: self.reasoning,
+                audio_tokens: 0,
+                accepted_prediction_tokens: 0,
+                rejected_prediction_tokens: 0,
+            },
+        )?;
+        usage.end()
+    }
+}
+
+/// Fields of our own that a choice carries on request.
+#[derive(Default, Serialize)]
+pub struct Extras<'a> {
+    /// The prompt's ids.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<&'a [u32]>,
+    /// Sampled ids.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<&'a [u32]>,
+    /// Scores of the prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<&'a PromptScores>,
+}
+
+/// A choice of a chat answer.
+#[derive(Serialize)]
+pub struct ChatChoice<'a> {
+    /// Which.
+    pub index: usize,
+    /// What was said.
+    pub message: ChatMessage<'a>,
+    /// `null` unless asked for.
+    pub logprobs: Option<ChatLogprobs<'a>>,
+    /// Why it ended.
+    pub finish_reason: Option<&'static str>,
+    /// On request.
+    #[serde(flatten)]
+    pub extras: Extras<'a>,
+}
+
+/// What was said.
+#[derive(Serialize)]
+pub struct ChatMessage<'a> {
+    /// Always `assistant`.
+    pub role: &'static str,
+    /// The answer.
+    pub content: &'a str,
+    /// Always `null`.
+    pub refusal: Option<&'static str>,
+    /// Always empty.
+    pub annotations: [&'static str; 0],
+    /// Thoughts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<&'a str>,
+    /// Thoughts by their other name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<&'a str>,
+}
+
+/// A choice of a chat chunk.
+#[derive(Serialize)]
+pub struct ChatChunkChoice<'a> {
+    /// Which.
+    pub index: usize,
+    /// What is new.
+    pub delta: ChatDelta<'a>,
+    /// Of what is new; `null` unless asked for.
+    pub logprobs: Option<ChatLogprobs<'a>>,
+    /// Set once.
+    pub finish_reason: Option<&'static str>,
+    /// On request.
+    #[serde(flatten)]
+    pub extras: Extras<'a>,
+}
+
+/// What is new.
+#[derive(Default, Serialize)]
+pub struct ChatDelta<'a> {
+    /// First chunk only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    /// Answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<&'a str>,
+    /// Thoughts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<&'a str>,
+    /// Thoughts by their other name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<&'a str>,
+}
+
+/// Log-probabilities as chat shows them.
+#[derive(Serialize)]
+pub struct ChatLogprobs<'a> {
+    /// One per token of the answer.
+    pub content: ChatEntries<'a>,
+    /// Always `null`.
+    pub refusal: Option<&'static str>,
+}
+
+/// `[{token, logprob, bytes, top_logprobs}]`.
+pub struct ChatEntries<'a>(pub &'a [Entry]);
+
+/// A choice of a completion, whole or a chunk.
+#[derive(Serialize)]
+pub struct TextChoice<'a> {
+    /// Which.
+    pub index: usize,
+    /// What is new.
+    pub text: &'a str,
+    /// `null` unless asked for.
+    pub logprobs: Option<TextLogprobs<'a>>,
+    /// Set once.
+    pub finish_reason: Option<&'static str>,
+    /// On request.
+    #[serde(flatten)]
+    pub extras: Extras<'a>,
+}
+
+/// Log-probabilities as completions show them: four lists of equal length.
+pub struct TextLogprobs<'a> {
+    /// Tokens of the text.
+    pub entries: &'a [Entry],
+    /// Whether alternatives were asked for.
+    pub with_top: bool,
+}
+
+/// Per prompt token, the token and its alternatives; the first has none.
+#[derive(Clone, Debug, Default)]
+pub struct PromptScores(pub Vec<Option<Vec<PromptScore>>>);
+
+/// One candidate for a prompt token.
+#[derive(Clone, Debug)]
+pub struct PromptScore {
+    /// Which token.
+    pub id: u32,
+    /// Under the raw logits.
+    pub logprob: f32,
+    /// 1 is the most likely; unknown beyond the alternatives.
+    pub rank: Option<u32>,
+    /// How it reads.
+    pub decoded_token: String,
+}
+
+impl Finish {
+    /// As the wire says it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+impl Serialize for ChatEntries<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct One<'a> {
+            token: &'a str,
+            logprob: f32,
+            bytes: Option<&'a [u8]>,
+            top_logprobs: Vec<Top<'a>>,
+        }
+        #[derive(Serialize)]
+        struct Top<'a> {
+            token: std::borrow::Cow<'a, str>,
+            logprob: f32,
+            bytes: Option<&'a [u8]>,
+        }
+        let mut list = serializer.serialize_seq(Some(self.0.len()))?;
+        for entry in self.0 {
+            list.serialize_element(&One {
+                token: &entry.token.lossy(),
+                logprob: entry.logprob.unwrap_or_default(),
+                bytes: entry.token.bytes(),
+                top_logprobs: entry
+                    .top
+                    .iter()
+                    .map(|(token, logprob)| Top {
+                        token: token.lossy(),
+                        logprob: *logprob,
+                        bytes: token.bytes(),
+                    })
+                    .collect(),
+            })?;
+        }
+        list.end()
+    }
+}
+
+impl TokenText {
+    /// The exact bytes; structure has none.
+    fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes),
+            Self::Control(_) => None,
+        }
+    }
+
+    /// As completions write it: part of a character as `bytes:\xe2\x82`.
+    fn legacy(&self) -> String {
+        match self {
+            Self::Control(name) => name.clone(),
+            Self::Bytes(bytes) => std::str::from_utf8(bytes).map_or_else(
+                |_| {
+                    let digits = bytes.iter().map(|byte| format!("\\x{byte:02x}"));
+                    format!("bytes:{}", digits.collect::<String>())
+                },
+                str::to_owned,
+            ),
+        }
+    }
+}
+
+impl Serialize for TextLogprobs<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let entries = self.entries;
+        let tokens: Vec<String> = entries.iter().map(|e| e.token.legacy()).collect();
+        let logprobs: Vec<Option<f32>> = entries.iter().map(|e| e.logprob).collect();
+        let offsets: Vec<usize> = entries.iter().map(|e| e.text_offset).collect();
+        let top: Vec<Option<TopMap<'_>>> = entries
+            .iter()
+            .map(|entry| {
+                entry.logprob.map(|_| TopMap {
+                    entry,
+                    with_top: self.with_top,
+                })
+            })
+            .collect();
+        let mut lists = serializer.serialize_struct("Logprobs", 4)?;
+        lists.serialize_field("tokens", &tokens)?;
+        lists.serialize_field("token_logprobs", &logprobs)?;
+        lists.serialize_field("top_logprobs", &top)?;
+        lists.serialize_field("text_offset", &offsets)?;
+        lists.end()
+    }
+}
+
+/// Alternatives by how they read, and the token itself if it is none of them.
+struct TopMap<'a> {
+    entry: &'a Entry,
+    with_top: bool,
+}
+
+impl Serialize for TopMap<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if self.with_top {
+            let entry = self.entry;
+            let mut sampled_among_top = false;
+            for (token, logprob) in &entry.top {
+                sampled_among_top |= *token == entry.token;
+                map.serialize_entry(&token.legacy(), logprob)?;
+            }
+            if !sampled_among_top {
+                map.serialize_entry(&entry.token.legacy(), &entry.logprob)?;
+            }
+        }
+        map.end()
+    }
+}
+
+impl Serialize for PromptScores {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Score<'a> {
+            logprob: f32,
+            rank: Option<u32>,
+            decoded_token: &'a str,
+        }
+        struct Candidates<'a>(&'a [PromptScore]);
+        impl Serialize for Candidates<'_> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let mut map = serializer.serialize_map(Some(self.0.len()))?;
+                for score in self.0 {
+                    let value = Score {
+                        logprob: score.logprob,
+                        rank: score.rank,
+                        decoded_token: &score.decoded_token,
+                    };
+                    map.serialize_entry(&score.id.to_string(), &value)?;
+                }
+                map.end()
+            }
+        }
+        let candidates = self.0.iter().map(|token| token.as_deref().map(Candidates));
+        serializer.collect_seq(candidates)
+    }
+}
