@@ -396,3 +396,70 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
             .map(Self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn write_model(path: &Path) {
+        let data = [0_u8; 8];
+        let view = safetensors::tensor::TensorView::new(Dtype::F32, vec![2], &data)
+            .expect("two floats are eight bytes");
+        safetensors::serialize_to_file([("w", view)], None, path).expect("it can be written");
+    }
+
+    #[test]
+    fn the_cache_layout_of_the_hub_is_followed_and_no_further() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let model = folder.path().join("models--a--b");
+        let snapshot = model.join("snapshots/abc");
+        fs::create_dir_all(&snapshot).expect("ours");
+        fs::create_dir_all(model.join("blobs")).expect("ours");
+        write_model(&model.join("blobs/123"));
+        symlink("../../blobs/123", snapshot.join(SINGLE)).expect("a link");
+        let tensors = Checkpoint::open(&snapshot)
+            .expect("it opens")
+            .into_tensors();
+        assert_eq!(tensors["w"].shape, [2]);
+
+        // Outside the model's own folder, beside it or anywhere else, nothing is followed.
+        write_model(&folder.path().join("other"));
+        fs::remove_file(snapshot.join(SINGLE)).expect("ours");
+        symlink("../../../other", snapshot.join(SINGLE)).expect("a link");
+        let error = Checkpoint::open(&snapshot).expect_err("it is refused");
+        assert!(error.to_string().contains("leads out"), "{error}");
+
+        // An ordinary folder is its own root.
+        let plain = folder.path().join("plain");
+        fs::create_dir(&plain).expect("ours");
+        symlink("../other", plain.join(SINGLE)).expect("a link");
+        let error = Checkpoint::open(&plain).expect_err("it is refused");
+        assert!(error.to_string().contains("leads out"), "{error}");
+        // A link to the folder itself is nobody's escape.
+        let alias = folder.path().join("alias");
+        symlink(&snapshot, &alias).expect("a link");
+        fs::remove_file(snapshot.join(SINGLE)).expect("ours");
+        symlink("../../blobs/123", snapshot.join(SINGLE)).expect("a link");
+        assert!(Checkpoint::open(&alias).is_ok());
+    }
+
+    #[test]
+    fn a_header_of_another_writer_is_a_header() {
+        // Padded with spaces, with metadata, tensors not in the order of their data.
+        let header = r#"{"__metadata__":{"format":"pt"},
+            "b":{"dtype":"BF16","shape":[2],"data_offsets":[4,8]},
+            "empty":{"dtype":"F32","shape":[0,3],"data_offsets":[4,4]},
+            "a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}   "#;
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.bytes());
+        file.extend([1, 2, 3, 4, 5, 6, 7, 8]);
+        let checkpoint = Checkpoint::from_bytes(&file.into(), Path::new("x")).expect("it is sound");
+        let tensors = checkpoint.into_tensors();
+        assert_eq!(&tensors["a"].data[..], [1, 2, 3, 4]);
+        assert_eq!(&tensors["b"].data[..], [5, 6, 7, 8]);
+        assert_eq!(tensors["empty"].data.len(), 0);
+    }
+}

@@ -1,4 +1,30 @@
-//! Runs the scheduler's plans on the model.
+//! Runs the scheduler's plans on the model: token ids in, token ids out.
+//!
+//! | file | is |
+//! |---|---|
+//! | [`open`](Engine) | configuration and headers checked, memory planned, then a running engine |
+//! | `config`, `error` | what the operator decides; what can be wrong with files, memory, devices |
+//! | `checkpoint` | safetensors shards, memory-mapped, headers believed only if they tile the data |
+//! | `model/config`, `model/json` | `config.json` in all its dialects |
+//! | `model/weights` | checkpoint names to fields; names appear only here |
+//! | `model/load`, `model/dummy` | weights to the device; weights invented from a seed |
+//! | `model/nemotron_h`, `layers/` | the forward pass, one file per kind of layer |
+//! | `layers/linear` | the only file that knows weight formats |
+//! | `cache` | block and slot tensors, the plan's movements between them |
+//! | `batch` | plan to flat index lists; which positions need logits |
+//! | `sampler`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
+//! | `model_runner` | implements `scheduler::Runner`; decides nothing |
+//! | `engine_core` | the step loop on its own thread; a panic or failed step fails every stream |
+//! | `handle` | the server's only door in; a dropped stream aborts its request |
+//! | `memory`, `device`, `machine` | bytes to blocks and slots; CPU or CUDA; what this machine has |
+//!
+//! It does not know text, HTTP, or who asks. It does not decide what runs: the scheduler does. One
+//! thread owns scheduler, runner, weights and caches, and no tensor leaves it.
+//!
+//! What a stream says is the same, bit for bit, whatever else is in the batch and however its
+//! prompt was cut (`tests/tests/equivalence.rs`); block size, `--dtype` and the CPU's instruction set
+//! are part of the configuration and may move a bit. The draft block's tensors are checked and left
+//! in their files: nothing drafts yet.
 
 mod batch;
 mod cache;

@@ -53,7 +53,9 @@ pub(crate) fn plan(
     // Nobody can use more: every sequence as long as possible, every one with a snapshot or two.
     let most_blocks = (num_seqs * wished_len.div_ceil(block_size)).min(u64::from(u32::MAX / 2));
     let most_slots = 3 * num_seqs;
-    let useful = (most_blocks + 1) * block_bytes + (most_slots + 1) * slot_bytes;
+    let useful = (most_blocks + 1)
+        .saturating_mul(block_bytes)
+        .saturating_add((most_slots + 1).saturating_mul(slot_bytes));
     let budget = match config.cache_memory_bytes {
         Some(bytes) => bytes,
         None => (free.available.saturating_sub(free.weights) / 2).min(useful),
@@ -86,7 +88,7 @@ pub(crate) fn plan(
     if config.max_model_len.is_some() && capacity < wished_len {
         return Err(EngineError::Memory(format!(
             "a context of {wished_len} tokens takes {} of KV blocks, {} are there for them ({})",
-            bytes(wished_len.div_ceil(block_size) * block_bytes),
+            bytes(wished_len.div_ceil(block_size).saturating_mul(block_bytes)),
             bytes(blocks * block_bytes),
             granted(config, free),
         )));
@@ -310,6 +312,30 @@ mod tests {
         // Half the element, twice the context.
         let half = plan(&config(Some(64 << 20), None), &model("M*M"), 2, free(0)).expect("it fits");
         assert!(half.max_model_len > fits.max_model_len);
+    }
+
+    #[test]
+    fn the_largest_of_everything_overflows_nothing() {
+        let text = format!(
+            r#"{{"model_type": "nemotron_h", "hybrid_override_pattern": "{}",
+                "hidden_size": 1048576, "vocab_size": 1048576,
+                "max_position_embeddings": 4294967295,
+                "num_attention_heads": 1048576, "num_key_value_heads": 1048576, "head_dim": 1,
+                "mamba_num_heads": 1048576, "mamba_head_dim": 1, "n_groups": 1,
+                "ssm_state_size": 1048576, "conv_kernel": 64}}"#,
+            "M*".repeat(2048)
+        );
+        let model =
+            ModelConfig::parse(&text, Path::new("config.json")).expect("within every bound");
+        let mut config = config(None, None);
+        config.max_num_seqs = 4096;
+        config.block_size = 1024;
+        for available in [0, 1 << 40, u64::MAX] {
+            // Whatever comes of it, nothing wraps.
+            if let Ok(plan) = plan(&config, &model, 4, free(available)) {
+                assert!(plan.slot_bytes > 1 << 40);
+            }
+        }
     }
 
     #[test]

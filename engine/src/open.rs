@@ -61,6 +61,14 @@ impl Engine {
             available: memory::available(),
             weights: inventory.num_bytes,
         };
+        let is_dummy = matches!(config.source, ModelSource::Dummy { .. });
+        if is_dummy && free.weights > free.available {
+            return Err(EngineError::Memory(format!(
+                "dummy weights take {}, {} are available",
+                memory::bytes(free.weights),
+                memory::bytes(free.available)
+            )));
+        }
         let plan = memory::plan(&config, &model, kv_bytes, free)?;
         let device_name = device::name(&device);
         let dtype_name = dtype.to_string();

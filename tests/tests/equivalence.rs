@@ -10,7 +10,9 @@ use std::sync::Arc;
 use engine::{
     DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineHandle, ModelSource, StreamEvent,
 };
-use scheduler::{FinishReason, Request, SamplingParams, TokenLogprobs};
+use nemoserve_tests::fixtures;
+use nemoserve_tests::surgery::Shard;
+use scheduler::{FinishReason, Request, RowFault, SamplingParams, TokenLogprobs};
 
 const CONFIG: &str = r#"{
     "model_type": "nemotron_h",
@@ -410,3 +412,68 @@ fn what_is_cached_changes_nothing() {
     let stats = handle.stats().scheduler;
     assert!(stats.num_cached_prompt_tokens > 0, "no hit: {stats:?}");
 }
+
+/// A token whose embedding is not a number fails its own request, wherever its state and blocks lay
+/// and whoever gets them next.
+#[test]
+fn a_spoilt_request_spoils_no_other() {
+    let model = Model {
+        folder: fixtures::copy("nano3-30b"),
+        ..Model::new()
+    };
+    let path = model.folder.path().join("model.safetensors");
+    let mut shard = Shard::read(&path);
+    let table = shard.bytes("backbone.embeddings.weight");
+    let row_bytes = table.len() / VOCAB_SIZE as usize;
+    // All bits set is not a number in every element type.
+    table[SPOILT as usize * row_bytes..][..row_bytes].fill(0xff);
+    shard.write(&path);
+    let stored = |config: &mut EngineConfig| {
+        config.source = ModelSource::Folder(model.folder.path().to_owned());
+        config.block_size = 4;
+    };
+    let mut banned = asks();
+    for ask in &mut banned {
+        for token in &mut ask.prompt {
+            *token = *token % VOCAB_SIZE % SPOILT;
+        }
+        ask.params.logit_bias = vec![(SPOILT, -100.0)];
+    }
+    let expect = model.alone(stored, &banned);
+
+    let mut config = model.config();
+    stored(&mut config);
+    config.max_model_len = Some(140);
+    config.cache_memory_bytes = Some(smallest_cache(&config));
+    let handle = model.start(config);
+    let spoilt = |at: usize| {
+        let mut prompt: Vec<u32> = (0..20).map(|i| i * 13 % SPOILT).collect();
+        prompt[at] = SPOILT;
+        Request {
+            id: handle.next_request_id(),
+            prompt: prompt.into(),
+            sampling: Arc::new(SamplingParams::default()),
+            num_choices: 1,
+            cache_salt: "".into(),
+        }
+    };
+    let mut streams: Vec<_> = (0..20)
+        .map(|at| handle.submit(spoilt(at)).expect("it fits"))
+        .collect();
+    assert_same("beside a fault", &expect, &model.run(&handle, &banned));
+    for stream in &mut streams {
+        let event = model.runtime.block_on(stream.next());
+        let Some(StreamEvent::Output(output)) = event else {
+            panic!("{event:?}");
+        };
+        let fault = FinishReason::Fault(RowFault::BadLogits);
+        assert_eq!(output.finish, Some(fault));
+        assert!(output.tokens.is_empty());
+    }
+    assert_same("after faults", &expect, &model.run(&handle, &banned));
+}
+
+/// Of the fixture.
+const VOCAB_SIZE: u32 = 157;
+/// The token without an embedding.
+const SPOILT: u32 = VOCAB_SIZE - 1;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::json;
 use crate::error::EngineError;
 
-/// No published size comes near; products of three still fit 64 bits.
+/// No published width comes near, so that bytes of caches and weights fit 64 bits.
 const MAX_SIZE: usize = 1 << 20;
 /// Layers in one stack.
 const MAX_LAYERS: usize = 4096;
@@ -422,6 +422,18 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// The product of two sizes is a width of its own.
+    fn product(&self, a: (&str, usize), b: (&str, usize)) -> Result<(), EngineError> {
+        let width = a.1 * b.1;
+        if width <= MAX_SIZE {
+            return Ok(());
+        }
+        Err(self.fail(format!(
+            "`{}` ({}) times `{}` ({}) is {width}, expected at most {MAX_SIZE}",
+            a.0, a.1, b.0, b.1
+        )))
+    }
+
     /// `whole` must be a multiple of `part`.
     fn divides(&self, part: (&str, usize), whole: (&str, usize)) -> Result<(), EngineError> {
         if whole.1.is_multiple_of(part.1) {
@@ -443,10 +455,12 @@ impl<'a> Keys<'a> {
             ("num_key_value_heads", num_kv_heads),
             ("num_attention_heads", num_heads),
         )?;
+        let head_dim = self.size_or(&["head_dim", "attention_head_dim"], 128)?;
+        self.product(("num_attention_heads", num_heads), ("head_dim", head_dim))?;
         Ok(AttentionConfig {
             num_heads,
             num_kv_heads,
-            head_dim: self.size_or(&["head_dim", "attention_head_dim"], 128)?,
+            head_dim,
         })
     }
 
@@ -454,14 +468,18 @@ impl<'a> Keys<'a> {
         let num_heads = self.size("mamba_num_heads")?;
         let num_groups = self.size_of(&["n_groups", "mamba_n_groups"])?;
         self.divides(("n_groups", num_groups), ("mamba_num_heads", num_heads))?;
+        let head_dim = self.size("mamba_head_dim")?;
+        let state_size = self.size_of(&["ssm_state_size", "mamba_d_state"])?;
+        self.product(("mamba_num_heads", num_heads), ("mamba_head_dim", head_dim))?;
+        self.product(("n_groups", num_groups), ("ssm_state_size", state_size))?;
         let conv_kernel = self
             .integer(&["conv_kernel", "mamba_d_conv"], 2..=64)?
             .unwrap_or(4);
         Ok(MambaConfig {
             num_heads,
-            head_dim: self.size("mamba_head_dim")?,
+            head_dim,
             num_groups,
-            state_size: self.size_of(&["ssm_state_size", "mamba_d_state"])?,
+            state_size,
             conv_kernel,
             conv_bias: self.flag_of(&["use_conv_bias", "mamba_conv_bias"], true)?,
             proj_bias: self.flag("use_bias", false)?,
@@ -526,9 +544,12 @@ impl<'a> Keys<'a> {
         if num_shared == 0 {
             return Ok(None);
         }
-        Ok(Some(
-            num_shared * self.size("moe_shared_expert_intermediate_size")?,
-        ))
+        let size = self.size("moe_shared_expert_intermediate_size")?;
+        self.product(
+            ("n_shared_experts", num_shared),
+            ("moe_shared_expert_intermediate_size", size),
+        )?;
+        Ok(Some(num_shared * size))
     }
 
     fn scaling(&self) -> Result<f32, EngineError> {

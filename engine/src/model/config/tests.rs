@@ -194,6 +194,17 @@ fn sizes_are_bounded_and_divide() {
             refused(&json!({key: value}), &[key]);
         }
     }
+    for (a, b) in [
+        ("num_attention_heads", "head_dim"),
+        ("mamba_num_heads", "mamba_head_dim"),
+        ("n_groups", "ssm_state_size"),
+        ("n_shared_experts", "moe_shared_expert_intermediate_size"),
+    ] {
+        let mut large = json!({"num_key_value_heads": 1, "mamba_num_heads": 1024});
+        large[a] = json!(1024);
+        large[b] = json!(1 << 20);
+        refused(&large, &[&format!("`{a}` (1024) times `{b}` (1048576)")]);
+    }
     refused(
         &json!({"num_key_value_heads": 3}),
         &["num_key_value_heads", "3", "4"],
