@@ -246,28 +246,33 @@ struct Claim {
     data_offsets: (u64, u64),
 }
 
+/// Where a tensor lies in the data of its shard.
+struct Extent {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    begin: u64,
+    end: u64,
+}
+
 /// Checks a shard's header against its bytes.
 fn read_shard(file: &Bytes, path: &Path) -> Result<Vec<(String, StoredTensor)>, EngineError> {
     let fail = |what: String| fail(path, what);
     let header = header_bytes(file).map_err(&fail)?;
     let data = file.slice(8 + header.len()..);
-    let claims = parse_header(header).map_err(&fail)?;
+    let extents = parse_header(header).map_err(&fail)?;
     let shared_path: std::sync::Arc<Path> = path.into();
-    let mut tensors = Vec::with_capacity(claims.len());
+    let mut tensors = Vec::with_capacity(extents.len());
     // |-- tensor --|-- tensor --|-- the next must begin here
     //                           covered
     let mut covered = 0;
     let mut previous = String::new();
-    for (name, claim) in claims {
-        let (begin, end) = claim.data_offsets;
-        let (dtype, shape, len) =
-            measure(&claim).map_err(|what| fail(format!("tensor {name:?}: {what}")))?;
-        if begin > end || end - begin != len {
-            return Err(fail(format!(
-                "tensor {name:?}: {dtype} {shape:?} takes {len} bytes, its offsets are \
-                 {begin}..{end}"
-            )));
-        }
+    for (name, extent) in extents {
+        let Extent {
+            dtype,
+            shape,
+            begin,
+            end,
+        } = extent;
         if begin < covered {
             return Err(fail(format!(
                 "tensor {name:?} begins at {begin}, inside {previous:?}, which ends at {covered}"
@@ -326,31 +331,34 @@ fn header_bytes(file: &[u8]) -> Result<&[u8], String> {
     })
 }
 
-/// The claims in the order of their offsets, names unique.
-fn parse_header(header: &[u8]) -> Result<Vec<(String, Claim)>, String> {
+/// Tensors in the order of their offsets, names unique, each as long as its shape says.
+fn parse_header(header: &[u8]) -> Result<Vec<(String, Extent)>, String> {
     let text = std::str::from_utf8(header).map_err(|error| format!("header: {error}"))?;
     let Entries::<serde_json::Value>(entries) =
         serde_json::from_str(text).map_err(|error| format!("header: {error}"))?;
-    let mut claims: Vec<(String, Claim)> = Vec::with_capacity(entries.len());
+    let mut extents: Vec<(String, Extent)> = Vec::with_capacity(entries.len());
     for (name, value) in entries {
         if name == "__metadata__" {
             continue;
         }
-        let claim =
-            Claim::deserialize(value).map_err(|error| format!("tensor {name:?}: {error}"))?;
-        claims.push((name, claim));
+        let extent = Claim::deserialize(value)
+            .map_err(|error| error.to_string())
+            .and_then(|claim| measure(&claim))
+            .map_err(|what| format!("tensor {name:?}: {what}"))?;
+        extents.push((name, extent));
     }
-    claims.sort_by(|(a, _), (b, _)| a.cmp(b));
-    if let Some(pair) = claims.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+    extents.sort_by(|(a, _), (b, _)| a.cmp(b));
+    if let Some(pair) = extents.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         return Err(format!("tensor {:?} is listed twice", pair[0].0));
     }
     // Stable, and by both ends: an empty tensor sorts before the one that begins where it lies.
-    claims.sort_by_key(|(_, claim)| claim.data_offsets);
-    Ok(claims)
+    extents.sort_by_key(|(_, extent)| (extent.begin, extent.end));
+    Ok(extents)
 }
 
-/// Element type, shape and length in bytes.
-fn measure(claim: &Claim) -> Result<(Dtype, Vec<usize>, u64), String> {
+/// A claim that agrees with itself: the bytes are those that type and shape take. Checked before
+/// any two are compared, so that errors name the culprit and not its neighbour.
+fn measure(claim: &Claim) -> Result<Extent, String> {
     let name: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
         claim.dtype.as_str().into_deserializer();
     let dtype =
@@ -363,8 +371,19 @@ fn measure(claim: &Claim) -> Result<(Dtype, Vec<usize>, u64), String> {
     if bits % 8 != 0 {
         return Err(format!("{} {:?} ends inside a byte", dtype, claim.shape));
     }
-    let shape = claim.shape.iter().map(|size| *size as usize).collect();
-    Ok((dtype, shape, bits / 8))
+    let shape: Vec<usize> = claim.shape.iter().map(|size| *size as usize).collect();
+    let (len, (begin, end)) = (bits / 8, claim.data_offsets);
+    if end.checked_sub(begin) != Some(len) {
+        return Err(format!(
+            "{dtype} {shape:?} takes {len} bytes, its offsets are {begin}..{end}"
+        ));
+    }
+    Ok(Extent {
+        dtype,
+        shape,
+        begin,
+        end,
+    })
 }
 
 /// A JSON object as a list, so that repeated keys stay visible.
