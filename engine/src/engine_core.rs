@@ -36,17 +36,24 @@ pub(crate) enum Command {
     },
 }
 
-/// Tells the handle how far loading is.
+/// Tells the handle, if there is one, how far loading is.
 #[derive(Clone)]
-pub struct LoadProgress(Arc<Shared>);
+pub struct LoadProgress(Option<Arc<Shared>>);
 
 impl LoadProgress {
+    /// Nobody watches.
+    pub(crate) fn unwatched() -> Self {
+        Self(None)
+    }
+
     /// Publishes a new count.
     pub fn set(&self, loaded_bytes: u64, total_bytes: u64) {
-        self.0.status.send_replace(EngineStatus::Loading {
-            loaded_bytes,
-            total_bytes,
-        });
+        if let Some(shared) = &self.0 {
+            shared.status.send_replace(EngineStatus::Loading {
+                loaded_bytes,
+                total_bytes,
+            });
+        }
     }
 }
 
@@ -89,7 +96,7 @@ where
         .spawn(move || {
             let mut streams = Streams::default();
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                let runner = load(LoadProgress(Arc::clone(&shared)))?;
+                let runner = load(LoadProgress(Some(Arc::clone(&shared))))?;
                 let scheduler = Scheduler::new(config, cache);
                 shared.status.send_replace(EngineStatus::Ready);
                 EngineCore {

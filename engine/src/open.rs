@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
 use kernels::Arithmetic;
-use scheduler::SchedulerConfig;
+use scheduler::{Runner, SchedulerConfig};
 
 use crate::cache::DeviceCache;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DtypeChoice, EngineConfig, ModelSource};
 use crate::device;
-use crate::engine_core::spawn;
+use crate::engine_core::{LoadProgress, spawn};
 use crate::error::EngineError;
 use crate::handle::{EngineHandle, EngineInfo};
 use crate::memory::{self, FreeMemory, MAX_MODEL_LEN, MemoryPlan};
@@ -118,34 +118,34 @@ impl Opened {
             max_model_len: self.plan.max_model_len,
         };
         let cache = self.plan.cache.clone();
-        let Self {
-            config,
-            model,
-            weights,
-            plan,
-            info,
-        } = self;
-        let vocab_size = info.vocab_size;
-        let load = move |progress| {
-            let device = device::resolve(config.device)?;
-            let num_threads = config.threads.unwrap_or_else(device::num_cores);
-            kernels::set_num_threads(num_threads);
-            let (arithmetic, kv_dtype) = match resolve_dtype(config.dtype, &device) {
-                DtypeChoice::Bf16 => (Arithmetic::Bf16, DType::BF16),
-                _ => (Arithmetic::F32, DType::F32),
-            };
-            let mut loader = Loader::new(
-                device.clone(),
-                arithmetic,
-                num_threads,
-                progress,
-                info.weight_bytes,
-            );
-            let model_on_device = NemotronH::load(&weights, &model, &mut loader);
-            let cache = DeviceCache::new(&model, &plan.cache, kv_dtype, &device);
-            Ok(ModelRunner::new(model_on_device, cache))
+        let vocab_size = self.info.vocab_size;
+        spawn(scheduler, cache, vocab_size, |progress| self.load(progress))
+    }
+
+    /// Loads the weights on the calling thread and hands out the runner without an engine around
+    /// it: for whoever plans by hand.
+    pub fn into_runner(self) -> Result<impl Runner<Error = EngineError>, EngineError> {
+        self.load(LoadProgress::unwatched())
+    }
+
+    fn load(self, progress: LoadProgress) -> Result<ModelRunner, EngineError> {
+        let device = device::resolve(self.config.device)?;
+        let num_threads = self.config.threads.unwrap_or_else(device::num_cores);
+        kernels::set_num_threads(num_threads);
+        let (arithmetic, kv_dtype) = match resolve_dtype(self.config.dtype, &device) {
+            DtypeChoice::Bf16 => (Arithmetic::Bf16, DType::BF16),
+            _ => (Arithmetic::F32, DType::F32),
         };
-        spawn(scheduler, cache, vocab_size, load)
+        let mut loader = Loader::new(
+            device.clone(),
+            arithmetic,
+            num_threads,
+            progress,
+            self.info.weight_bytes,
+        );
+        let model = NemotronH::load(&self.weights, &self.model, &mut loader);
+        let cache = DeviceCache::new(&self.model, &self.plan.cache, kv_dtype, &device);
+        Ok(ModelRunner::new(model, cache))
     }
 }
 
