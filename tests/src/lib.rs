@@ -1,7 +1,9 @@
 //! Shared helpers of the cross-crate tests.
 //!
+//! - [`driver`]: plans by hand, for a runner without a scheduler.
 //! - [`fixtures`]: the tiny checkpoints under `fixtures/` and what they must answer.
 //! - [`surgery`]: breaking a copy of one on purpose.
 
+pub mod driver;
 pub mod fixtures;
 pub mod surgery;
