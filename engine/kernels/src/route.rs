@@ -29,11 +29,7 @@ pub fn with_reference<R>(f: impl FnOnce() -> R) -> R {
 
 /// Whether the device is the CPU backend, whose buffers our CPU kernels read and write.
 pub fn is_cpu(device: &Device) -> bool {
-    // Flex is the only backend of a build without CUDA, which makes the pattern irrefutable there.
-    #[allow(irrefutable_let_patterns)]
-    {
-        matches!(device.as_dispatch(), DispatchDevice::Flex(_))
-    }
+    matches!(device.as_dispatch(), DispatchDevice::Flex(_))
 }
 
 /// Whether an operation on this tensor takes the CPU kernel.
