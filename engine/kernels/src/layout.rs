@@ -155,3 +155,69 @@ pub enum Arithmetic {
     /// Activations are rounded to bf16; products are exact in f32 and accumulated in f32.
     Bf16,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(tokens: Range<usize>, start: usize, slot: usize, blocks: &[u32]) -> RowLayout {
+        RowLayout {
+            tokens,
+            start,
+            slot,
+            blocks: blocks.to_vec(),
+        }
+    }
+
+    /// Two rows over blocks of four positions.
+    fn layout() -> Layout {
+        Layout {
+            rows: vec![row(0..3, 4, 1, &[5, 2]), row(3..4, 0, 2, &[1])],
+            block_size: 4,
+        }
+    }
+
+    #[test]
+    fn a_good_layout_passes() {
+        layout().check_tokens(4);
+        // Padding may follow.
+        layout().check_tokens(9);
+        layout().check_blocks(6);
+        layout().check_slots(3);
+        Layout::default().check_tokens(0);
+    }
+
+    #[test]
+    #[should_panic(expected = "rows end at token 4, the step has 3")]
+    fn rows_end_inside_the_step() {
+        layout().check_tokens(3);
+    }
+
+    #[test]
+    #[should_panic(expected = "must be non-empty and follow 3")]
+    fn rows_do_not_overlap() {
+        let mut layout = layout();
+        layout.rows[1].tokens = 2..4;
+        layout.check_tokens(4);
+    }
+
+    #[test]
+    #[should_panic(expected = "block 5 of 5")]
+    fn blocks_exist() {
+        layout().check_blocks(5);
+    }
+
+    #[test]
+    #[should_panic(expected = "a row of 9 positions needs 3 blocks, its table has 2")]
+    fn tables_cover_their_rows() {
+        let mut layout = layout();
+        layout.rows[0].start = 6;
+        layout.check_blocks(6);
+    }
+
+    #[test]
+    #[should_panic(expected = "slot Some(2) of 2")]
+    fn slots_exist() {
+        layout().check_slots(2);
+    }
+}

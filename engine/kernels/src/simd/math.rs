@@ -46,3 +46,102 @@ fn round<S: Simd>(s: S, x: S::V) -> S::V {
 pub(crate) fn softplus(x: f32) -> f32 {
     if x > 20.0 { x } else { x.exp().ln_1p() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use crate::simd::{self, Kernel, LANES};
+
+    /// Applies one of the functions above to sixteen numbers.
+    struct Apply {
+        x: [f32; LANES],
+        silu: bool,
+    }
+
+    #[allow(unsafe_code)]
+    impl Kernel for Apply {
+        type Output = [f32; LANES];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [f32; LANES] {
+            let mut out = [0.0; LANES];
+            // SAFETY: both arrays are sixteen long.
+            unsafe {
+                let x = s.load(self.x.as_ptr());
+                let y = if self.silu { silu(s, x) } else { exp(s, x) };
+                s.store(y, out.as_mut_ptr());
+            }
+            out
+        }
+    }
+
+    fn check(x: f32, silu: bool, want: f64) {
+        for isa in Isa::available() {
+            let got = simd::run(
+                isa,
+                Apply {
+                    x: [x; LANES],
+                    silu,
+                },
+            );
+            assert!(got.iter().all(|y| y.to_bits() == got[0].to_bits()));
+            let got = f64::from(got[0]);
+            let want = f64::from(want as f32);
+            // Three in the last place, or the spacing of the smallest numbers.
+            let allowed = (want.abs() * 3.0 * f64::from(f32::EPSILON)).max(3e-45);
+            assert!(
+                got == want || (got - want).abs() <= allowed || (got.is_nan() && want.is_nan()),
+                "{isa:?}: f({x}) = {got}, not {want}"
+            );
+        }
+    }
+
+    #[test]
+    fn exponentials_are_accurate() {
+        let mut x = -106.0_f32;
+        while x < 90.0 {
+            check(x, false, f64::from(x).exp());
+            // Below, the divisor overflows and the result is zero instead of 1e-37.
+            if x > -88.0 {
+                check(x, true, f64::from(x) / (1.0 + (-f64::from(x)).exp()));
+            }
+            x += 0.037;
+        }
+    }
+
+    #[test]
+    fn exponentials_at_the_borders() {
+        for (x, want) in [
+            (0.0, 1.0),
+            (-0.0, 1.0),
+            (f32::INFINITY, f64::INFINITY),
+            (f32::NEG_INFINITY, 0.0),
+            (f32::NAN, f64::NAN),
+            (88.72, f64::from(88.72_f32).exp()),
+            (89.0, f64::INFINITY),
+            (1e30, f64::INFINITY),
+            (-1e30, 0.0),
+        ] {
+            check(x, false, want);
+        }
+        check(f32::NAN, true, f64::NAN);
+        check(-1e30, true, 0.0);
+        check(1e30, true, f64::from(1e30_f32));
+    }
+
+    #[test]
+    fn softplus_neither_overflows_nor_vanishes() {
+        for (x, want) in [
+            (1e30, 1e30),
+            (100.0, 100.0),
+            (20.5, 20.5),
+            (0.0, std::f32::consts::LN_2),
+            (-30.0, (-30.0_f32).exp()),
+        ] {
+            let got = softplus(x);
+            assert!((got - want).abs() <= want * 1e-6, "softplus({x}) = {got}");
+        }
+        assert!(softplus(f32::NAN).is_nan());
+    }
+}
