@@ -139,7 +139,7 @@ impl Sequence {
     /// others where the prompt is long enough that a step with all of it costs more.
     pub(crate) fn saves_prompt(&self) -> bool {
         let is_long = self.prompt_end() >= MIN_SNAPSHOT_BLOCKS * self.block_size;
-        is_long || (self.request.num_choices > 1 && self.prompt_end() > 0)
+        is_long || self.request.num_choices > 1
     }
 
     /// What it needs to run.
