@@ -393,6 +393,94 @@ fn a_choice_ends_alone() {
 }
 
 #[test]
+fn a_fault_ends_all_choices_of_its_request() {
+    let mut scheduler = scheduler();
+    scheduler.add(request(1, &[1, 2, 3], 2, greedy(9))).unwrap();
+    scheduler.add(request(2, &[4], 1, greedy(9))).unwrap();
+    step(&mut scheduler, 0);
+    step(&mut scheduler, 0);
+    let plan = scheduler.schedule().unwrap();
+    let mut result = answer(&plan, 0);
+    result.rows[0].outcome = Err(RowFault::BadLogits);
+    let news = scheduler.update(result);
+    scheduler.check_invariants();
+    let fault = Some(FinishReason::Fault(RowFault::BadLogits));
+    let mut got = ends(&news);
+    got.sort_by_key(|&(request, choice, _)| (request, choice));
+    assert_eq!(got, [(1, 0, fault), (1, 1, fault), (2, 0, None)]);
+    assert_eq!(scheduler.stats().num_slots_used, 1);
+}
+
+#[test]
+fn a_choice_finished_in_flight_leaves_its_state() {
+    let mut scheduler = scheduler();
+    scheduler.add(request(1, &[1, 2, 3], 1, greedy(9))).unwrap();
+    step(&mut scheduler, 8);
+    let plan = scheduler.schedule().unwrap();
+    scheduler.finish_choice(RequestId(1), 0);
+    assert!(scheduler.update(answer(&plan, 9)).is_empty());
+    scheduler.check_invariants();
+    assert_eq!(scheduler.schedule(), None);
+    // Three tokens of prompt and the one that ran; the one sampled last was dropped.
+    scheduler
+        .add(request(2, &[1, 2, 3, 8, 5], 1, greedy(1)))
+        .unwrap();
+    assert_eq!(step(&mut scheduler, 0)[0].num_cached_tokens, 4);
+}
+
+#[test]
+fn an_abort_in_flight_leaves_nothing() {
+    let mut scheduler = scheduler();
+    scheduler.add(request(1, &[1, 2, 3], 1, greedy(9))).unwrap();
+    step(&mut scheduler, 8);
+    let plan = scheduler.schedule().unwrap();
+    scheduler.abort(RequestId(1));
+    assert_eq!(scheduler.stats().num_slots_used, 1, "the runner is at it");
+    assert!(scheduler.update(answer(&plan, 9)).is_empty());
+    let stats = scheduler.stats();
+    assert_eq!((stats.num_slots_used, stats.num_slots_cached), (0, 0));
+}
+
+#[test]
+fn scores_without_tokens_go_on_over_chunks() {
+    let mut scheduler = scheduler();
+    let sampling = SamplingParams {
+        prompt_logprobs: Some(0),
+        ..greedy(0)
+    };
+    scheduler.add(request(7, &[1; 25], 1, sampling)).unwrap();
+    assert!(step(&mut scheduler, 0).is_empty());
+    let news = step(&mut scheduler, 0);
+    assert_eq!(ends(&news), [(7, 0, Some(FinishReason::Length))]);
+    assert_eq!(news[0].prompt_logprobs.len(), 24);
+}
+
+#[test]
+fn the_budget_is_shared_out_to_the_last_token() {
+    let mut scheduler = Scheduler::new(
+        SchedulerConfig {
+            max_queue: 9,
+            ..config()
+        },
+        cache(),
+    );
+    for id in 0..3 {
+        scheduler
+            .add(request(id, &[id as u32; 10], 1, greedy(2)))
+            .unwrap();
+    }
+    let lens = |scheduler: &mut Scheduler| {
+        let plan = scheduler.schedule().unwrap();
+        scheduler.update(answer(&plan, 0));
+        let rows = plan.rows.iter();
+        rows.map(|row| (row.sequence.0, row.input_ids.len()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(lens(&mut scheduler), [(0, 10), (1, 6)]);
+    assert_eq!(lens(&mut scheduler), [(0, 1), (1, 4), (2, 10)]);
+}
+
+#[test]
 fn a_fault_after_the_client_left_tells_nobody() {
     let mut scheduler = scheduler();
     scheduler.add(request(1, &[1, 2, 3], 2, greedy(9))).unwrap();
