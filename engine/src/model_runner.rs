@@ -1,9 +1,9 @@
 //! Plan in, result out; decides nothing.
 
+use std::sync::OnceLock;
+
 use burn::tensor::Tensor;
-use scheduler::{
-    Row, RowFault, RowOutput, RowResult, Runner, SchedulerOutput, StepResult, TokenLogprobs,
-};
+use scheduler::{Row, RowFault, RowOutput, RowResult, Runner, SchedulerOutput, StepResult};
 
 use crate::batch::{self, Batch};
 use crate::cache::DeviceCache;
@@ -32,25 +32,45 @@ impl ModelRunner {
         }
     }
 
-    /// The rows' outputs, in order. The head runs only where logits are needed.
+    /// The rows' outputs, in order. The head runs only where logits are needed, and reading logits is
+    /// shared out by position.
     fn read_out(&self, rows: &[Row], batch: &Batch, hidden: &Tensor<2>) -> Vec<RowResult> {
         // Which row and which of its inputs each position belongs to.
-        let mut wanted = rows
+        let owners: Vec<(usize, usize)> = rows
             .iter()
             .enumerate()
-            .flat_map(|(row, plan)| batch::scored(plan).map(move |input| (row, input)));
-        let mut readers: Vec<Reader<'_>> = rows.iter().map(Reader::new).collect();
-        for chunk in batch.positions.chunks(LOGIT_ROWS) {
-            let logits = self.model.logits(hidden, chunk);
-            let [_, vocab_size] = logits.dims();
+            .flat_map(|(row, plan)| batch::scored(plan).map(move |input| (row, input)))
+            .collect();
+        let mut outcomes: Vec<Result<RowOutput, RowFault>> =
+            rows.iter().map(|_| Ok(RowOutput::default())).collect();
+        let chunks = batch.positions.chunks(LOGIT_ROWS);
+        for (positions, owners) in chunks.zip(owners.chunks(LOGIT_ROWS)) {
+            let logits = self.model.logits(hidden, positions);
+            let [num_positions, vocab_size] = logits.dims();
+            let read: Vec<OnceLock<Result<RowOutput, RowFault>>> =
+                owners.iter().map(|_| OnceLock::new()).collect();
             kernels::with_f32(&logits, |logits| {
-                for logits in logits.chunks_exact(vocab_size) {
-                    let (row, input) = wanted.next().expect("one reader per position");
-                    readers[row].read(input, logits);
-                }
+                kernels::share(num_positions, logits.len(), |at| {
+                    let (row, input) = owners[at];
+                    let logits = &logits[at * vocab_size..][..vocab_size];
+                    let outcome = read_position(&rows[row], input, logits);
+                    read[at].set(outcome).expect("each position is read once");
+                });
             });
+            for (read, (row, _)) in read.into_iter().zip(owners) {
+                append(
+                    &mut outcomes[*row],
+                    read.into_inner().expect("each position was read"),
+                );
+            }
         }
-        readers.into_iter().map(Reader::finish).collect()
+        rows.iter()
+            .zip(outcomes)
+            .map(|(row, outcome)| RowResult {
+                sequence: row.sequence,
+                outcome,
+            })
+            .collect()
     }
 }
 
@@ -79,47 +99,13 @@ impl Runner for ModelRunner {
     }
 }
 
-/// Gathers one row's output from its logits, position by position.
-struct Reader<'a> {
-    row: &'a Row,
-    outcome: Result<RowOutput, RowFault>,
-}
-
-impl<'a> Reader<'a> {
-    fn new(row: &'a Row) -> Self {
-        Self {
-            row,
-            outcome: Ok(RowOutput::default()),
-        }
-    }
-
-    /// Takes the logits at one input position. After a fault the rest of the row is nobody's.
-    fn read(&mut self, input: usize, logits: &[f32]) {
-        if let Ok(output) = &mut self.outcome
-            && let Err(fault) = read_position(self.row, input, logits, output)
-        {
-            self.outcome = Err(fault);
-        }
-    }
-
-    fn finish(self) -> RowResult {
-        RowResult {
-            sequence: self.row.sequence,
-            outcome: self.outcome,
-        }
-    }
-}
-
-fn read_position(
-    row: &Row,
-    input: usize,
-    logits: &[f32],
-    output: &mut RowOutput,
-) -> Result<(), RowFault> {
+/// What the logits at one input position of a row say.
+fn read_position(row: &Row, input: usize, logits: &[f32]) -> Result<RowOutput, RowFault> {
+    let mut output = RowOutput::default();
     if let Some(prompt) = &row.prompt_logprobs
         && let Some(target) = prompt.targets.get(input)
     {
-        let scored: TokenLogprobs = sampler::logprobs(logits, *target, prompt.top)?;
+        let scored = sampler::logprobs(logits, *target, prompt.top)?;
         output.prompt_logprobs.push(scored);
     }
     if let Some(sample) = &row.sample
@@ -128,10 +114,22 @@ fn read_position(
         let token = sampler::sample(logits, sample)?;
         output.tokens.push(token);
         if let Some(num_top) = sample.params.logprobs {
-            output
-                .logprobs
-                .push(sampler::logprobs(logits, token, num_top)?);
+            let logprobs = sampler::logprobs(logits, token, num_top)?;
+            output.logprobs.push(logprobs);
         }
     }
-    Ok(())
+    Ok(output)
+}
+
+/// Adds what the next position said. After a fault the rest of the row is nobody's.
+fn append(row: &mut Result<RowOutput, RowFault>, next: Result<RowOutput, RowFault>) {
+    match (&mut *row, next) {
+        (Err(_), _) => {}
+        (Ok(_), Err(fault)) => *row = Err(fault),
+        (Ok(row), Ok(next)) => {
+            row.tokens.extend(next.tokens);
+            row.logprobs.extend(next.logprobs);
+            row.prompt_logprobs.extend(next.prompt_logprobs);
+        }
+    }
 }

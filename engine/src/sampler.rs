@@ -22,8 +22,6 @@ use crate::noise;
 const LOGPROB_FLOOR: f32 = -9999.0;
 /// A bias from here on down means never.
 const BAN: f32 = -100.0;
-/// No noise is larger: -ln(-ln(u)) for the largest u below 1.
-const MAX_NOISE: f64 = 37.0;
 /// How many candidates the search for the nucleus sorts at first.
 const FIRST_NUCLEUS: usize = 64;
 
@@ -189,12 +187,13 @@ impl Draw {
             if weight < self.min_weight {
                 continue;
             }
-            if best.is_some_and(|(score, _)| weight + MAX_NOISE < score) {
+            let token = candidate.0;
+            let bits = noise::mix(self.stream, token.into());
+            // Nearly every token loses by this bound and costs no logarithm.
+            if best.is_some_and(|(score, _)| weight + noise::max_gumbel(bits) < score) {
                 continue;
             }
-            let token = candidate.0;
-            let uniform = noise::uniform(noise::mix(self.stream, token.into()));
-            let score = weight - (-uniform.ln()).ln();
+            let score = weight + noise::gumbel(bits);
             let wins = best.is_none_or(|(other, id)| match score.total_cmp(&other) {
                 Ordering::Greater => true,
                 Ordering::Equal => token < id,

@@ -74,4 +74,4 @@ pub use paged_attention::paged_attention;
 pub use route::{force_reference, is_cpu, with_reference};
 pub use router_topk::{RouterShape, Routing, router_topk};
 pub use ssm_scan::ssm_scan;
-pub use team::{num_threads, set_num_threads};
+pub use team::{num_threads, set_num_threads, share};

@@ -48,8 +48,9 @@ fn team() -> Arc<ThreadPool> {
     Arc::clone(slot.get_or_insert_with(|| build(cores)))
 }
 
-/// Calls `f(0..num_jobs)`, each once, on the team if `cost` (in multiply-adds) is worth it.
-pub(crate) fn share(num_jobs: usize, cost: usize, f: impl Fn(usize) + Sync) {
+/// Calls `f(0..num_jobs)`, each once, on the team if `cost` (in multiply-adds) is worth it. Also for
+/// host-side work between operations, so that it runs on the threads that it was granted.
+pub fn share(num_jobs: usize, cost: usize, f: impl Fn(usize) + Sync) {
     if num_jobs > 1 && cost >= MIN_SHARED_COST {
         let team = team();
         if team.current_num_threads() > 1 {
