@@ -118,8 +118,40 @@ pub fn set_isa(isa: Isa) -> bool {
 /// If the machine cannot run it.
 pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
     assert!(isa <= Isa::best(), "this machine cannot run {isa:?}");
-    let before = CHOSEN_HERE.replace(Some(isa));
-    let result = f();
-    CHOSEN_HERE.set(before);
-    result
+    let _restore = Restore(CHOSEN_HERE.replace(Some(isa)));
+    f()
+}
+
+/// Puts the thread's choice back, also after a panic.
+struct Restore(Option<Isa>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        CHOSEN_HERE.set(self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_ends_with_its_scope() {
+        let before = isa();
+        with_isa(Isa::Portable, || assert_eq!(isa(), Isa::Portable));
+        assert_eq!(isa(), before);
+        let panicked =
+            std::panic::catch_unwind(|| with_isa(Isa::Portable, || panic!("as tests do")));
+        assert!(panicked.is_err());
+        assert_eq!(isa(), before);
+    }
+
+    #[test]
+    fn names_go_both_ways() {
+        for isa in Isa::available() {
+            assert_eq!(Isa::from_name(isa.name()), Some(isa));
+            assert!(isa <= Isa::best());
+        }
+        assert_eq!(Isa::from_name("AVX"), None);
+    }
 }

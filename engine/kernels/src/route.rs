@@ -21,10 +21,17 @@ thread_local! {
 
 /// Runs `f` with the operations called from this thread sent to their references.
 pub fn with_reference<R>(f: impl FnOnce() -> R) -> R {
-    let before = REFERENCE_HERE.replace(true);
-    let result = f();
-    REFERENCE_HERE.set(before);
-    result
+    let _restore = Restore(REFERENCE_HERE.replace(true));
+    f()
+}
+
+/// Puts the thread's choice back, also after a panic.
+struct Restore(bool);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        REFERENCE_HERE.set(self.0);
+    }
 }
 
 /// Whether the device is the CPU backend, whose buffers our CPU kernels read and write.
