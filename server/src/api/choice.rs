@@ -397,3 +397,223 @@ impl TextPipe {
         self.num_chars += delta.content[before..].chars().count();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::text::samples;
+
+    fn options(tokenizer: &Arc<Tokenizer>, stop: &[&str]) -> ChoiceOptions {
+        ChoiceOptions {
+            tokenizer: Some(Arc::clone(tokenizer)),
+            stop: StopStrings::new(stop),
+            min_tokens: 0,
+            logprobs: true,
+            force_nonempty_content: false,
+        }
+    }
+
+    fn scored(id: u32) -> TokenLogprobs {
+        TokenLogprobs {
+            token: id,
+            logprob: -1.0,
+            top: vec![(id, -1.0), (id + 1, -2.0)],
+        }
+    }
+
+    /// Runs `ids` and takes what is new after those tokens that `takes` names.
+    fn run(choice: &mut Choice, ids: &[u32], takes: &[bool]) -> Vec<Delta> {
+        let mut deltas = Vec::new();
+        for (i, &id) in ids.iter().enumerate() {
+            if choice.push(id, Some(&scored(id)), false) {
+                break;
+            }
+            if takes.get(i) == Some(&true) {
+                deltas.push(choice.take());
+            }
+        }
+        if !choice.is_finished() {
+            choice.finish(Finish::Length);
+        }
+        deltas.push(choice.take());
+        deltas
+    }
+
+    fn joined(deltas: &[Delta]) -> Delta {
+        let mut whole = Delta::default();
+        for delta in deltas {
+            whole.reasoning.push_str(&delta.reasoning);
+            whole.content.push_str(&delta.content);
+            whole.entries.extend_from_slice(&delta.entries);
+            whole.token_ids.extend_from_slice(&delta.token_ids);
+            whole.finish = whole.finish.or(delta.finish);
+        }
+        whole
+    }
+
+    fn whole(choice: &mut Choice, ids: &[u32]) -> Delta {
+        joined(&run(choice, ids, &[]))
+    }
+
+    /// Bytes of all entries, decoded: what the content must be.
+    fn text_of(entries: &[Entry]) -> String {
+        let bytes: Vec<u8> = entries
+            .iter()
+            .flat_map(|entry| match &entry.token {
+                TokenText::Bytes(bytes) => bytes.as_slice(),
+                TokenText::Control(_) => &[],
+            })
+            .copied()
+            .collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn check_entries(delta: &Delta) {
+        assert_eq!(text_of(&delta.entries), delta.content);
+        let mut previous = 0;
+        for entry in &delta.entries {
+            assert!(entry.text_offset >= previous);
+            assert!(entry.text_offset <= delta.content.chars().count());
+            previous = entry.text_offset;
+        }
+    }
+
+    #[test]
+    fn stops_inside_a_token() {
+        let tokenizer = Arc::new(samples::byte_level());
+        let ids = tokenizer.encode("the hello world", false).unwrap();
+        let mut choice = Choice::new(options(&tokenizer, &["llo w"]), &[], None);
+        let delta = whole(&mut choice, &ids);
+        assert_eq!(delta.content, "the he");
+        assert_eq!(delta.finish, Some(Finish::Stop));
+        assert!(choice.num_tokens() < ids.len() as u64);
+        check_entries(&delta);
+        let last = delta.entries.last().unwrap();
+        assert_eq!(last.token, TokenText::Bytes(b"he".to_vec()));
+    }
+
+    #[test]
+    fn an_end_token_is_counted_and_no_text() {
+        let tokenizer = Arc::new(samples::byte_level());
+        let mut choice = Choice::new(options(&tokenizer, &[]), &[], None);
+        choice.push(301, Some(&scored(301)), false);
+        choice.push(4, Some(&scored(4)), true);
+        choice.finish(Finish::Stop);
+        let delta = choice.take();
+        assert_eq!((delta.content.as_str(), delta.entries.len()), ("ll", 1));
+        assert_eq!((choice.num_tokens(), delta.token_ids), (2, vec![301, 4]));
+    }
+
+    #[test]
+    fn control_tokens_are_entries_without_text() {
+        let tokenizer = Arc::new(samples::byte_level());
+        let mut choice = Choice::new(options(&tokenizer, &[]), &[], None);
+        let delta = whole(&mut choice, &[301, 6, 301]);
+        assert_eq!(delta.content, "llll");
+        assert_eq!(
+            delta.entries[1].token,
+            TokenText::Control("</think>".into())
+        );
+        assert_eq!(delta.entries[2].text_offset, 2);
+    }
+
+    #[test]
+    fn a_character_cut_short_is_one_replacement() {
+        let tokenizer = Arc::new(samples::byte_level());
+        let ids = tokenizer.encode("a😀", false).unwrap();
+        assert_eq!(ids.len(), 5);
+        let mut choice = Choice::new(options(&tokenizer, &[]), &[], None);
+        let delta = whole(&mut choice, &ids[..4]);
+        assert_eq!(delta.content, "a\u{fffd}");
+        check_entries(&delta);
+        let offsets: Vec<usize> = delta.entries.iter().map(|e| e.text_offset).collect();
+        assert_eq!(offsets, [0, 1, 1, 1]);
+    }
+
+    #[test]
+    fn stop_strings_wait_for_min_tokens() {
+        let tokenizer = Arc::new(samples::byte_level());
+        let ids = tokenizer.encode("xyxyxy", false).unwrap();
+        let mut late = options(&tokenizer, &["y"]);
+        late.min_tokens = 4;
+        let mut choice = Choice::new(late, &[], None);
+        assert_eq!(whole(&mut choice, &ids).content, "xyx");
+        assert_eq!(choice.num_tokens(), 4);
+    }
+
+    #[test]
+    fn an_echo_is_searched_for_no_stop_string() {
+        let tokenizer = Arc::new(samples::byte_level());
+        let prompt = tokenizer.encode("hello é", false).unwrap();
+        let ids = tokenizer.encode(" world é", false).unwrap();
+        let mut choice = Choice::new(options(&tokenizer, &["é"]), &prompt, None);
+        let scores: Vec<_> = prompt[1..].iter().map(|id| scored(*id)).collect();
+        choice.echo(&prompt, &scores);
+        let delta = whole(&mut choice, &ids);
+        assert_eq!(delta.content, "hello é world ");
+        assert_eq!(delta.entries[0].logprob, None);
+        assert!(
+            delta.entries[1..]
+                .iter()
+                .all(|entry| entry.logprob == Some(-1.0))
+        );
+        check_entries(&delta);
+    }
+
+    #[test]
+    fn a_blank_answer_may_be_replaced_by_the_thought() {
+        let tokenizer = Arc::new(samples::byte_level());
+        for (answer, expect) in [(" ", " think"), ("ok", "ok")] {
+            let mut forced = options(&tokenizer, &[]);
+            forced.force_nonempty_content = true;
+            let splitter = ReasoningSplitter::new(&tokenizer, true, true);
+            let mut choice = Choice::new(forced, &[], Some(splitter));
+            let text = format!("think</think>{answer}");
+            let ids = tokenizer.encode_special(&text, false).unwrap();
+            let takes = vec![true; ids.len()];
+            let delta = joined(&run(&mut choice, &ids, &takes));
+            assert_eq!(
+                (delta.reasoning.as_str(), delta.content.as_str()),
+                ("think", expect)
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn grouping_changes_nothing(
+            ids in prop::collection::vec(prop_oneof![16u32..272, 300u32..308, 3u32..8], 0..40),
+            takes in prop::collection::vec(any::<bool>(), 40),
+            stops in prop::collection::vec("[a-e \n]{1,3}", 0..3),
+            thinking in any::<bool>(),
+            echoed in 0usize..5,
+        ) {
+            let tokenizer = Arc::new(samples::byte_level());
+            let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+            let prompt = &ids[..echoed.min(ids.len())];
+            let make = || {
+                let splitter = thinking.then(|| ReasoningSplitter::new(&tokenizer, true, true));
+                let mut choice = Choice::new(options(&tokenizer, &stops), prompt, splitter);
+                if !thinking {
+                    choice.echo(prompt, &prompt.iter().skip(1).map(|id| scored(*id)).collect::<Vec<_>>());
+                }
+                choice
+            };
+            let (mut one, mut many) = (make(), make());
+            let answer = whole(&mut one, &ids);
+            let deltas = run(&mut many, &ids, &takes);
+            prop_assert_eq!(&joined(&deltas), &answer);
+            prop_assert_eq!(one.num_tokens(), many.num_tokens());
+            prop_assert_eq!(one.num_reasoning_tokens(), many.num_reasoning_tokens());
+            check_entries(&answer);
+            // All thoughts before any answer.
+            let first_content = deltas.iter().position(|d| !d.content.is_empty());
+            let last_thought = deltas.iter().rposition(|d| !d.reasoning.is_empty());
+            if let (Some(content), Some(thought)) = (first_content, last_thought) {
+                prop_assert!(thought <= content);
+            }
+        }
+    }
+}

@@ -243,3 +243,54 @@ fn name(fields: &Fields<'_>) -> Result<String, ApiError> {
         Some(name) => Ok(name.to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::fields::parse_object;
+
+    fn messages(json: &str) -> Result<Vec<Message>, ApiError> {
+        let body = format!("{{\"messages\": {json}}}");
+        read(&Fields::root(&parse_object(body.as_bytes()).unwrap()))
+    }
+
+    #[test]
+    fn histories_become_one_form() {
+        let read = messages(
+            r#"[
+                {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+                {"role": "user", "content": "", "name": "u"},
+                {"role": "assistant", "content": null, "reasoning": "r", "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": [1]}"}},
+                    {"id": "2", "type": "custom", "custom": {"name": "g", "input": "raw"}},
+                    {"id": "3", "function": {"name": "h", "arguments": ""}}]},
+                {"role": "tool", "tool_call_id": "2", "content": [{"type": "text", "text": "ok"}]},
+                {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}],
+                 "reasoning_details": [{"type": "reasoning.text", "text": "d1"}, {"text": "d2"}]},
+                {"role": "assistant", "function_call": {"name": "k", "arguments": "{}"}},
+                {"role": "function", "name": "k", "content": null}
+            ]"#,
+        )
+        .unwrap();
+        let roles: Vec<&str> = read.iter().map(|m| m.role.as_str()).collect();
+        let expect = [
+            "system",
+            "user",
+            "assistant",
+            "tool",
+            "assistant",
+            "assistant",
+            "tool",
+        ];
+        assert_eq!(roles, expect);
+        assert_eq!(read[0].content, "a\nb");
+        assert_eq!(read[1].name.as_deref(), Some("u"));
+        assert_eq!(read[2].reasoning.as_deref(), Some("r"));
+        assert_eq!(read[2].tool_calls[0].arguments["x"][0], 1);
+        assert_eq!(read[2].tool_calls[1].arguments["input"], "raw");
+        assert!(read[2].tool_calls[2].arguments.is_empty());
+        assert_eq!(read[4].content, "no");
+        assert_eq!(read[4].reasoning.as_deref(), Some("d1d2"));
+        assert_eq!(read[5].tool_calls[0].name, "k");
+    }
+}

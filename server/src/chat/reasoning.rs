@@ -220,3 +220,103 @@ impl Thought {
         self.spaces.push_str(&text[solid..]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::samples;
+
+    /// Runs `text`, with `[t]` for `<think>`, `[/t]` for its end and `[c]` for a call as tokens and
+    /// everything else letter by letter; returns thoughts, answer and their numbers of tokens.
+    fn split(tokenizer: &Tokenizer, thinking: bool, text: &str) -> (String, String, u32) {
+        let mut splitter = ReasoningSplitter::new(tokenizer, thinking, true);
+        let (mut reasoning, mut content) = (String::new(), Vec::new());
+        let spelled = text
+            .replace("[t]", "<think>")
+            .replace("[/t]", "</think>")
+            .replace("[c]", "<tool_call>");
+        let ids = if tokenizer.added().is_empty() {
+            tokenizer.encode(&spelled, false).unwrap()
+        } else {
+            tokenizer.encode_special(&spelled, false).unwrap()
+        };
+        for id in ids {
+            let bytes = tokenizer.bytes(None, id);
+            if let Placement::Content(bytes) = splitter.push(id, &bytes) {
+                content.extend_from_slice(bytes);
+            }
+            let taken = splitter.take();
+            assert!(
+                taken.is_empty() || content.is_empty(),
+                "thoughts come first"
+            );
+            reasoning.push_str(&taken);
+        }
+        splitter.finish();
+        reasoning.push_str(&splitter.take());
+        let content = String::from_utf8(content).unwrap();
+        (reasoning, content, splitter.num_tokens())
+    }
+
+    #[test]
+    fn splits_at_the_marker() {
+        let check = |text: &str, thinking, reasoning: &str, content: &str| {
+            for tokenizer in [samples::byte_level(), samples::byte_level_bare()] {
+                let (thought, answer, _) = split(&tokenizer, thinking, text);
+                assert_eq!(
+                    (thought.as_str(), answer.as_str()),
+                    (reasoning, content),
+                    "{text}"
+                );
+            }
+        };
+        check("why\n[/t]\nso", true, "why", "so");
+        check("why[/t]so", true, "why", "so");
+        check("a \n b \n\n[/t]\n\nso\n", true, "a \n b", "\nso\n");
+        check("never closed \n", true, "never closed", "");
+        check("[/t]", true, "", "");
+        check("é[/t]é", true, "é", "é");
+        check("plain", false, "", "plain");
+        check("\nplain", false, "", "\nplain");
+        check("a < b </thin[/t]c", true, "a < b </thin", "c");
+    }
+
+    #[test]
+    fn token_ids_are_not_fooled_by_spelling() {
+        let tokenizer = samples::byte_level();
+        let mut splitter = ReasoningSplitter::new(&tokenizer, true, true);
+        for id in tokenizer.encode("say </think> aloud", false).unwrap() {
+            let bytes = tokenizer.bytes(None, id);
+            assert_eq!(splitter.push(id, &bytes), Placement::Reasoning);
+        }
+        splitter.finish();
+        assert_eq!(splitter.take(), "say </think> aloud");
+    }
+
+    #[test]
+    fn markers_the_model_adds() {
+        let tokenizer = samples::byte_level();
+        let check = |text: &str, thinking, expect: (&str, &str, u32)| {
+            let (reasoning, content, num) = split(&tokenizer, thinking, text);
+            assert_eq!(
+                (reasoning.as_str(), content.as_str(), num),
+                expect,
+                "{text}"
+            );
+        };
+        // An opening one at the start is swallowed, or begins the thought.
+        check("[t]\nab[/t]c", true, ("ab", "c", 2));
+        check("[t]ab[/t]c", false, ("ab", "c", 2));
+        check("ab[t]", false, ("", "ab", 0));
+        // A second end is dropped.
+        check("ab[/t]c[/t]d", true, ("ab", "cd", 2));
+        // A call ends the thought.
+        check("ab[c]x", true, ("ab", "x", 2));
+    }
+
+    #[test]
+    fn counts_no_markers() {
+        let (_, _, num) = split(&samples::byte_level(), true, "abc[/t]de");
+        assert_eq!(num, 3);
+    }
+}

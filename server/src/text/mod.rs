@@ -1,6 +1,8 @@
 //! Tokens to text and back.
 
 mod detokenizer;
+#[cfg(test)]
+pub(crate) mod samples;
 mod stop;
 mod tokenizer;
 

@@ -373,3 +373,154 @@ fn added_tokens(inner: &Inner) -> Vec<AddedToken> {
     added.sort_by_key(|token| token.id);
     added
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::samples;
+    use super::*;
+
+    #[test]
+    fn the_byte_alphabet_is_a_bijection() {
+        let bytes: std::collections::BTreeSet<u8> = (0..=0x143)
+            .filter_map(char::from_u32)
+            .filter_map(byte_of)
+            .collect();
+        assert_eq!(bytes.len(), 256);
+        assert_eq!(byte_of('Ġ'), Some(b' '));
+        assert_eq!(byte_of('Ċ'), Some(b'\n'));
+        assert_eq!(byte_of('ÿ'), Some(0xff));
+        assert_eq!(byte_of('Ń'), Some(0xad));
+        assert_eq!(byte_of('世'), None);
+    }
+
+    #[test]
+    fn spelled_tokens_stay_text() {
+        for tokenizer in [samples::byte_level(), samples::metaspace()] {
+            for token in tokenizer.added() {
+                let text = format!("a{}b", token.content);
+                let ids = tokenizer.encode(&text, false).unwrap();
+                assert!(!ids.contains(&token.id), "{text} gave {ids:?}");
+                let parsed = tokenizer.encode_special(&text, false).unwrap();
+                assert!(parsed.contains(&token.id), "{text} gave {parsed:?}");
+            }
+        }
+        let tokenizer = samples::byte_level();
+        let text = "<|im_end|>\n<|im_start|>system";
+        let ids = tokenizer.encode(text, true).unwrap();
+        assert_eq!(tokenizer.decode(&ids), text);
+    }
+
+    #[test]
+    fn marked_places_are_tokens_and_nothing_else_is() {
+        let tokenizer = samples::byte_level();
+        let index = |id| tokenizer.added().iter().position(|t| t.id == id).unwrap();
+        let text = "<|im_start|>say <think><|im_end|>";
+        let marked = Marked {
+            text: text.into(),
+            added: vec![(0..12, index(3)), (text.len() - 10..text.len(), index(4))],
+        };
+        let ids = tokenizer.encode_marked(&marked).unwrap();
+        assert_eq!((ids[0], ids[ids.len() - 1]), (3, 4));
+        assert!(!ids.contains(&5));
+        assert_eq!(tokenizer.decode(&ids), text);
+    }
+
+    #[test]
+    fn white_space_goes_to_tokens_that_take_it() {
+        let mut tokenizer = samples::byte_level();
+        let index = tokenizer.added.iter().position(|t| t.id == 5).unwrap();
+        (
+            tokenizer.added[index].strip_left,
+            tokenizer.added[index].strip_right,
+        ) = (true, true);
+        let marked = Marked {
+            text: "a  <think> \n<think> b".into(),
+            added: vec![(3..10, index), (12..19, index)],
+        };
+        let ids = tokenizer.encode_marked(&marked).unwrap();
+        assert_eq!(tokenizer.decode(&ids), "a<think><think>b");
+    }
+
+    #[test]
+    fn pieces_in_context() {
+        let words = samples::word_level();
+        assert_eq!(&*words.bytes(None, 8), b"one");
+        assert_eq!(&*words.bytes(Some(9), 8), b" one");
+        assert_eq!(words.decode(&[8, 9, 10]), "one two three");
+        let pieces = samples::metaspace();
+        let ids = pieces.encode("hello world", false).unwrap();
+        assert_eq!(pieces.decode(&ids), "hello world");
+        let ids = pieces.encode("hello é", false).unwrap();
+        assert_eq!(pieces.decode(&ids), "hello é", "{ids:?}");
+        let byte = pieces.inner.token_to_id("<0xC3>").unwrap();
+        assert_eq!(&*pieces.bytes(None, byte), [0xc3]);
+    }
+
+    #[test]
+    fn control_tokens_have_names_and_no_bytes() {
+        let tokenizer = samples::byte_level();
+        for (id, name) in [(2, "</s>"), (6, "</think>"), (99_999, "<unknown_99999>")] {
+            assert!(tokenizer.is_control(id));
+            assert_eq!(
+                (&*tokenizer.bytes(None, id), &*tokenizer.name(id)),
+                (&[][..], name)
+            );
+        }
+    }
+
+    /// Texts that spell no added token, in which a property may compare with the library's way.
+    fn plain_text() -> impl Strategy<Value = String> {
+        let piece = prop_oneof![
+            "\\PC{0,6}",
+            "[a-z ]{0,8}",
+            "[<>|/\n\t é]{0,4}",
+            "(hello|world|the) ?"
+        ];
+        prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_survives(text in any::<String>()) {
+            let tokenizer = samples::byte_level();
+            let ids = tokenizer.encode(&text, false).unwrap();
+            prop_assert_eq!(tokenizer.decode(&ids), text);
+        }
+
+        #[test]
+        fn plain_text_is_encoded_as_the_library_does(text in plain_text()) {
+            for tokenizer in [samples::byte_level(), samples::metaspace(), samples::word_level()] {
+                prop_assume!(tokenizer.added().iter().all(|t| !text.contains(&t.content)));
+                let ours = tokenizer.encode(&text, false).unwrap();
+                prop_assert_eq!(ours, tokenizer.encode_special(&text, false).unwrap());
+            }
+        }
+
+        #[test]
+        fn marked_text_is_encoded_as_the_library_does(
+            pieces in prop::collection::vec((plain_text(), 0usize..3), 0..6),
+        ) {
+            for tokenizer in [samples::byte_level(), samples::metaspace()] {
+                let mut marked = Marked::default();
+                for (text, index) in &pieces {
+                    prop_assume!(tokenizer.added().iter().all(|t| !text.contains(&t.content)));
+                    marked.text.push_str(text);
+                    let start = marked.text.len();
+                    marked.text.push_str(&tokenizer.added()[*index].content);
+                    marked.added.push((start..marked.text.len(), *index));
+                }
+                // A text may spell a token together with what follows it.
+                let num_spelled: usize = tokenizer
+                    .added()
+                    .iter()
+                    .map(|token| marked.text.matches(&token.content).count())
+                    .sum();
+                prop_assume!(num_spelled == marked.added.len());
+                let ours = tokenizer.encode_marked(&marked).unwrap();
+                prop_assert_eq!(ours, tokenizer.encode_special(&marked.text, false).unwrap());
+            }
+        }
+    }
+}
