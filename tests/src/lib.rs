@@ -2,8 +2,10 @@
 //!
 //! - [`driver`]: plans by hand, for a runner without a scheduler.
 //! - [`fixtures`]: the tiny checkpoints under `fixtures/` and what they must answer.
+//! - [`scripted`]: a pretend model that says what a test tells it to.
 //! - [`surgery`]: breaking a copy of one on purpose.
 
 pub mod driver;
 pub mod fixtures;
+pub mod scripted;
 pub mod surgery;

@@ -119,7 +119,13 @@ impl ReasoningSplitter {
                 self.close();
                 return Placement::Marker;
             }
-            Close::Token(_) => self.text.push(trim_newline(&mut self.skip_newline, bytes)),
+            Close::Token(_) => {
+                let text = trim_newline(&mut self.skip_newline, bytes);
+                if text.is_empty() && !bytes.is_empty() {
+                    return Placement::Marker;
+                }
+                self.text.push(text);
+            }
             Close::Spelled(matcher) => {
                 let before = self.text.num_bytes();
                 let found = matcher.push(bytes);

@@ -308,6 +308,9 @@ fn token_text(value: &Json) -> &str {
 
 /// What a person needs: the template's own words if it refused, else what failed and where.
 fn explain(error: &Error) -> String {
+    if error.kind() == ErrorKind::WriteFailure {
+        return format!("the rendered prompt is longer than {MAX_OUTPUT} bytes");
+    }
     let what = error
         .detail()
         .map_or_else(|| error.kind().to_string(), str::to_owned);
@@ -325,7 +328,7 @@ struct Bounded(Vec<u8>);
 impl io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.len() + bytes.len() > MAX_OUTPUT {
-            return Err(io::Error::other("the rendered prompt is too long"));
+            return Err(io::ErrorKind::FileTooLarge.into());
         }
         self.0.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -476,7 +479,7 @@ mod tests {
         );
         check(
             "{% set ns = namespace(s='x') %}{% for i in range(40) %}{% set ns.s = ns.s ~ ns.s %}{{ ns.s }}{% endfor %}",
-            "too long",
+            "longer than",
         );
     }
 

@@ -22,7 +22,7 @@ fn added_tokens() -> Value {
     ])
 }
 
-fn build(model: Value, pre_tokenizer: Value, decoder: Value, added: Value) -> Tokenizer {
+fn build(model: &Value, pre_tokenizer: &Value, decoder: &Value, added: &Value) -> Tokenizer {
     let json = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
         "normalizer": null, "pre_tokenizer": pre_tokenizer, "post_processor": null,
@@ -33,15 +33,15 @@ fn build(model: Value, pre_tokenizer: Value, decoder: Value, added: Value) -> To
 
 /// All bytes from id 16 on, then a few merges.
 pub(crate) fn byte_level() -> Tokenizer {
-    byte_level_with(added_tokens())
+    byte_level_with(&added_tokens())
 }
 
 /// As [`byte_level`], with nothing added: markers are spelled.
 pub(crate) fn byte_level_bare() -> Tokenizer {
-    byte_level_with(json!([]))
+    byte_level_with(&json!([]))
 }
 
-fn byte_level_with(added: Value) -> Tokenizer {
+fn byte_level_with(added: &Value) -> Tokenizer {
     let mut vocab = serde_json::Map::new();
     for token in added.as_array().expect("a list") {
         let content = token["content"].as_str().expect("a string");
@@ -61,11 +61,11 @@ fn byte_level_with(added: Value) -> Tokenizer {
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false,
                             "trim_offsets": true, "use_regex": true});
     build(
-        json!({"type": "BPE", "dropout": null, "unk_token": null,
+        &json!({"type": "BPE", "dropout": null, "unk_token": null,
                "continuing_subword_prefix": null, "end_of_word_suffix": null,
                "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges}),
-        byte_level.clone(),
-        byte_level,
+        &byte_level,
+        &byte_level,
         added,
     )
 }
@@ -74,10 +74,10 @@ fn byte_level_with(added: Value) -> Tokenizer {
 pub(crate) fn word_level() -> Tokenizer {
     let vocab = json!({"<unk>": 0, "<s>": 1, "</s>": 2, "one": 8, "two": 9, "three": 10});
     build(
-        json!({"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}),
-        json!({"type": "WhitespaceSplit"}),
-        Value::Null,
-        json!([added_tokens()[0], added_tokens()[1], added_tokens()[2]]),
+        &json!({"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}),
+        &json!({"type": "WhitespaceSplit"}),
+        &Value::Null,
+        &json!([added_tokens()[0], added_tokens()[1], added_tokens()[2]]),
     )
 }
 
@@ -95,9 +95,9 @@ pub(crate) fn metaspace() -> Tokenizer {
     let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first",
                            "split": true});
     build(
-        json!({"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": true}),
-        metaspace.clone(),
-        json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, metaspace]}),
-        json!([added_tokens()[0], added_tokens()[1], added_tokens()[2]]),
+        &json!({"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": true}),
+        &metaspace,
+        &json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, metaspace]}),
+        &json!([added_tokens()[0], added_tokens()[1], added_tokens()[2]]),
     )
 }

@@ -5,6 +5,7 @@
 //! text, because a token may hold part of a character.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ops::Range;
 
 use serde_json::Value;
@@ -39,6 +40,8 @@ type Inner = TokenizerImpl<
 /// Encodes and decodes.
 pub struct Tokenizer {
     inner: Inner,
+    /// The model without the added tokens, where it would find their spellings in plain text.
+    plain_model: Option<ModelWrapper>,
     added: Vec<AddedToken>,
     /// By id.
     pieces: Vec<Piece>,
@@ -91,6 +94,11 @@ impl Tokenizer {
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
         let fail = |error: &dyn std::fmt::Display| TokenizerError(error.to_string());
         let mut inner: Inner = serde_json::from_slice(json).map_err(|error| fail(&error))?;
+        let file: Value = serde_json::from_slice(json).map_err(|error| fail(&error))?;
+        let plain_model = without_added(file)
+            .map(serde_json::from_value)
+            .transpose()
+            .map_err(|error| fail(&error))?;
         // A prompt is neither cut nor filled up, whatever the file was saved with.
         inner.with_truncation(None).map_err(|error| fail(&error))?;
         inner.with_padding(None);
@@ -98,6 +106,7 @@ impl Tokenizer {
         let mut tokenizer = Self {
             added: added_tokens(&inner),
             inner,
+            plain_model,
             pieces: Vec::new(),
             bytes: Vec::new(),
         };
@@ -197,9 +206,8 @@ impl Tokenizer {
             if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
                 pre_tokenizer.pre_tokenize(&mut pieces)?;
             }
-            self.inner
-                .get_model()
-                .tokenize_in_pretokenized(&mut pieces, None)?;
+            let model = self.plain_model.as_ref().unwrap_or(self.inner.get_model());
+            model.tokenize_in_pretokenized(&mut pieces, None)?;
             let encoding = pieces.into_encoding(None, 0, OffsetType::None)?;
             self.inner.post_process(encoding, None, add_special_tokens)
         };
@@ -359,6 +367,54 @@ fn byte_of(character: char) -> Option<u8> {
     }
 }
 
+/// The file's model with the spellings of added tokens made unreachable, each id still its own.
+/// `None` where they are unreachable anyway: byte pairs only make what merges make.
+fn without_added(mut file: Value) -> Option<Value> {
+    let added = file["added_tokens"].take();
+    let added: HashSet<&str> = added
+        .as_array()?
+        .iter()
+        .filter_map(|token| token["content"].as_str())
+        .collect();
+    let mut model = file["model"].take();
+    if model["type"] == "BPE" && model["ignore_merges"] != true {
+        return None;
+    }
+    let unknown = model["unk_token"].clone();
+    let merges = model["merges"].as_array();
+    let merged: HashSet<String> = merges.into_iter().flatten().map(merge_result).collect();
+    match &mut model["vocab"] {
+        Value::Object(vocab) => vocab.retain(|spelling, _| {
+            unknown == spelling.as_str()
+                || merged.contains(spelling)
+                || !added.contains(spelling.as_str())
+        }),
+        Value::Array(pieces) => {
+            for (id, piece) in pieces.iter_mut().enumerate() {
+                if piece[0]
+                    .as_str()
+                    .is_some_and(|spelling| added.contains(spelling))
+                {
+                    // A noncharacter, then the id: no text is meant to hold this.
+                    piece[0] = format!("\u{fdd0}{id}").into();
+                }
+            }
+        }
+        _ => return None,
+    }
+    Some(model)
+}
+
+/// `"a b"` and `["a", "b"]` make `ab`.
+fn merge_result(merge: &Value) -> String {
+    match merge {
+        Value::String(pair) => pair.replacen(' ', "", 1),
+        pair => [&pair[0], &pair[1]]
+            .map(|part| part.as_str().unwrap_or_default())
+            .concat(),
+    }
+}
+
 fn added_tokens(inner: &Inner) -> Vec<AddedToken> {
     let mut added: Vec<AddedToken> = inner
         .get_added_tokens_decoder()
@@ -397,9 +453,14 @@ mod tests {
 
     #[test]
     fn spelled_tokens_stay_text() {
-        for tokenizer in [samples::byte_level(), samples::metaspace()] {
-            for token in tokenizer.added() {
-                let text = format!("a{}b", token.content);
+        for tokenizer in [
+            samples::byte_level(),
+            samples::metaspace(),
+            samples::word_level(),
+        ] {
+            // The unknown token is also what a word level says of any unknown word.
+            for token in tokenizer.added().iter().filter(|token| token.id != 0) {
+                let text = format!("one {} two", token.content);
                 let ids = tokenizer.encode(&text, false).unwrap();
                 assert!(!ids.contains(&token.id), "{text} gave {ids:?}");
                 let parsed = tokenizer.encode_special(&text, false).unwrap();

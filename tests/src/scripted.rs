@@ -1,0 +1,172 @@
+//! A pretend model that says what a test tells it to.
+
+use std::sync::{Arc, Mutex};
+
+use scheduler::{
+    PromptLogprobs, Row, RowFault, RowOutput, RowResult, Runner, Sample, SchedulerOutput,
+    StepResult, TokenLogprobs,
+};
+
+/// What the pretend model says; a test changes it while the engine runs.
+#[derive(Default)]
+pub struct Script(Mutex<Lines>);
+
+#[derive(Clone, Default)]
+struct Lines {
+    /// A choice with seed `s` speaks the list `s % len`, then `end`.
+    answers: Vec<Vec<u32>>,
+    end: u32,
+    vocab_size: u32,
+    /// Sampling this many-th token of a choice goes wrong.
+    fault_at: Option<u32>,
+    /// Every step fails.
+    fails: bool,
+}
+
+impl Script {
+    /// Says nothing but `end`, until told more.
+    pub fn new(end: u32, vocab_size: u32) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Lines {
+            answers: vec![Vec::new()],
+            end,
+            vocab_size,
+            ..Lines::default()
+        })))
+    }
+
+    /// From now on every choice says these tokens.
+    pub fn say(&self, tokens: &[u32]) {
+        self.say_by_seed(vec![tokens.to_vec()]);
+    }
+
+    /// From now on a choice with seed `s` says list `s % answers.len()`.
+    pub fn say_by_seed(&self, answers: Vec<Vec<u32>>) {
+        self.change(|lines| lines.answers = answers);
+    }
+
+    /// Sampling the token `index` of any choice finds bad logits.
+    pub fn fault_at(&self, index: Option<u32>) {
+        self.change(|lines| lines.fault_at = index);
+    }
+
+    /// The next step fails as a whole, which ends the engine.
+    pub fn fail(&self) {
+        self.change(|lines| lines.fails = true);
+    }
+
+    /// The runner that follows this script.
+    pub fn runner(self: &Arc<Self>) -> ScriptedRunner {
+        ScriptedRunner {
+            script: Arc::clone(self),
+            plan: None,
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Lines)) {
+        change(&mut self.0.lock().expect("nobody panics in here"));
+    }
+
+    fn lines(&self) -> Lines {
+        self.0.lock().expect("nobody panics in here").clone()
+    }
+}
+
+/// Follows a [`Script`].
+pub struct ScriptedRunner {
+    script: Arc<Script>,
+    plan: Option<SchedulerOutput>,
+}
+
+/// The script says that a step fails.
+#[derive(Debug)]
+pub struct ScriptedFailure;
+
+impl std::fmt::Display for ScriptedFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("scripted failure")
+    }
+}
+
+impl std::error::Error for ScriptedFailure {}
+
+impl Runner for ScriptedRunner {
+    type Error = ScriptedFailure;
+
+    fn submit(&mut self, plan: SchedulerOutput) -> Result<(), ScriptedFailure> {
+        self.plan = Some(plan);
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepResult, ScriptedFailure> {
+        let lines = self.script.lines();
+        if lines.fails {
+            return Err(ScriptedFailure);
+        }
+        let plan = self.plan.take().expect("submit comes first");
+        Ok(StepResult {
+            step: plan.step,
+            rows: plan.rows.iter().map(|row| lines.play(row)).collect(),
+        })
+    }
+}
+
+impl Lines {
+    fn play(&self, row: &Row) -> RowResult {
+        let faulty = |sample: &Sample| self.fault_at == Some(sample.index);
+        let outcome = match &row.sample {
+            Some(sample) if faulty(sample) => Err(RowFault::BadLogits),
+            sample => Ok(self.output(sample.as_ref(), row.prompt_logprobs.as_ref())),
+        };
+        RowResult {
+            sequence: row.sequence,
+            outcome,
+        }
+    }
+
+    fn output(&self, sample: Option<&Sample>, scored: Option<&PromptLogprobs>) -> RowOutput {
+        let mut output = RowOutput::default();
+        if let Some(sample) = sample {
+            let token = self.token(sample);
+            output.tokens.push(token);
+            let top = sample.params.logprobs;
+            output
+                .logprobs
+                .extend(top.map(|top| self.logprobs(token, top)));
+        }
+        if let Some(PromptLogprobs { targets, top }) = scored {
+            let scores = targets.iter().map(|token| self.logprobs(*token, *top));
+            output.prompt_logprobs.extend(scores);
+        }
+        output
+    }
+
+    /// As a sampler would: bias forces, and no stop id comes too early.
+    fn token(&self, sample: &Sample) -> u32 {
+        let params = &sample.params;
+        if let Some((forced, _)) = params.logit_bias.iter().find(|(_, bias)| *bias >= 100.0) {
+            return *forced;
+        }
+        let answer = &self.answers[(sample.seed % self.answers.len() as u64) as usize];
+        let token = answer
+            .get(sample.index as usize)
+            .copied()
+            .unwrap_or(self.end);
+        let ends = params.stop_token_ids.contains(&token);
+        if token == self.end && (!ends || sample.index < params.min_tokens) {
+            // Anything readable, for as long as it must go on.
+            return answer.first().copied().unwrap_or(self.vocab_size - 1);
+        }
+        token
+    }
+
+    /// Even ids are their own best; odd ones are not among the alternatives.
+    fn logprobs(&self, token: u32, top: u32) -> TokenLogprobs {
+        let first = token + token % 2;
+        let alternative = |rank: u32| ((first + rank) % self.vocab_size, -0.5 - rank as f32);
+        TokenLogprobs {
+            token,
+            logprob: if token % 2 == 0 { -0.5 } else { -100.0 },
+            top: (0..top).map(alternative).collect(),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! A server in this process, and a client that shows every byte.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use engine::{EngineInfo, EngineStatus};
+use nemoserve::api::models::ModelNames;
+use nemoserve::api::params::Defaults;
+use nemoserve::chat::ChatTemplate;
+use nemoserve::metrics::Metrics;
+use nemoserve::router::route_labels;
+use nemoserve::state::{AppState, Phase, ServerConfig};
+use nemoserve::text::Tokenizer;
+use nemoserve_tests::scripted::Script;
+use scheduler::{CacheConfig, SchedulerConfig};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{oneshot, watch};
+
+pub(crate) const VOCAB_SIZE: u32 = 2048;
+pub(crate) const MAX_MODEL_LEN: u32 = 512;
+pub(crate) const IM_END: u32 = 11;
+/// Nothing here takes longer, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What of a model folder is there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Folder {
+    Whole,
+    NoTemplate,
+    NoTokenizer,
+}
+
+/// A running server; it stops when dropped.
+pub(crate) struct Server {
+    address: SocketAddr,
+    pub(crate) script: Arc<Script>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    _stop: oneshot::Sender<()>,
+}
+
+/// A whole response.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::serving(Folder::Whole, Defaults::default()).await
+    }
+
+    pub(crate) async fn serving(folder: Folder, defaults: Defaults) -> Self {
+        let script = Script::new(IM_END, VOCAB_SIZE);
+        let read = |name: &str| {
+            let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/demo/model");
+            fs::read_to_string(model.join(name)).expect("the demo is committed")
+        };
+        let tokenizer = Tokenizer::from_bytes(read("tokenizer.json").as_bytes());
+        let tokenizer = Arc::new(tokenizer.expect("the demo's tokenizer is valid"));
+        let template = ChatTemplate::from_folder(
+            Some(&read("chat_template.jinja")),
+            Some(&read("tokenizer_config.json")),
+            &tokenizer,
+        );
+        let template = template.expect("the demo's template is valid");
+        let runner = script.runner();
+        let cache = CacheConfig {
+            block_size: 16,
+            num_blocks: 1025,
+            num_slots: 65,
+        };
+        let config = SchedulerConfig {
+            max_model_len: MAX_MODEL_LEN,
+            ..SchedulerConfig::default()
+        };
+        let engine = engine::spawn(config, cache, VOCAB_SIZE, move |_| Ok(runner));
+        let engine = engine.expect("a thread starts");
+        while engine.status() != EngineStatus::Ready {
+            tokio::task::yield_now().await;
+        }
+        let info = EngineInfo {
+            fingerprint: "fp_test".into(),
+            vocab_size: VOCAB_SIZE,
+            max_model_len: MAX_MODEL_LEN,
+            block_size: 16,
+            num_blocks: 1024,
+            num_slots: 64,
+            ..EngineInfo::default()
+        };
+        let state = Arc::new(AppState {
+            engine,
+            metrics: Metrics::new("test", &info, route_labels()),
+            info,
+            tokenizer: (folder != Folder::NoTokenizer).then(|| Arc::clone(&tokenizer)),
+            template: template.filter(|_| folder == Folder::Whole).map(Arc::new),
+            models: ModelNames {
+                ids: vec!["test".into(), "org/test".into()],
+                owned_by: "tests".into(),
+                description: None,
+                created: 1,
+            },
+            defaults: Defaults {
+                eos_token_ids: vec![2, IM_END],
+                ..defaults
+            },
+            config: ServerConfig {
+                sse_keepalive: Duration::from_millis(50),
+                ..ServerConfig::default()
+            },
+            phase: watch::Sender::new(Phase::Serving),
+            num_generating: AtomicU64::new(0),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port is free");
+        let address = listener.local_addr().expect("it is bound");
+        let (stop, stopped) = oneshot::channel::<()>();
+        tokio::spawn(nemoserve::http::serve(listener, state, async {
+            // Dropping the sender is the signal.
+            let _ = stopped.await;
+        }));
+        Self {
+            address,
+            script,
+            tokenizer,
+            _stop: stop,
+        }
+    }
+
+    /// Ids of a text, spelled tokens included.
+    pub(crate) fn ids(&self, text: &str) -> Vec<u32> {
+        let ids = self.tokenizer.encode_special(text, false);
+        ids.expect("it is encoded")
+    }
+
+    /// The model says `text`.
+    pub(crate) fn say(&self, text: &str) {
+        self.script.say(&self.ids(text));
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Reply {
+        let body = body.as_ref();
+        let mut request = format!(
+            "POST {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        )
+        .into_bytes();
+        request.extend_from_slice(body);
+        self.send(&request).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        self.send(request.as_bytes()).await
+    }
+
+    /// 200 and its JSON.
+    pub(crate) async fn ask(&self, path: &str, body: &Value) -> Value {
+        let reply = self.post(path, body.to_string()).await;
+        assert_eq!(reply.status, 200, "{body}: {}", reply.body);
+        serde_json::from_str(&reply.body).expect("JSON")
+    }
+
+    /// The chunks of a stream, which must end with `[DONE]`.
+    pub(crate) async fn stream(&self, path: &str, body: &Value) -> Vec<Value> {
+        let mut body = body.clone();
+        body["stream"] = json!(true);
+        let reply = self.post(path, body.to_string()).await;
+        assert_eq!(reply.status, 200, "{body}: {}", reply.body);
+        reply.events()
+    }
+
+    async fn send(&self, request: &[u8]) -> Reply {
+        let exchange = async {
+            let mut socket = TcpStream::connect(self.address).await.expect("it listens");
+            socket.write_all(request).await.expect("it reads");
+            let mut bytes = Vec::new();
+            socket.read_to_end(&mut bytes).await.expect("it answers");
+            bytes
+        };
+        let bytes = tokio::time::timeout(PATIENCE, exchange).await;
+        Reply::parse(&bytes.expect("it answers in time"))
+    }
+}
+
+impl Reply {
+    fn parse(bytes: &[u8]) -> Self {
+        let end = bytes.windows(4).position(|w| w == b"\r\n\r\n");
+        let end = end.unwrap_or_else(|| panic!("no head in {:?}", String::from_utf8_lossy(bytes)));
+        let head = String::from_utf8(bytes[..end].to_vec()).expect("headers are ASCII");
+        let status = head[9..12].parse().expect("a status line");
+        let mut body = bytes[end + 4..].to_vec();
+        if head
+            .to_ascii_lowercase()
+            .contains("transfer-encoding: chunked")
+        {
+            body = unchunked(&body);
+        }
+        let body = String::from_utf8(body).expect("bodies are UTF-8");
+        Self { status, head, body }
+    }
+
+    /// Data of all events but `[DONE]`, which must be the last.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        assert!(self.head.contains("text/event-stream"), "{}", self.head);
+        let body = self.body.strip_suffix("data: [DONE]\n\n");
+        let body = body.unwrap_or_else(|| panic!("no [DONE]: {}", self.body));
+        body.split_terminator("\n\n")
+            .filter(|event| !event.starts_with(':'))
+            .map(|event| {
+                let data = event.strip_prefix("data: ").expect("an event has data");
+                serde_json::from_str(data).unwrap_or_else(|error| panic!("{error}: {data}"))
+            })
+            .collect()
+    }
+}
+
+fn unchunked(mut bytes: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let end = bytes
+            .windows(2)
+            .position(|w| w == b"\r\n")
+            .expect("a chunk size");
+        let size = std::str::from_utf8(&bytes[..end]).expect("ASCII");
+        let size = usize::from_str_radix(size, 16).expect("hexadecimal");
+        if size == 0 {
+            return body;
+        }
+        body.extend_from_slice(&bytes[end + 2..end + 2 + size]);
+        bytes = &bytes[end + 4 + size..];
+    }
+}
