@@ -165,7 +165,11 @@ impl Lines {
         let alternative = |rank: u32| ((first + rank) % self.vocab_size, -0.5 - rank as f32);
         TokenLogprobs {
             token,
-            logprob: if token % 2 == 0 { -0.5 } else { -100.0 },
+            logprob: if token.is_multiple_of(2) {
+                -0.5
+            } else {
+                -100.0
+            },
             top: (0..top).map(alternative).collect(),
         }
     }

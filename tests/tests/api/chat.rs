@@ -7,7 +7,7 @@ use crate::server::{Folder, Server};
 
 const PATH: &str = "/v1/chat/completions";
 
-fn request(extra: Value) -> Value {
+fn request(extra: &Value) -> Value {
     let mut body = json!({"model": "test", "messages": [{"role": "user", "content": "Hi"}]});
     let members = extra.as_object().expect("members").clone();
     body.as_object_mut().expect("an object").extend(members);
@@ -141,7 +141,7 @@ fn text_of_entries(choice: &Value) -> String {
 async fn an_answer_has_every_key() {
     let server = Server::start().await;
     server.say("because\n</think>\nHello there");
-    let answer = server.ask(PATH, &request(json!({}))).await;
+    let answer = server.ask(PATH, &request(&json!({}))).await;
     let keys: Vec<&String> = answer.as_object().expect("an object").keys().collect();
     let expect = [
         "id",
@@ -191,7 +191,7 @@ async fn an_answer_has_every_key() {
     assert_eq!(usage["total_tokens"], total);
     assert_ne!(
         answer["id"],
-        server.ask(PATH, &request(json!({}))).await["id"]
+        server.ask(PATH, &request(&json!({}))).await["id"]
     );
 }
 
@@ -219,7 +219,7 @@ async fn streams_equal_answers() {
             json!({"chat_template_kwargs": {"force_nonempty_content": true}}),
             json!({"reasoning_effort": "none", "ignore_eos": true, "max_tokens": 20}),
         ] {
-            let answer = both(&server, &request(extra.clone())).await;
+            let answer = both(&server, &request(&extra)).await;
             for choice in answer["choices"].as_array().expect("choices") {
                 if !choice["logprobs"].is_null() {
                     let content = choice["message"]["content"].as_str().expect("text");
@@ -235,13 +235,13 @@ async fn thoughts() {
     let server = Server::start().await;
     server.say("why\n</think>\nso");
     let message = |answer: Value| answer["choices"][0]["message"].clone();
-    let on = message(both(&server, &request(json!({}))).await);
+    let on = message(both(&server, &request(&json!({}))).await);
     assert_eq!(
         (&on["reasoning_content"], &on["content"]),
         (&json!("why"), &json!("so"))
     );
     let hidden = server
-        .ask(PATH, &request(json!({"include_reasoning": false})))
+        .ask(PATH, &request(&json!({"include_reasoning": false})))
         .await;
     assert!(hidden["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64() > Some(0));
     let hidden = message(hidden);
@@ -252,7 +252,7 @@ async fn thoughts() {
 
     server.say("plain");
     let off = server
-        .ask(PATH, &request(json!({"reasoning_effort": "none"})))
+        .ask(PATH, &request(&json!({"reasoning_effort": "none"})))
         .await;
     assert_eq!(
         off["usage"]["completion_tokens_details"]["reasoning_tokens"],
@@ -265,13 +265,13 @@ async fn thoughts() {
     );
 
     // Never closed: all of it is thought, and the content is empty, not null.
-    let open = message(server.ask(PATH, &request(json!({}))).await);
+    let open = message(server.ask(PATH, &request(&json!({}))).await);
     assert_eq!(
         (&open["reasoning_content"], &open["content"]),
         (&json!("plain"), &json!(""))
     );
     let forced = json!({"chat_template_kwargs": {"force_nonempty_content": true}});
-    let forced = message(both(&server, &request(forced)).await);
+    let forced = message(both(&server, &request(&forced)).await);
     assert_eq!(forced["content"], "plain");
 }
 
@@ -287,7 +287,7 @@ async fn thoughts_by_their_other_name() {
         };
         let server = Server::serving(Folder::Whole, defaults).await;
         server.say("why</think>so");
-        let answer = both(&server, &request(json!({}))).await;
+        let answer = both(&server, &request(&json!({}))).await;
         let message = answer["choices"][0]["message"]
             .as_object()
             .expect("a message")
@@ -303,7 +303,7 @@ async fn thoughts_by_their_other_name() {
 async fn stop_strings_end_the_answer_and_not_the_thought() {
     let server = Server::start().await;
     server.say("one stop two</think>three stop four");
-    let answer = both(&server, &request(json!({"stop": " stop"}))).await;
+    let answer = both(&server, &request(&json!({"stop": " stop"}))).await;
     let message = &answer["choices"][0]["message"];
     assert_eq!(message["reasoning_content"], "one stop two");
     assert_eq!(message["content"], "three");
@@ -318,25 +318,25 @@ async fn stop_strings_end_the_answer_and_not_the_thought() {
 async fn lengths() {
     let server = Server::start().await;
     server.say("</think>one two three four");
-    let cut = both(&server, &request(json!({"max_tokens": 2}))).await;
+    let cut = both(&server, &request(&json!({"max_tokens": 2}))).await;
     assert_eq!(cut["choices"][0]["finish_reason"], "length");
     assert_eq!(cut["usage"]["completion_tokens"], 2);
     let wins = json!({"max_tokens": 9, "max_completion_tokens": 1});
     assert_eq!(
-        server.ask(PATH, &request(wins)).await["usage"]["completion_tokens"],
+        server.ask(PATH, &request(&wins)).await["usage"]["completion_tokens"],
         1
     );
     let endless = json!({"ignore_eos": true, "max_tokens": 40, "n": 3});
-    let endless = both(&server, &request(endless)).await;
+    let endless = both(&server, &request(&endless)).await;
     assert_eq!(endless["usage"]["completion_tokens"], 120);
     let stopped = json!({"stop_token_ids": server.ids(" two"), "reasoning_effort": "none"});
     server.say("one two three");
-    let stopped = both(&server, &request(stopped)).await;
+    let stopped = both(&server, &request(&stopped)).await;
     assert_eq!(
         (content(&stopped), &stopped["choices"][0]["finish_reason"]),
         ("one", &json!("stop"))
     );
-    let least = both(&server, &request(json!({"min_tokens": 50}))).await;
+    let least = both(&server, &request(&json!({"min_tokens": 50}))).await;
     assert_eq!(least["usage"]["completion_tokens"], 51);
 }
 
@@ -347,7 +347,7 @@ async fn seeds_and_bias_reach_the_sampler() {
     server
         .script
         .say_by_seed(vec![ids("</think>a"), ids("</think>b"), ids("</think>c")]);
-    let answer = both(&server, &request(json!({"n": 3, "seed": 1}))).await;
+    let answer = both(&server, &request(&json!({"n": 3, "seed": 1}))).await;
     let said: Vec<&Value> = answer["choices"]
         .as_array()
         .expect("choices")
@@ -358,14 +358,14 @@ async fn seeds_and_bias_reach_the_sampler() {
     let forced = ids("b")[0];
     let body = json!({"logit_bias": {forced.to_string(): 100}, "max_tokens": 3,
                       "reasoning_effort": "none"});
-    assert_eq!(content(&server.ask(PATH, &request(body)).await), "bbb");
+    assert_eq!(content(&server.ask(PATH, &request(&body)).await), "bbb");
 }
 
 #[tokio::test]
 async fn entries_of_logprobs() {
     let server = Server::start().await;
     server.say("thought</think>Hi</think>!");
-    let body = request(json!({"logprobs": true, "top_logprobs": 4}));
+    let body = request(&json!({"logprobs": true, "top_logprobs": 4}));
     let answer = both(&server, &body).await;
     let logprobs = &answer["choices"][0]["logprobs"];
     assert_eq!(logprobs["refusal"], Value::Null);
@@ -381,7 +381,7 @@ async fn entries_of_logprobs() {
         let values: Vec<f64> = top.iter().filter_map(|t| t["logprob"].as_f64()).collect();
         assert!(values.is_sorted_by(|a, b| a >= b) && values[0] <= 0.0);
     }
-    let none = server.ask(PATH, &request(json!({"logprobs": true}))).await;
+    let none = server.ask(PATH, &request(&json!({"logprobs": true}))).await;
     assert_eq!(
         none["choices"][0]["logprobs"]["content"][0]["top_logprobs"],
         json!([])
@@ -394,7 +394,7 @@ async fn a_character_cut_short_by_length() {
     server.say("</think>é😀");
     let spoken = server.ids("</think>é😀").len();
     for cut in 1..=spoken {
-        let body = request(json!({"max_tokens": cut, "logprobs": true}));
+        let body = request(&json!({"max_tokens": cut, "logprobs": true}));
         let answer = both(&server, &body).await;
         let said = content(&answer);
         assert_eq!(text_of_entries(&answer["choices"][0]), said);
@@ -406,7 +406,7 @@ async fn a_character_cut_short_by_length() {
 async fn token_ids_on_request() {
     let server = Server::start().await;
     server.say("a</think>b");
-    let body = request(json!({"return_token_ids": true, "prompt_logprobs": 1}));
+    let body = request(&json!({"return_token_ids": true, "prompt_logprobs": 1}));
     let answer = both(&server, &body).await;
     let choice = &answer["choices"][0];
     let mut expect = server.ids("a</think>b");
@@ -434,7 +434,7 @@ async fn token_ids_on_request() {
 async fn chunks_without_usage_do_not_name_it() {
     let server = Server::start().await;
     server.say("</think>x");
-    let chunks = server.stream(PATH, &request(json!({}))).await;
+    let chunks = server.stream(PATH, &request(&json!({}))).await;
     assert!(chunks.iter().all(|chunk| chunk.get("usage").is_none()));
     assert!(
         chunks
@@ -464,17 +464,17 @@ async fn faults_end_a_stream_with_an_error_event() {
     let server = Server::start().await;
     server.say("</think>one two three");
     server.script.fault_at(Some(3));
-    let chunks = server.stream(PATH, &request(json!({}))).await;
+    let chunks = server.stream(PATH, &request(&json!({}))).await;
     let error = &chunks.last().expect("an event")["error"];
     assert_eq!(error["type"], "server_error");
     let keys: Vec<&String> = error.as_object().expect("an object").keys().collect();
     assert_eq!(keys, ["message", "type", "param", "code"]);
-    let reply = server.post(PATH, request(json!({})).to_string()).await;
+    let reply = server.post(PATH, request(&json!({})).to_string()).await;
     assert_eq!(reply.status, 500);
     // Only that request failed.
     server.script.fault_at(None);
     assert_eq!(
-        content(&server.ask(PATH, &request(json!({}))).await),
+        content(&server.ask(PATH, &request(&json!({}))).await),
         "one two three"
     );
 }
@@ -484,7 +484,7 @@ async fn an_engine_that_fails_tells_every_stream() {
     let server = Server::start().await;
     server.say("</think>x");
     server.script.fail();
-    let chunks = server.stream(PATH, &request(json!({}))).await;
+    let chunks = server.stream(PATH, &request(&json!({}))).await;
     assert_eq!(
         chunks.last().expect("an event")["error"]["code"],
         "internal_error"

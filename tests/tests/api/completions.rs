@@ -6,7 +6,7 @@ use crate::server::Server;
 
 const PATH: &str = "/v1/completions";
 
-fn request(prompt: impl Into<Value>, extra: Value) -> Value {
+fn request(prompt: impl Into<Value>, extra: &Value) -> Value {
     let mut body = json!({"model": "test", "prompt": prompt.into()});
     let members = extra.as_object().expect("members").clone();
     body.as_object_mut().expect("an object").extend(members);
@@ -104,7 +104,7 @@ fn check_logprobs(choice: &Value, top: usize) {
 async fn an_answer_has_every_key() {
     let server = Server::start().await;
     server.say(" there");
-    let answer = server.ask(PATH, &request("Hello", json!({}))).await;
+    let answer = server.ask(PATH, &request("Hello", &json!({}))).await;
     let keys: Vec<&String> = answer.as_object().expect("an object").keys().collect();
     let expect = [
         "id",
@@ -136,7 +136,7 @@ async fn prompts_of_every_kind() {
         (json!(ids), 1),
         (json!([ids, [5]]), 2),
     ] {
-        let answer = both(&server, &request(prompt, json!({"n": 2}))).await;
+        let answer = both(&server, &request(prompt, &json!({"n": 2}))).await;
         assert_eq!(
             answer["choices"].as_array().expect("choices").len(),
             2 * num
@@ -144,7 +144,7 @@ async fn prompts_of_every_kind() {
         assert_eq!(answer["usage"]["completion_tokens"], 4 * num);
     }
     let asked = json!({"return_token_ids": true});
-    let answer = server.ask(PATH, &request(json!([ids, [5]]), asked)).await;
+    let answer = server.ask(PATH, &request(json!([ids, [5]]), &asked)).await;
     assert_eq!(answer["choices"][0]["prompt_token_ids"], json!(ids));
     assert_eq!(answer["choices"][1]["prompt_token_ids"], json!([5]));
 }
@@ -153,9 +153,9 @@ async fn prompts_of_every_kind() {
 async fn sixteen_tokens_unless_told_otherwise() {
     let server = Server::start().await;
     server.say("x");
-    let body = request("a", json!({"ignore_eos": true}));
+    let body = request("a", &json!({"ignore_eos": true}));
     assert_eq!(both(&server, &body).await["usage"]["completion_tokens"], 16);
-    let body = request("a", json!({"max_tokens": 0}));
+    let body = request("a", &json!({"max_tokens": 0}));
     let none = both(&server, &body).await;
     assert_eq!(
         (text(&none), &none["usage"]["completion_tokens"]),
@@ -177,7 +177,7 @@ async fn echoes() {
             json!({"echo": true, "max_tokens": 0, "logprobs": 1}),
             json!({"echo": true, "max_tokens": 0}),
         ] {
-            let answer = both(&server, &request(prompt, extra.clone())).await;
+            let answer = both(&server, &request(prompt, &extra)).await;
             assert!(text(&answer).starts_with(prompt), "{extra}");
             for choice in answer["choices"].as_array().expect("choices") {
                 if let Some(top) = extra["logprobs"].as_u64() {
@@ -198,7 +198,7 @@ async fn logprobs_without_echo() {
     let server = Server::start().await;
     server.say("ab é😀 cd");
     for top in [0, 1, 5] {
-        let body = request("x", json!({"logprobs": top, "max_tokens": 100}));
+        let body = request("x", &json!({"logprobs": top, "max_tokens": 100}));
         let answer = both(&server, &body).await;
         check_logprobs(&answer["choices"][0], top);
     }
@@ -207,7 +207,7 @@ async fn logprobs_without_echo() {
     if part.len() > 1 {
         server.script.say(&part[..1]);
         let answer = server
-            .ask(PATH, &request("x", json!({"logprobs": 0})))
+            .ask(PATH, &request("x", &json!({"logprobs": 0})))
             .await;
         let token = &answer["choices"][0]["logprobs"]["tokens"][0];
         assert!(
@@ -228,7 +228,7 @@ async fn the_likeliest_of_several() {
     server
         .script
         .say_by_seed(vec![odd.clone(), even.clone(), odd]);
-    let body = request("x", json!({"best_of": 3, "seed": 0}));
+    let body = request("x", &json!({"best_of": 3, "seed": 0}));
     let answer = server.ask(PATH, &body).await;
     assert_eq!(answer["choices"].as_array().expect("choices").len(), 1);
     assert_eq!(text(&answer), server.tokenizer.decode(&even));
@@ -244,7 +244,7 @@ async fn spelled_tokens_are_text_unless_parsed() {
     let server = Server::start().await;
     server.say("x");
     let ids = async |extra: Value| {
-        let mut body = request("<|im_end|>", extra);
+        let mut body = request("<|im_end|>", &extra);
         body["return_token_ids"] = json!(true);
         server.ask(PATH, &body).await["choices"][0]["prompt_token_ids"].clone()
     };
@@ -263,7 +263,7 @@ async fn a_first_chunk_comes_before_the_first_token() {
     let server = Server::start().await;
     server.say("x");
     let chunks = server
-        .stream(PATH, &request("Hello", json!({"echo": true})))
+        .stream(PATH, &request("Hello", &json!({"echo": true})))
         .await;
     assert_eq!(chunks[0]["choices"][0]["text"], "Hello");
     assert!(chunks.iter().all(|chunk| chunk.get("usage").is_none()));
