@@ -1,0 +1,178 @@
+//! The embedded demo model over a real socket: company changes no byte.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use nemoserve::args::ServeArgs;
+use nemoserve::config::Settings;
+use nemoserve::{serve, startup};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+const NUM_STREAMS: usize = 64;
+
+/// A running daemon and a client of it.
+struct Daemon {
+    base: String,
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Daemon {
+    async fn start() -> Self {
+        let settings = Settings::new(&ServeArgs::default()).expect("the defaults are valid");
+        let state = Arc::new(startup::open(settings).expect("the embedded model is sound"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let base = format!("http://{}", listener.local_addr().expect("bound"));
+        tokio::spawn(serve(listener, state, std::future::pending()));
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let daemon = Self { base, client };
+        while daemon.status("/ready").await != 200 {
+            tokio::task::yield_now().await;
+        }
+        daemon
+    }
+
+    async fn status(&self, path: &str) -> u16 {
+        let uri = format!("{}{path}", self.base).parse().expect("a URI");
+        self.client
+            .get(uri)
+            .await
+            .expect("an answer")
+            .status()
+            .as_u16()
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> String {
+        let request = hyper::Request::post(format!("{}{path}", self.base))
+            .body(Full::from(body.to_string()))
+            .expect("a request");
+        let response = self.client.request(request).await.expect("an answer");
+        assert_eq!(response.status(), 200, "{body}");
+        let bytes = response
+            .into_body()
+            .collect()
+            .await
+            .expect("a whole body")
+            .to_bytes();
+        String::from_utf8(bytes.to_vec()).expect("UTF-8")
+    }
+
+    /// The answer to `question` as (reasoning, content, logprobs, finish reason), streamed or not.
+    async fn ask(&self, question: &str, stream: bool) -> (String, String, Vec<Value>, Value) {
+        let body = json!({
+            "model": "nvidia/nemotron-3-super-120b-a12b",
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0, "max_tokens": 120, "logprobs": true, "top_logprobs": 2,
+            "stream": stream,
+        });
+        let text = self.post("/v1/chat/completions", &body).await;
+        if !stream {
+            let answer: Value = serde_json::from_str(&text).expect("JSON");
+            let choice = &answer["choices"][0];
+            return fold([(&choice["message"], choice)]);
+        }
+        let events: Vec<Value> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "))
+            .filter(|data| *data != "[DONE]")
+            .map(|data| serde_json::from_str(data).expect("JSON"))
+            .collect();
+        fold(events.iter().map(|event| {
+            let choice = &event["choices"][0];
+            (&choice["delta"], choice)
+        }))
+    }
+}
+
+fn fold<'a>(
+    parts: impl IntoIterator<Item = (&'a Value, &'a Value)>,
+) -> (String, String, Vec<Value>, Value) {
+    let (mut reasoning, mut content) = (String::new(), String::new());
+    let (mut logprobs, mut finish) = (Vec::new(), Value::Null);
+    for (message, choice) in parts {
+        reasoning += message["reasoning_content"].as_str().unwrap_or_default();
+        content += message["content"].as_str().unwrap_or_default();
+        logprobs.extend(
+            choice["logprobs"]["content"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default(),
+        );
+        if !choice["finish_reason"].is_null() {
+            finish = choice["finish_reason"].clone();
+        }
+    }
+    (reasoning, content, logprobs, finish)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_streams_say_what_each_says_alone() {
+    let daemon = Arc::new(Daemon::start().await);
+    let questions = [
+        "Hello!",
+        "What is the capital of France?",
+        "What is 12 + 35?",
+        "Tell me a short story.",
+        "Who are you?",
+        "Spell the word river.",
+        "Name three animals, please, and then say what you know about the sun.",
+    ];
+    let mut alone = Vec::new();
+    for question in questions {
+        alone.push(daemon.ask(question, false).await);
+    }
+    assert!(
+        alone.iter().any(|(_, content, _, _)| !content.is_empty()),
+        "somebody answers"
+    );
+
+    let streams: Vec<_> = (0..NUM_STREAMS)
+        .map(|i| {
+            let daemon = Arc::clone(&daemon);
+            let question = questions[i % questions.len()];
+            tokio::spawn(async move { daemon.ask(question, true).await })
+        })
+        .collect();
+    for (i, stream) in streams.into_iter().enumerate() {
+        let together = stream.await.expect("the stream's task ends well");
+        assert_eq!(
+            together,
+            alone[i % questions.len()],
+            "{}",
+            questions[i % questions.len()]
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_prompt_is_cached_and_answers_the_same() {
+    let daemon = Daemon::start().await;
+    let sentence = "The red fox sleeps near the old mill and dreams of a long river. ";
+    let body = json!({
+        "model": "nvidia/nemotron-3-super-120b-a12b", "temperature": 0, "max_tokens": 24,
+        "messages": [{"role": "user", "content": sentence.repeat(90)}],
+    });
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let text = daemon.post("/v1/chat/completions", &body).await;
+        answers.push(serde_json::from_str::<Value>(&text).expect("JSON"));
+    }
+    let [first, second] = &answers[..] else {
+        unreachable!("two were asked for")
+    };
+    assert_eq!(
+        first["choices"], second["choices"],
+        "a hit changes no output"
+    );
+    let prompt = second["usage"]["prompt_tokens"].as_u64().expect("a count");
+    let cached = second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+    assert!(prompt >= 1024, "{prompt} tokens");
+    assert!(
+        cached.expect("a count") >= prompt / 2,
+        "{cached:?} of {prompt} cached"
+    );
+}
