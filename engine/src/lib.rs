@@ -5,8 +5,8 @@
 //! | [`open`](Engine) | configuration and headers checked, memory planned, then a running engine |
 //! | `config`, `error` | what the operator decides; what can be wrong with files, memory, devices |
 //! | `checkpoint` | safetensors shards, memory-mapped, headers believed only if they tile the data |
-//! | `model/config`, `model/json` | `config.json` in all its dialects |
-//! | `model/weights` | checkpoint names to fields; names appear only here |
+//! | `model/config/`, `model/json` | `config.json` in all its dialects |
+//! | `model/weights/` | checkpoint names to fields; names appear only here |
 //! | `model/load`, `model/dummy` | weights to the device; weights invented from a seed |
 //! | `model/nemotron_h`, `layers/` | the forward pass, one file per kind of layer |
 //! | `layers/linear` | the only file that knows weight formats |
