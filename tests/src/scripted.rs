@@ -1,6 +1,6 @@
 //! A pretend model that says what a test tells it to.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use scheduler::{
     PromptLogprobs, Row, RowFault, RowOutput, RowResult, Runner, Sample, SchedulerOutput,
@@ -9,7 +9,10 @@ use scheduler::{
 
 /// What the pretend model says; a test changes it while the engine runs.
 #[derive(Default)]
-pub struct Script(Mutex<Lines>);
+pub struct Script {
+    lines: Mutex<Lines>,
+    changed: Condvar,
+}
 
 #[derive(Clone, Default)]
 struct Lines {
@@ -21,17 +24,19 @@ struct Lines {
     fault_at: Option<u32>,
     /// Every step fails.
     fails: bool,
+    /// No step ends.
+    held: bool,
 }
 
 impl Script {
     /// Says nothing but `end`, until told more.
     pub fn new(end: u32, vocab_size: u32) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Lines {
-            answers: vec![Vec::new()],
-            end,
-            vocab_size,
-            ..Lines::default()
-        })))
+        let script = Self::default();
+        script.change(|lines| {
+            lines.answers = vec![Vec::new()];
+            (lines.end, lines.vocab_size) = (end, vocab_size);
+        });
+        Arc::new(script)
     }
 
     /// From now on every choice says these tokens.
@@ -54,6 +59,11 @@ impl Script {
         self.change(|lines| lines.fails = true);
     }
 
+    /// Whether steps wait.
+    pub fn hold(&self, held: bool) {
+        self.change(|lines| lines.held = held);
+    }
+
     /// The runner that follows this script.
     pub fn runner(self: &Arc<Self>) -> ScriptedRunner {
         ScriptedRunner {
@@ -63,11 +73,15 @@ impl Script {
     }
 
     fn change(&self, change: impl FnOnce(&mut Lines)) {
-        change(&mut self.0.lock().expect("nobody panics in here"));
+        change(&mut self.lines.lock().expect("nobody panics in here"));
+        self.changed.notify_all();
     }
 
+    /// What holds now, once steps may run.
     fn lines(&self) -> Lines {
-        self.0.lock().expect("nobody panics in here").clone()
+        let lines = self.lines.lock().expect("nobody panics in here");
+        let free = self.changed.wait_while(lines, |lines| lines.held);
+        free.expect("nobody panics in here").clone()
     }
 }
 

@@ -88,6 +88,11 @@ impl Reader {
             return Err(fields.missing("content"));
         }
         message.content = content.or(refusal.map(str::to_owned)).unwrap_or_default();
+        if message.reasoning.is_none()
+            && let Some((thought, answer)) = split_thought(&message.content)
+        {
+            (message.reasoning, message.content) = (Some(thought), answer);
+        }
         Ok(message)
     }
 
@@ -176,6 +181,14 @@ fn reasoning(fields: &Fields<'_>) -> Result<Option<String>, ApiError> {
     }
     let details = Some(details).filter(|text| !text.is_empty());
     Ok(content.or(plain).map(str::to_owned).or(details))
+}
+
+/// Clients that know no field for thoughts send them back in front of the answer. There they would
+/// be text; they are meant as thoughts.
+fn split_thought(content: &str) -> Option<(String, String)> {
+    let (thought, answer) = content.strip_prefix("<think>")?.split_once("</think>")?;
+    let answer = answer.strip_prefix('\n').unwrap_or(answer);
+    Some((thought.trim().to_owned(), answer.to_owned()))
 }
 
 fn tool_call(fields: &Fields<'_>) -> Result<ToolCall, ApiError> {

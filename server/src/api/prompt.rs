@@ -69,6 +69,7 @@ pub fn render_chat(
     let rendered = template
         .render(messages, &[], &variables)
         .map_err(|error| refused("messages", &error))?;
+    fits(state, tokenizer, rendered.prompt.text.len(), "messages")?;
     let ids = tokenizer
         .encode_marked(&rendered.prompt)
         .map_err(|error| refused("messages", &error))?;
@@ -138,6 +139,7 @@ impl PromptReader<'_> {
         let Some(tokenizer) = &self.state.tokenizer else {
             return Err(no_tokenizer(path));
         };
+        fits(self.state, tokenizer, text.len(), "prompt")?;
         let ids = encode(
             tokenizer,
             text,
@@ -173,6 +175,23 @@ pub fn encode(
         tokenizer.encode(text, add_special_tokens)
     };
     ids.map_err(|error| refused(path, &error))
+}
+
+/// Megabytes that can never fit are refused before anybody counts their tokens.
+fn fits(
+    state: &AppState,
+    tokenizer: &Tokenizer,
+    num_bytes: usize,
+    param: &str,
+) -> Result<(), ApiError> {
+    let (window, least) = (state.info.max_model_len, tokenizer.min_tokens(num_bytes));
+    if least > window as usize {
+        let detail = format!(
+            "However, your {param} resulted in at least {least} tokens. Please reduce their length."
+        );
+        return Err(ApiError::context_length(param, window, &detail));
+    }
+    Ok(())
 }
 
 fn refused(path: &str, why: &dyn std::fmt::Display) -> ApiError {

@@ -47,6 +47,8 @@ pub struct Tokenizer {
     pieces: Vec<Piece>,
     /// What the ranges in `pieces` point into.
     bytes: Vec<u8>,
+    /// Bytes of the longest token; 0 if a token may stand for more text than it is spelled with.
+    max_bytes: usize,
 }
 
 /// A token that `tokenizer.json` adds to its model's vocabulary.
@@ -73,6 +75,15 @@ enum Piece {
     Bytes(Range<u32>),
     /// The decoder must see the token before it; the range holds its spelling.
     InContext(Range<u32>),
+}
+
+impl Piece {
+    fn len(&self) -> usize {
+        match self {
+            Self::Unknown => 0,
+            Self::Control(range) | Self::Bytes(range) | Self::InContext(range) => range.len(),
+        }
+    }
 }
 
 /// Text in which the places of added tokens are known.
@@ -109,8 +120,18 @@ impl Tokenizer {
             plain_model,
             pieces: Vec::new(),
             bytes: Vec::new(),
+            max_bytes: 0,
         };
-        tokenizer.fill_pieces(&DecoderKind::of(&decoder));
+        let decoder = DecoderKind::of(&decoder);
+        tokenizer.fill_pieces(&decoder);
+        let strips = |token: &AddedToken| token.strip_left || token.strip_right;
+        if matches!(decoder, DecoderKind::ByteLevel)
+            && tokenizer.inner.get_normalizer().is_none()
+            && !tokenizer.added.iter().any(strips)
+        {
+            let lengths = tokenizer.pieces.iter().map(Piece::len);
+            tokenizer.max_bytes = lengths.max().unwrap_or(0);
+        }
         Ok(tokenizer)
     }
 
@@ -175,6 +196,11 @@ impl Tokenizer {
             }
         }
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// How many tokens a text of `num_bytes` has at least; 0 where that cannot be told.
+    pub fn min_tokens(&self, num_bytes: usize) -> usize {
+        num_bytes.checked_div(self.max_bytes).unwrap_or(0)
     }
 
     /// All added tokens.
@@ -502,6 +528,15 @@ mod tests {
         };
         let ids = tokenizer.encode_marked(&marked).unwrap();
         assert_eq!(tokenizer.decode(&ids), "a<think><think>b");
+    }
+
+    #[test]
+    fn a_text_has_at_least_so_many_tokens() {
+        let tokenizer = samples::byte_level();
+        assert_eq!(tokenizer.max_bytes, "<|im_start|>".len());
+        let ids = tokenizer.encode_special(&"<|im_start|>".repeat(7), false);
+        assert_eq!(ids.unwrap().len(), tokenizer.min_tokens(7 * 12));
+        assert_eq!(samples::word_level().min_tokens(1 << 20), 0);
     }
 
     #[test]

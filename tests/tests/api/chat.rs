@@ -2,8 +2,9 @@
 
 use nemoserve::api::params::{Defaults, ReasoningField};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
 
-use crate::server::{Folder, Server};
+use crate::server::{Folder, Reply, Server};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -489,4 +490,41 @@ async fn an_engine_that_fails_tells_every_stream() {
         chunks.last().expect("an event")["error"]["code"],
         "internal_error"
     );
+}
+
+#[tokio::test]
+async fn a_silent_stream_is_kept_alive() {
+    let server = Server::start().await;
+    server.say("</think>x");
+    server.script.hold(true);
+    // Headers and the first chunk come before any step, comments while nothing else does.
+    let body = request(&json!({"stream": true}));
+    let (mut socket, mut bytes) = server.post_until(PATH, &body, ": keep-alive\n\n").await;
+    let so_far = String::from_utf8_lossy(&bytes).into_owned();
+    assert!(so_far.starts_with("HTTP/1.1 200"), "{so_far}");
+    assert!(so_far.contains("x-accel-buffering: no"), "{so_far}");
+    assert!(so_far.contains("cache-control: no-cache"), "{so_far}");
+    assert!(so_far.contains(r#""role":"assistant""#), "{so_far}");
+    server.script.hold(false);
+    socket.read_to_end(&mut bytes).await.expect("it ends");
+    let events = Reply::parse(&bytes).events();
+    assert_eq!(
+        events.last().expect("chunks")["choices"][0]["finish_reason"],
+        "stop"
+    );
+}
+
+#[tokio::test]
+async fn thoughts_that_come_back_inside_the_content() {
+    let server = Server::start().await;
+    let ids = async |assistant: Value| {
+        let body = json!({
+            "messages": [{"role": "user", "content": "a"}, assistant],
+            "chat_template_kwargs": {"truncate_history_thinking": false},
+        });
+        server.ask("/tokenize", &body).await["tokens"].clone()
+    };
+    let inside = ids(json!({"role": "assistant", "content": "<think>\nr\n</think>\nb"})).await;
+    let beside = json!({"role": "assistant", "content": "b", "reasoning_content": "r"});
+    assert_eq!(inside, ids(beside).await);
 }

@@ -178,6 +178,35 @@ impl Server {
         reply.events()
     }
 
+    /// Sends a request and reads until `until` has come; the socket has the rest.
+    pub(crate) async fn post_until(
+        &self,
+        path: &str,
+        body: &Value,
+        until: &str,
+    ) -> (TcpStream, Vec<u8>) {
+        let body = body.to_string();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let exchange = async {
+            let mut socket = TcpStream::connect(self.address).await.expect("it listens");
+            socket
+                .write_all(request.as_bytes())
+                .await
+                .expect("it reads");
+            let mut bytes = Vec::new();
+            while !String::from_utf8_lossy(&bytes).contains(until) {
+                let num = socket.read_buf(&mut bytes).await.expect("it answers");
+                assert!(num > 0, "closed before {until:?}");
+            }
+            (socket, bytes)
+        };
+        let answered = tokio::time::timeout(PATIENCE, exchange).await;
+        answered.expect("it answers in time")
+    }
+
     async fn send(&self, request: &[u8]) -> Reply {
         let exchange = async {
             let mut socket = TcpStream::connect(self.address).await.expect("it listens");
@@ -192,7 +221,7 @@ impl Server {
 }
 
 impl Reply {
-    fn parse(bytes: &[u8]) -> Self {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
         let end = bytes.windows(4).position(|w| w == b"\r\n\r\n");
         let end = end.unwrap_or_else(|| panic!("no head in {:?}", String::from_utf8_lossy(bytes)));
         let head = String::from_utf8(bytes[..end].to_vec()).expect("headers are ASCII");
