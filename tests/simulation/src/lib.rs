@@ -13,6 +13,24 @@
 //! The toy model reads context only through the plan. It asserts that the blocks of a row and the
 //! state in its slot tell the same story, and derives the next token from that story: an early free,
 //! a wrong table, a missed restore change a token or fail at once, without GPU, model or tokio.
+//!
+//! # How good are the tests?
+//!
+//! `cargo mutants` (27.1.0) changes kvcache and scheduler one expression at a time. Their own tests,
+//! optimisation off because building takes longer than running:
+//!
+//! ```text
+//! cargo mutants --package kvcache --package scheduler --timeout 120 \
+//!     --cargo-arg=--config=profile.dev.opt-level=0 \
+//!     --cargo-arg=--config=profile.dev.package.kvcache.opt-level=0 \
+//!     --cargo-arg=--config=profile.dev.package.scheduler.opt-level=0 -- --lib --tests
+//! ```
+//!
+//! 502 mutants, of which 457 compile: 431 caught, 4 never end, 22 missed (95.2 % killed). Two of the
+//! 22 could not be told from the original and their conditions are gone. The functions of all 22 were
+//! run again after tests were added, most of them with traces and 300 seeds as well
+//! (`NEMOSERVE_SIM_SEEDS=300`, `--test-package kvcache,scheduler,simulation`, `--re FUNCTION`): 66
+//! mutants, 62 compile, none missed.
 
 mod checkers;
 mod reference;
