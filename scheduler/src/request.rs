@@ -96,6 +96,7 @@ pub enum FinishReason {
     Length,
     /// The client's side ended it: a stop string matched, or the stream was dropped.
     Aborted,
-    /// This sequence's step went wrong; others are unaffected.
+    /// A step went wrong for one of the request's choices, which ends all of them; other requests are
+    /// unaffected.
     Fault(crate::output::RowFault),
 }
