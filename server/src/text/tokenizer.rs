@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
+use std::panic::catch_unwind;
 
 use serde_json::Value;
 use tokenizers::tokenizer::normalizer::Range as Slice;
@@ -104,8 +105,9 @@ impl Tokenizer {
     /// Reads the bytes of `tokenizer.json`.
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
         let fail = |error: &dyn std::fmt::Display| TokenizerError(error.to_string());
-        let mut inner: Inner = serde_json::from_slice(json).map_err(|error| fail(&error))?;
+        // Syntax comes first: see `parse`, and here the error has line and column.
         let file: Value = serde_json::from_slice(json).map_err(|error| fail(&error))?;
+        let mut inner = parse(json)?;
         let plain_model = without_added(file)
             .map(serde_json::from_value)
             .transpose()
@@ -329,6 +331,14 @@ impl Tokenizer {
         both.strip_prefix(&before)
             .map_or_else(|| decode(&[id]), str::to_owned)
     }
+}
+
+/// The library's parser panics on some of what it cannot read: on broken syntax inside a decoder,
+/// on a normaliser's table that is none. That panic is an error like any other.
+fn parse(json: &[u8]) -> Result<Inner, TokenizerError> {
+    catch_unwind(|| serde_json::from_slice(json))
+        .map_err(|_| TokenizerError("the tokenizers library cannot read it".into()))?
+        .map_err(|error| TokenizerError(error.to_string()))
 }
 
 /// How spelled tokens become bytes.
