@@ -8,6 +8,7 @@ mod headers;
 mod mangled;
 mod shards;
 mod tensors;
+mod texts;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -24,10 +25,19 @@ struct Case {
     expect: &'static [&'static str],
 }
 
-/// Runs a table; every case of it, so that one failure does not hide the next.
+/// Runs a table through the engine's door.
 #[track_caller]
 fn check(cases: &[Case]) {
-    let failures: Vec<String> = cases.iter().filter_map(failure).collect();
+    check_through(cases, |folder| open(folder).map(drop));
+}
+
+/// Runs a table; every case of it, so that one failure does not hide the next.
+#[track_caller]
+fn check_through(cases: &[Case], door: fn(&Path) -> Result<(), String>) {
+    let failures: Vec<String> = cases
+        .iter()
+        .filter_map(|case| failure(case, door))
+        .collect();
     assert!(
         failures.is_empty(),
         "{} of {} cases:\n{}",
@@ -37,13 +47,13 @@ fn check(cases: &[Case]) {
     );
 }
 
-fn failure(case: &Case) -> Option<String> {
+fn failure(case: &Case, door: fn(&Path) -> Result<(), String>) -> Option<String> {
     let folder = fixtures::copy(case.fixture);
     (case.break_it)(folder.path());
     let name = case.name;
-    let message = match catch_unwind(AssertUnwindSafe(|| open(folder.path()))) {
+    let message = match catch_unwind(AssertUnwindSafe(|| door(folder.path()))) {
         Err(_) => return Some(format!("{name}: panicked")),
-        Ok(Ok(_)) => return Some(format!("{name}: opened")),
+        Ok(Ok(())) => return Some(format!("{name}: opened")),
         Ok(Err(message)) => message,
     };
     let missing: Vec<_> = case
@@ -85,6 +95,7 @@ fn there_are_enough_cases() {
         tensors::CASES.len(),
         shards::CASES.len(),
         configs::CASES.len(),
+        texts::CASES.len(),
     ]
     .iter()
     .sum();
