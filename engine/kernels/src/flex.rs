@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, Int, Tensor, TensorData};
 use burn_flex::{Flex, FlexTensor};
-use bytemuck::cast_slice;
 use half::{bf16, f16};
 
 use crate::route;
@@ -181,7 +180,6 @@ fn aligned_copy(source: &[u8], dtype: DType) -> Bytes {
     } else {
         let mut values = vec![0_u16; source.len() / size_of::<u16>()];
         bytemuck::cast_slice_mut::<u16, u8>(&mut values).copy_from_slice(source);
-        debug_assert_eq!(cast_slice::<u16, u8>(&values), source);
         Bytes::from_elems(values)
     }
 }

@@ -196,7 +196,7 @@ impl<'a> Online<'a> {
         at: usize,
     ) {
         let head_dim = self.attend.head_dim;
-        debug_assert!((at + NR - 1) * stride + head_dim <= keys.len());
+        assert!((at + NR - 1) * stride + head_dim <= keys.len());
         // SAFETY: `MR` query rows from `row` on and `NR` keys from `at` on exist: the loops above
         // count them, and `run` cut `keys` to end with the last one.
         let scores = unsafe {
@@ -256,7 +256,7 @@ impl<'a> Online<'a> {
             corrections[i] = self.exponentials(s, row + i, limit);
         }
         let head_dim = self.attend.head_dim;
-        debug_assert!((limit - 1) * stride + head_dim <= values.len());
+        assert!((limit - 1) * stride + head_dim <= values.len());
         let padded = self.padded;
         let scores = &self.scores[row * padded..(row + MR) * padded];
         let sums = &mut self.sums[row * head_dim..(row + MR) * head_dim];
