@@ -2,11 +2,13 @@
 //! prompt log-probabilities and greedy continuations. Then the engine against itself: chunks,
 //! batches, forks and memory that NaN was left in change no bit.
 //!
-//! Plans are made by hand, so that a test decides what runs together.
+//! All of it on every instruction set of the machine. Plans are made by hand, so that a test
+//! decides what runs together.
 
 use std::path::Path;
 
 use engine::{DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineError, ModelSource};
+use kernels::Isa;
 use nemoserve_tests::driver::{Driver, Line, Scores, Turn};
 use nemoserve_tests::fixtures::{self, Expected};
 use nemoserve_tests::surgery::Shard;
@@ -29,22 +31,22 @@ macro_rules! fixtures {
             $(mod $test {
                 #[test]
                 fn answers_as_transformers_does() {
-                    crate::check_against_transformers($fixture);
+                    crate::on_every_isa(|| crate::check_against_transformers($fixture));
                 }
 
                 #[test]
                 fn chunks_and_batches_change_no_bit() {
-                    crate::check_batch_invariance($fixture, engine::DtypeChoice::F32);
+                    crate::on_every_isa(|| crate::check_batch_invariance($fixture, engine::DtypeChoice::F32));
                 }
 
                 #[test]
                 fn chunks_and_batches_change_no_bit_in_bf16() {
-                    crate::check_batch_invariance($fixture, engine::DtypeChoice::Bf16);
+                    crate::on_every_isa(|| crate::check_batch_invariance($fixture, engine::DtypeChoice::Bf16));
                 }
 
                 #[test]
                 fn bf16_stays_near() {
-                    crate::check_bf16($fixture);
+                    crate::on_every_isa(|| crate::check_bf16($fixture));
                 }
             })*
         }
@@ -72,6 +74,14 @@ fixtures! {
     super_120b: "super",
     ultra: "ultra",
     wrapped: "wrapped",
+}
+
+/// On every instruction set that this machine has; the failing one is the last that was named.
+fn on_every_isa(check: impl Fn()) {
+    for isa in Isa::available() {
+        eprintln!("on {}", isa.name());
+        kernels::with_isa(isa, &check);
+    }
 }
 
 fn check_against_transformers(fixture: &str) {
@@ -228,6 +238,10 @@ fn run_together(
 
 #[test]
 fn a_fork_goes_on_as_if_it_had_run_itself() {
+    on_every_isa(check_forks);
+}
+
+fn check_forks() {
     for fixture in ["super", "nano-v2-9b", "old-aliases"] {
         let prompt = fixtures::expected(fixture).remove(3);
         let mut driver = open(fixture);
@@ -252,6 +266,10 @@ fn a_fork_goes_on_as_if_it_had_run_itself() {
 
 #[test]
 fn a_poisoned_token_fails_its_own_row_and_nothing_else() {
+    on_every_isa(check_poison);
+}
+
+fn check_poison() {
     const POISON: u32 = 5;
     for fixture in ["super", "nano3-4b"] {
         let folder = fixtures::copy(fixture);
