@@ -41,8 +41,10 @@ impl Batch {
 /// Which of a row's input positions need logits: those with a prompt token to score, and the last
 /// if it is sampled. A position may be both, or be followed by unscored ones.
 ///
-///     |-- targets --|-- not needed --|-- sampled --|
-///     0             targets.len()    len - 1       len
+/// ```text
+/// |-- targets --|-- not needed --|-- sampled --|
+/// 0             targets.len()    len - 1       len
+/// ```
 pub(crate) fn scored(row: &Row) -> impl Iterator<Item = usize> {
     let len = row.input_ids.len();
     let num_targets = row
