@@ -288,6 +288,17 @@ fn wide_operations() {
     for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
         check_cuts(&x, &[1, 33, 50], |x| linear(x, &w, None, arithmetic));
     }
+    // Around the length of a part of K, with tails; a few rows alone are not parted.
+    for k in [1023, 1024, 1025, 2100] {
+        for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
+            for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
+                let w = random([13, k]).cast(dtype);
+                check_cuts(&random([31, k]), &[1, 4, 28], |x| {
+                    linear(x, &w, None, arithmetic)
+                });
+            }
+        }
+    }
     let experts = |n, k| {
         ExpertMatrices::PerExpert(
             (0..8)

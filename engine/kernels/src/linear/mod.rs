@@ -1,5 +1,6 @@
 //! Products with weight matrices: the skinny matrix products that a step consists of.
 
+mod blocks;
 pub(crate) mod cpu;
 pub(crate) mod product;
 pub(crate) mod reference;

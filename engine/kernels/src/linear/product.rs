@@ -2,23 +2,20 @@
 //!
 //! Every output is one sum of sixteen lanes, in steps along K from the first element to the last,
 //! folded in a fixed order: the same whichever tile, block or thread computes it, so a row's result
-//! does not depend on the other rows. For that the usual block loop over K is left out; the rows
-//! of a block of M stay in the second-level cache instead, and each weight is read once per block.
+//! does not depend on the other rows.
 //!
-//! Tiles of four rows by four weight rows use sixteen accumulators, which an AVX-512 core keeps in
-//! registers with room for the operands; AVX2 takes two by two (four by one was no faster: it reads
-//! the inputs from the second-level cache twice as often). Widening the weights ahead of a
-//! GEMM was tried and lost for M up to 64: it doubles the memory traffic.
+//! `blocks.rs` has the loops. Widening the weights ahead of a GEMM was tried and lost for M up to
+//! 64: it doubles the memory traffic.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
 use half::bf16;
 
-use super::tile::{Dot, F32Dot, PairsDot, tile};
+use super::blocks::Columns;
 use crate::Isa;
 use crate::flex::Elements;
-use crate::simd::{self, Kernel, Simd};
+use crate::simd;
 use crate::team::{self, SharedMut};
 
 /// What happens to a sum before it is written.
@@ -52,11 +49,8 @@ pub(crate) struct Product<'a> {
     pub(crate) epilogue: Epilogue,
 }
 
-/// Bytes of input rows that a block of M may take, to stay in the second-level cache.
-const BLOCK_BYTES: usize = 256 * 1024;
-
-/// Rows of weights handed over at least: whole tiles.
-pub(crate) const PIECE_ROWS: usize = 8;
+/// Rows of weights handed over at least: a whole group.
+pub(crate) const PIECE_ROWS: usize = super::blocks::GROUP;
 
 impl Product<'_> {
     /// Computes all of it on the team, into `out` (`[M, N]`).
@@ -104,129 +98,5 @@ impl Product<'_> {
             self.bias.is_none_or(|bias| bias.len() == self.n),
             "bias of a product"
         );
-    }
-}
-
-struct Columns<'a> {
-    product: Product<'a>,
-    range: Range<usize>,
-    out: SharedMut<f32>,
-}
-
-impl Kernel for Columns<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let k = self.product.k;
-        match (self.product.input, self.product.weights) {
-            (Input::F32(x), Elements::F32(w)) => self.blocks::<S, F32Dot<f32>>(s, x, k, w),
-            (Input::F32(x), Elements::F16(w)) => self.blocks::<S, F32Dot<_>>(s, x, k, w),
-            (Input::F32(x), Elements::Bf16(w)) => self.blocks::<S, F32Dot<_>>(s, x, k, w),
-            (Input::Bf16 { values, stride }, Elements::Bf16(w)) if S::BF16_DOT => {
-                self.blocks::<S, PairsDot>(s, values, stride, w);
-            }
-            (Input::Bf16 { .. }, _) => {
-                unreachable!("bf16 inputs are made for bf16 weights and dot products only")
-            }
-        }
-    }
-}
-
-impl Columns<'_> {
-    /// Blocks of M outside, weight rows inside: a block's inputs stay cached.
-    #[inline(always)]
-    fn blocks<S: Simd, D: Dot>(&self, s: S, x: &[D::X], stride: usize, w: &[D::W]) {
-        let row_bytes = (stride * size_of::<D::X>()).max(1);
-        let block = (BLOCK_BYTES / row_bytes).next_multiple_of(4);
-        let mut start = 0;
-        while start < self.product.m {
-            let end = (start + block).min(self.product.m);
-            let mut column = self.range.start;
-            while column < self.range.end {
-                let left = self.range.end - column;
-                if S::WIDE && left >= 4 {
-                    self.rows::<S, D, 4>(s, x, stride, w, start..end, column);
-                    column += 4;
-                } else if left >= 2 {
-                    self.rows::<S, D, 2>(s, x, stride, w, start..end, column);
-                    column += 2;
-                } else {
-                    self.rows::<S, D, 1>(s, x, stride, w, start..end, column);
-                    column += 1;
-                }
-            }
-            start = end;
-        }
-    }
-
-    /// `NR` weight rows against all rows of a block.
-    #[inline(always)]
-    fn rows<S: Simd, D: Dot, const NR: usize>(
-        &self,
-        s: S,
-        x: &[D::X],
-        stride: usize,
-        w: &[D::W],
-        rows: Range<usize>,
-        column: usize,
-    ) {
-        let mut row = rows.start;
-        while row < rows.end {
-            let left = rows.end - row;
-            if S::WIDE && left >= 4 {
-                self.one::<S, D, 4, NR>(s, x, stride, w, row, column);
-                row += 4;
-            } else if left >= 2 {
-                self.one::<S, D, 2, NR>(s, x, stride, w, row, column);
-                row += 2;
-            } else {
-                self.one::<S, D, 1, NR>(s, x, stride, w, row, column);
-                row += 1;
-            }
-        }
-    }
-
-    /// One tile, finished and written.
-    #[inline(always)]
-    fn one<S: Simd, D: Dot, const MR: usize, const NR: usize>(
-        &self,
-        s: S,
-        x: &[D::X],
-        stride: usize,
-        w: &[D::W],
-        row: usize,
-        column: usize,
-    ) {
-        let Product {
-            n,
-            k,
-            bias,
-            epilogue,
-            ..
-        } = self.product;
-        // SAFETY: rows `row..row + MR` of x and `column..column + NR` of w exist: the loops above
-        // stay below m and n, and `Product::check` compared the lengths.
-        let sums = unsafe {
-            tile::<S, D, MR, NR>(
-                s,
-                x.as_ptr().add(row * stride),
-                stride,
-                w.as_ptr().add(column * k),
-                k,
-                k,
-            )
-        };
-        for (i, sums) in sums.into_iter().enumerate() {
-            for (j, sum) in sums.into_iter().enumerate() {
-                let mut value = sum + bias.map_or(0.0, |bias| bias[column + j]);
-                if epilogue == Epilogue::BiasRelu2 {
-                    // Not `f32::max`, which would hide a NaN.
-                    value = if value < 0.0 { 0.0 } else { value * value };
-                }
-                // SAFETY: inside `[m, n]`, and this piece's own column.
-                unsafe { self.out.at((row + i) * n + column + j).write(value) };
-            }
-        }
     }
 }

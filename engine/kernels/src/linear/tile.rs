@@ -133,7 +133,34 @@ pub(crate) unsafe fn tile<S: Simd, D: Dot, const MR: usize, const NR: usize>(
     w_stride: usize,
     k: usize,
 ) -> [[f32; NR]; MR] {
-    let mut sums = [[s.splat(0.0); NR]; MR];
+    // SAFETY: the caller's promise.
+    let sums = unsafe {
+        tile_lanes::<S, D, MR, NR>(s, x, x_stride, w, w_stride, k, [[s.splat(0.0); NR]; MR])
+    };
+    let mut out = [[0.0; NR]; MR];
+    for i in 0..MR {
+        for j in 0..NR {
+            out[i][j] = s.sum(sums[i][j]);
+        }
+    }
+    out
+}
+
+/// The lanes before the fold, continued from `sums`: what [`tile`] does for the next `k` elements.
+/// All parts but the last are whole steps long.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+pub(crate) unsafe fn tile_lanes<S: Simd, D: Dot, const MR: usize, const NR: usize>(
+    s: S,
+    x: *const D::X,
+    x_stride: usize,
+    w: *const D::W,
+    w_stride: usize,
+    k: usize,
+    mut sums: [[S::V; NR]; MR],
+) -> [[S::V; NR]; MR] {
     let whole = k - k % D::STEP;
     let mut at = 0;
     while at < whole {
@@ -167,11 +194,5 @@ pub(crate) unsafe fn tile<S: Simd, D: Dot, const MR: usize, const NR: usize>(
             }
         }
     }
-    let mut out = [[0.0; NR]; MR];
-    for i in 0..MR {
-        for j in 0..NR {
-            out[i][j] = s.sum(sums[i][j]);
-        }
-    }
-    out
+    sums
 }

@@ -1,0 +1,243 @@
+//! The loops of a product: blocks that fit the caches, tiles that fit the registers.
+//!
+//! For each block of input rows, and each group of weight rows, walk K in parts; in each part, tiles
+//! of input rows outside, tiles of the group inside, so that a tile of inputs and the group's part
+//! of the weights stay in the first-level cache. Between parts a tile's lanes are parked in memory
+//! and taken up again: a sum keeps its one order, as if it had been walked in one go. With few rows
+//! the whole of K is one part, weights stream past, and nothing is parked.
+//!
+//! Four by four lanes are what AVX-512 keeps in registers with room for the operands; AVX2 takes two
+//! by two (four by one was no faster).
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use super::product::{Epilogue, Input, Product};
+use super::tile::{Dot, F32Dot, PairsDot, tile_lanes};
+use crate::flex::Elements;
+use crate::simd::{Kernel, LANES, Simd};
+use crate::team::SharedMut;
+
+/// Weight rows whose part of K stays in the first-level cache.
+pub(super) const GROUP: usize = 8;
+
+/// Weight rows that stream past together when all of K is one part.
+const STREAM: usize = 4;
+
+/// Elements along K of a part, a multiple of every step. Half of it parks twice as often, and was
+/// a fifth slower.
+const PART: usize = 1024;
+
+/// Input rows from which parts pay: with fewer, memory prefers to be read in long runs.
+const MIN_PARTED_ROWS: usize = 24;
+
+/// Bytes of input rows that a block should take, to stay in the second-level cache.
+const BLOCK_BYTES: usize = 512 * 1024;
+
+/// Input rows of a block at least and at most: weights are read from memory once per block, and
+/// its lanes are parked.
+const BLOCK_ROWS: Range<usize> = 32..128;
+
+/// The outputs of some weight rows.
+pub(super) struct Columns<'a> {
+    pub(super) product: Product<'a>,
+    pub(super) range: Range<usize>,
+    pub(super) out: SharedMut<f32>,
+}
+
+impl Kernel for Columns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let k = self.product.k;
+        match (self.product.input, self.product.weights) {
+            (Input::F32(x), Elements::F32(w)) => self.blocks::<S, F32Dot<f32>>(s, x, k, w),
+            (Input::F32(x), Elements::F16(w)) => self.blocks::<S, F32Dot<_>>(s, x, k, w),
+            (Input::F32(x), Elements::Bf16(w)) => self.blocks::<S, F32Dot<_>>(s, x, k, w),
+            (Input::Bf16 { values, stride }, Elements::Bf16(w)) if S::BF16_DOT => {
+                self.blocks::<S, PairsDot>(s, values, stride, w);
+            }
+            (Input::Bf16 { .. }, _) => {
+                unreachable!("bf16 inputs are made for bf16 weights and dot products only")
+            }
+        }
+    }
+}
+
+/// Where the loops stand.
+struct Place<'a, X, W> {
+    x: &'a [X],
+    stride: usize,
+    w: &'a [W],
+    /// Input rows of the block.
+    rows: Range<usize>,
+    /// Weight rows of the group.
+    columns: Range<usize>,
+    /// Part of K.
+    part: Range<usize>,
+    /// `[rows, GROUP, LANES]`, empty when nothing is parked.
+    lanes: SharedMut<f32>,
+}
+
+impl Columns<'_> {
+    #[inline(always)]
+    fn blocks<S: Simd, D: Dot>(&self, s: S, x: &[D::X], stride: usize, w: &[D::W]) {
+        let Product { m, k, .. } = self.product;
+        let row_bytes = (stride * size_of::<D::X>()).max(1);
+        let block = (BLOCK_BYTES / row_bytes)
+            .clamp(BLOCK_ROWS.start, BLOCK_ROWS.end)
+            .next_multiple_of(4);
+        let (part, group) = if m < MIN_PARTED_ROWS || k <= PART {
+            (k, STREAM)
+        } else {
+            (PART, GROUP)
+        };
+        let mut lanes = vec![
+            0.0;
+            if part < k {
+                block.min(m) * GROUP * LANES
+            } else {
+                0
+            }
+        ];
+        let lanes = SharedMut::new(&mut lanes);
+        let mut row = 0;
+        while row < m {
+            let rows = row..(row + block).min(m);
+            let mut column = self.range.start;
+            while column < self.range.end {
+                let columns = column..(column + group).min(self.range.end);
+                let mut at = 0;
+                while at < k {
+                    let part = at..(at + part).min(k);
+                    at = part.end;
+                    let place = Place {
+                        x,
+                        stride,
+                        w,
+                        rows: rows.clone(),
+                        columns: columns.clone(),
+                        part,
+                        lanes,
+                    };
+                    self.row_tiles::<S, D>(s, &place);
+                }
+                column = columns.end;
+            }
+            row = rows.end;
+        }
+    }
+
+    #[inline(always)]
+    fn row_tiles<S: Simd, D: Dot>(&self, s: S, place: &Place<'_, D::X, D::W>) {
+        let mut row = place.rows.start;
+        while row < place.rows.end {
+            let left = place.rows.end - row;
+            if S::WIDE && left >= 4 {
+                self.column_tiles::<S, D, 4>(s, place, row);
+                row += 4;
+            } else if S::WIDE && left == 3 {
+                self.column_tiles::<S, D, 3>(s, place, row);
+                row += 3;
+            } else if left >= 2 {
+                self.column_tiles::<S, D, 2>(s, place, row);
+                row += 2;
+            } else {
+                self.column_tiles::<S, D, 1>(s, place, row);
+                row += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn column_tiles<S: Simd, D: Dot, const MR: usize>(
+        &self,
+        s: S,
+        place: &Place<'_, D::X, D::W>,
+        row: usize,
+    ) {
+        let mut column = place.columns.start;
+        while column < place.columns.end {
+            let left = place.columns.end - column;
+            if (S::WIDE || MR == 1) && left >= 4 {
+                self.tile::<S, D, MR, 4>(s, place, row, column);
+                column += 4;
+            } else if left >= 2 {
+                self.tile::<S, D, MR, 2>(s, place, row, column);
+                column += 2;
+            } else {
+                self.tile::<S, D, MR, 1>(s, place, row, column);
+                column += 1;
+            }
+        }
+    }
+
+    /// One tile's part of K: taken up, walked, parked or finished.
+    #[inline(always)]
+    fn tile<S: Simd, D: Dot, const MR: usize, const NR: usize>(
+        &self,
+        s: S,
+        place: &Place<'_, D::X, D::W>,
+        row: usize,
+        column: usize,
+    ) {
+        let k = self.product.k;
+        let Range { start, end } = place.part;
+        let parked = |i: usize, j: usize| {
+            let slot = (row + i - place.rows.start) * GROUP + column + j - place.columns.start;
+            place.lanes.at(slot * LANES)
+        };
+        let mut sums = [[s.splat(0.0); NR]; MR];
+        if start > 0 {
+            for i in 0..MR {
+                for j in 0..NR {
+                    // SAFETY: the rows and columns of this place have a slot each, written by the
+                    // part before; the buffer belongs to this job.
+                    sums[i][j] = unsafe { s.load(parked(i, j)) };
+                }
+            }
+        }
+        // SAFETY: rows `row..row + MR` of x and `column..column + NR` of w exist: the loops above
+        // stay below m and n, and `Product::check` compared the lengths; `end <= k`. Inputs that
+        // want padding have it where K ends, and parts before end on whole steps.
+        let sums = unsafe {
+            tile_lanes::<S, D, MR, NR>(
+                s,
+                place.x.as_ptr().add(row * place.stride + start),
+                place.stride,
+                place.w.as_ptr().add(column * k + start),
+                k,
+                end - start,
+                sums,
+            )
+        };
+        for i in 0..MR {
+            for j in 0..NR {
+                if end < k {
+                    // SAFETY: as above.
+                    unsafe { s.store(sums[i][j], parked(i, j)) };
+                } else {
+                    self.finish(row + i, column + j, s.sum(sums[i][j]));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn finish(&self, row: usize, column: usize, sum: f32) {
+        let Product {
+            n, bias, epilogue, ..
+        } = self.product;
+        let mut value = match bias {
+            Some(bias) => sum + bias[column],
+            None => sum,
+        };
+        if epilogue == Epilogue::BiasRelu2 {
+            // Not `f32::max`, which would hide a NaN.
+            value = if value < 0.0 { 0.0 } else { value * value };
+        }
+        // SAFETY: inside `[m, n]`, and this job's own column.
+        unsafe { self.out.at(row * n + column).write(value) };
+    }
+}
