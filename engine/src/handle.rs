@@ -179,6 +179,18 @@ impl EngineHandle {
         }
     }
 
+    /// Waits for the end that should not come, and returns why it did.
+    pub async fn failure(&self) -> String {
+        let mut status = self.shared.status.subscribe();
+        let failed = status
+            .wait_for(|status| matches!(status, EngineStatus::Failed(_)))
+            .await;
+        match failed.as_deref() {
+            Ok(EngineStatus::Failed(why)) => why.clone(),
+            _ => unreachable!("waited for exactly that, and the handle itself keeps the sender"),
+        }
+    }
+
     /// Numbers as of the last step.
     pub fn stats(&self) -> EngineStats {
         let (scheduler, beat) = &*self.shared.stats.read();
