@@ -22,6 +22,9 @@ use crate::error::ApiError;
 use crate::request_id;
 use crate::state::ServerConfig;
 
+/// How an HTTP/2 connection begins. It may come in pieces.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// Why a connection is closed by us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expired {
@@ -68,15 +71,11 @@ impl Activity {
         RequestMark(Arc::clone(self))
     }
 
-    fn bytes_came(&self, bytes: &[u8]) {
+    fn bytes_came(&self) {
         let is_first = self.head_since.load(Ordering::Relaxed) == 0;
-        if self.num_in_flight.load(Ordering::Relaxed) > 0 || !is_first || bytes.is_empty() {
-            return;
+        if is_first && self.num_in_flight.load(Ordering::Relaxed) == 0 {
+            self.head_since.store(self.now(), Ordering::Relaxed);
         }
-        if bytes.starts_with(b"PRI") {
-            self.is_http2.store(true, Ordering::Relaxed);
-        }
-        self.head_since.store(self.now(), Ordering::Relaxed);
     }
 
     /// Judges the connection. `crowded`: others may be waiting for its place.
@@ -147,6 +146,8 @@ impl Watch {
 pub(crate) struct WatchedStream {
     stream: Arc<TcpStream>,
     activity: Arc<Activity>,
+    /// What of HTTP/2's preface has not come yet; empty once it has, or cannot any more.
+    preface: &'static [u8],
     /// What goes out instead of the library's bare refusal.
     substitute: Option<Bytes>,
 }
@@ -162,12 +163,29 @@ pub(crate) fn watched(stream: TcpStream) -> (WatchedStream, Watch) {
     let stream = WatchedStream {
         stream,
         activity,
+        preface: HTTP2_PREFACE,
         substitute: None,
     };
     (stream, watch)
 }
 
 impl WatchedStream {
+    fn bytes_came(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let compared = bytes.len().min(self.preface.len());
+        self.preface = match self.preface.strip_prefix(&bytes[..compared]) {
+            Some([]) if compared > 0 => {
+                self.activity.is_http2.store(true, Ordering::Relaxed);
+                &[]
+            }
+            Some(rest) => rest,
+            None => &[],
+        };
+        self.activity.bytes_came();
+    }
+
     fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             if self.stream.poll_write_ready(cx)?.is_pending() {
@@ -193,7 +211,7 @@ impl WatchedStream {
 
 impl AsyncRead for WatchedStream {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -203,8 +221,8 @@ impl AsyncRead for WatchedStream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
                 Ok(len) => {
-                    self.activity
-                        .bytes_came(&buffer.initialize_unfilled()[..len]);
+                    let bytes = &buffer.initialize_unfilled()[..len];
+                    self.bytes_came(bytes);
                     buffer.advance(len);
                     return Poll::Ready(Ok(()));
                 }
@@ -348,7 +366,7 @@ mod tests {
         let mut activity = Arc::new(Activity::new());
         pass(&mut activity);
         assert_eq!(activity.expired(&config, false), Some(Expired::Idle));
-        activity.bytes_came(b"GET /");
+        activity.bytes_came();
         pass(&mut activity);
         assert_eq!(activity.expired(&config, false), Some(Expired::SlowHead));
         let mark = activity.begin_request();
@@ -367,7 +385,8 @@ mod tests {
             ..ServerConfig::default()
         };
         let mut activity = Activity::new();
-        activity.bytes_came(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        activity.is_http2.store(true, Ordering::Relaxed);
+        activity.bytes_came();
         activity.epoch -= Duration::from_secs(1);
         assert_eq!(activity.expired(&config, false), None);
     }

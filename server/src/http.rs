@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use engine::EngineStatus;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -32,8 +31,6 @@ const MAX_HTTP2_RESETS: usize = 32;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
 /// For terminal events and last bytes, once the drain's time is up.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// How often the engine's health is looked at.
-const ENGINE_WATCH: Duration = Duration::from_millis(200);
 
 /// Why serving ended early.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -244,15 +241,12 @@ async fn idle(state: &AppState) {
 
 /// Resolves when the engine has failed.
 async fn engine_failure(state: &AppState) -> ServeError {
-    let mut was_ready = false;
-    loop {
-        match state.engine.status() {
-            EngineStatus::Failed(why) if was_ready => return ServeError::Engine(why),
-            EngineStatus::Failed(why) => return ServeError::Load(why),
-            EngineStatus::Ready => was_ready = true,
-            EngineStatus::Loading { .. } => {}
-        }
-        sleep(ENGINE_WATCH).await;
+    let loaded = state.engine.ready().await.is_ok();
+    let why = state.engine.failure().await;
+    if loaded {
+        ServeError::Engine(why)
+    } else {
+        ServeError::Load(why)
     }
 }
 

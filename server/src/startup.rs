@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, stderr};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -144,30 +145,31 @@ pub async fn follow_loading(state: Arc<AppState>) {
         ProgressBar::no_length().with_style(style)
     });
     let mut tick = interval(Duration::from_millis(50));
-    loop {
-        tick.tick().await;
-        match (state.engine.status(), &bar) {
-            (
-                EngineStatus::Loading {
-                    loaded_bytes,
-                    total_bytes,
-                },
-                Some(bar),
-            ) => {
-                bar.set_length(total_bytes);
-                bar.set_position(loaded_bytes);
-            }
-            (EngineStatus::Loading { .. }, None) => {}
-            (ended, bar) => {
-                if let Some(bar) = bar {
-                    bar.finish_and_clear();
-                }
-                if ended == EngineStatus::Ready {
-                    tracing::info!("ready");
-                }
-                return;
-            }
+    let ready = state.engine.ready();
+    let mut ready = pin!(ready);
+    let outcome = loop {
+        tokio::select! {
+            outcome = ready.as_mut() => break outcome,
+            _ = tick.tick(), if bar.is_some() => {}
         }
+        let status = state.engine.status();
+        if let (
+            Some(bar),
+            EngineStatus::Loading {
+                loaded_bytes,
+                total_bytes,
+            },
+        ) = (&bar, status)
+        {
+            bar.set_length(total_bytes);
+            bar.set_position(loaded_bytes);
+        }
+    };
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    if outcome.is_ok() {
+        tracing::info!("ready");
     }
 }
 

@@ -1,0 +1,302 @@
+//! The binary as its operators meet it: exit codes, signals, logs, and the other commands.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn nemoserve() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nemoserve"));
+    // The environment of whoever runs the tests is not part of them.
+    for (name, _) in std::env::vars() {
+        if name.starts_with("NEMOSERVE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    let output = nemoserve().args(args).output();
+    output.expect("the binary runs")
+}
+
+#[track_caller]
+fn refused(args: &[&str], code: i32, says: &str) {
+    let output = run(args);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+    assert!(text.contains(says), "{args:?}: {text}");
+}
+
+/// A daemon with the demo model on a port of its own.
+struct Daemon {
+    child: Child,
+    address: String,
+    /// Its standard error, line by line.
+    lines: Receiver<String>,
+    reader: Option<JoinHandle<String>>,
+}
+
+impl Daemon {
+    fn start(args: &[&str]) -> Self {
+        let mut child = nemoserve()
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(args)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let stderr = child.stderr.take().expect("piped");
+        let (sender, lines) = channel();
+        let reader = std::thread::spawn(move || {
+            let mut all = String::new();
+            for line in BufReader::new(stderr).lines() {
+                let line = line.expect("logs are UTF-8");
+                all.push_str(&line);
+                all.push('\n');
+                // Nobody may be waiting any more.
+                let _ = sender.send(line);
+            }
+            all
+        });
+        let mut daemon = Self {
+            child,
+            address: String::new(),
+            lines,
+            reader: Some(reader),
+        };
+        let line = daemon.wait_for_line("http://127.0.0.1:");
+        let address = line.split("http://").nth(1).expect("just found");
+        let address = address.split([' ', '/']).next().expect("an address");
+        daemon.address = address.to_owned();
+        let begin = Instant::now();
+        while !daemon.get("/ready").starts_with("HTTP/1.1 200") {
+            assert!(begin.elapsed() < PATIENCE, "it never gets ready");
+            std::thread::yield_now();
+        }
+        daemon
+    }
+
+    fn wait_for_line(&self, part: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|_| panic!("no line with {part:?} came"));
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+
+    /// A whole exchange, head and body.
+    fn exchange(&self, request: &str) -> String {
+        let mut stream = self.send(request);
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("an answer");
+        text
+    }
+
+    fn send(&self, request: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).expect("it listens");
+        stream.write_all(request.as_bytes()).expect("it reads");
+        stream
+    }
+
+    fn get(&self, path: &str) -> String {
+        self.exchange(&format!(
+            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        ))
+    }
+
+    /// Begins a stream that will not end by itself for long, and waits for its first bytes.
+    fn endless_stream(&self) -> TcpStream {
+        let body = r#"{"model":"nemoserve-demo","prompt":"Once upon a time","max_tokens":3900,"ignore_eos":true,"stream":true}"#;
+        let mut stream = self.send(&post("/v1/completions", "", body));
+        let mut first = [0; 64];
+        stream.read_exact(&mut first).expect("the stream begins");
+        assert!(first.starts_with(b"HTTP/1.1 200 OK"));
+        stream
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill").args([name, &pid]).status();
+        assert!(status.expect("kill is there").success());
+    }
+
+    /// Exit code and everything on standard error.
+    fn end(mut self) -> (Option<i32>, String) {
+        let status = self.child.wait().expect("it ends");
+        let reader = self.reader.take().expect("taken here only");
+        let text = reader.join().expect("the reader is done");
+        (status.code(), text)
+    }
+}
+
+/// A failed test leaves no daemon behind.
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn post(path: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n{body}"
+    )
+}
+
+#[test]
+fn what_cannot_be_done_has_its_exit_code_and_names_the_flag() {
+    refused(&["--device", "gpu"], 2, "--device");
+    refused(&["--max-model-len", "0"], 2, "max-model-len");
+    refused(&["--max-model-len", "x"], 2, "--max-model-len");
+    refused(&["--block-size", "0"], 2, "block-size");
+    refused(&["--log", "nonsense=nonsense"], 2, "--log");
+    refused(&["serve", "--no-such-flag"], 2, "--no-such-flag");
+    refused(&["--model", "/nonexistent"], 3, "/nonexistent");
+    refused(&["--cache-memory", "1KiB"], 3, "cache memory");
+    refused(&["--listen", "256.0.0.1:1"], 4, "--listen");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("bound").to_string();
+    refused(&["--listen", &address], 4, &address);
+    refused(&["chat", "--url", "ftp://127.0.0.1"], 1, "--url");
+    refused(&["chat", "--url", "http://127.0.0.1:1"], 1, "127.0.0.1:1");
+}
+
+#[test]
+fn the_file_is_read_and_its_mistakes_are_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("nemoserve.toml");
+    let path = path.to_str().expect("UTF-8");
+    std::fs::write(path, "max-num-sequences = 3\n").expect("writable");
+    refused(&["--config", path], 2, "max-num-sequences");
+    std::fs::write(path, "listen = \"256.0.0.1:1\"\nmax-num-seqs = 3\n").expect("writable");
+    refused(&["serve", "--config", path], 4, "256.0.0.1");
+    refused(&["--config", "/nonexistent.toml"], 2, "/nonexistent.toml");
+}
+
+#[test]
+fn a_signal_drains_and_a_second_forces() {
+    let daemon = Daemon::start(&["--drain-seconds", "1"]);
+    let mut stream = daemon.endless_stream();
+    daemon.signal("-TERM");
+    let mut rest = String::new();
+    stream
+        .read_to_string(&mut rest)
+        .expect("the stream ends in order");
+    assert!(rest.trim_end().ends_with("0"), "the last chunk: {rest}");
+    assert!(rest.contains("data: [DONE]"), "{rest}");
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0), "{log}");
+
+    let daemon = Daemon::start(&["--drain-seconds", "600"]);
+    let _stream = daemon.endless_stream();
+    daemon.signal("-INT");
+    daemon.wait_for_line("draining");
+    daemon.signal("-TERM");
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(130), "{log}");
+}
+
+#[test]
+fn logs_are_json_and_tell_no_secret() {
+    let daemon = Daemon::start(&[
+        "--log-format",
+        "json",
+        "--log",
+        "debug",
+        "--api-key",
+        "sk-one,sk-two",
+    ]);
+    let body = r#"{"model":"nemoserve-demo","prompt":"SECRETPROMPT","max_tokens":2}"#;
+    let headers = "authorization: Bearer sk-two\r\nx-request-id: my-trace\r\n";
+    let answer = daemon.exchange(&post("/v1/completions", headers, body));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let wrong = "authorization: Bearer sk-wrong\r\n";
+    let answer = daemon.exchange(&post("/v1/completions", wrong, body));
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    daemon.signal("-TERM");
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0));
+    for secret in ["sk-one", "sk-two", "sk-wrong", "SECRETPROMPT"] {
+        assert!(!log.contains(secret), "{secret} was logged: {log}");
+    }
+    let line = log
+        .lines()
+        .find(|line| line.contains("my-trace") && line.contains("\"route\""))
+        .expect("one line per request");
+    for part in [
+        r#""route":"/v1/completions""#,
+        r#""status":200"#,
+        r#""generated_tokens":2"#,
+        r#""cancelled":false"#,
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    for line in log.lines().filter(|line| line.contains("timestamp")) {
+        assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
+    }
+}
+
+#[test]
+fn chat_works_through_a_pipe() {
+    let daemon = Daemon::start(&["--api-key", "k"]);
+    let url = format!("http://{}", daemon.address);
+    let talk = |args: &[&str], input: &str| {
+        let mut chat = nemoserve()
+            .args(["chat", "--url", &url])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let mut stdin = chat.stdin.take().expect("piped");
+        stdin.write_all(input.as_bytes()).expect("it reads");
+        drop(stdin);
+        chat.wait_with_output().expect("it ends")
+    };
+    let output = talk(
+        &["--api-key", "k"],
+        "/think off\nHello!\n/reset\nHello!\n/quit\nnever said\n",
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let answers = text.lines().filter(|line| !line.trim().is_empty()).count();
+    assert!(answers >= 2, "two answers: {text}");
+    assert!(
+        !text.contains("\u{1b}[2m"),
+        "a pipe is not dimmed: {text:?}"
+    );
+
+    let refused = talk(&["--api-key", "wrong"], "Hello!\n");
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(told.contains("401"), "{told}");
+    daemon.signal("-TERM");
+    assert_eq!(daemon.end().0, Some(0));
+}
+
+#[test]
+fn the_doctor_judges_this_machine() {
+    let output = run(&["doctor"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for part in [
+        "memory bandwidth",
+        "instruction set",
+        "Super 120B-A12B",
+        "the embedded demo: can be served",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let output = run(&["doctor", "--model", "/nonexistent"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}

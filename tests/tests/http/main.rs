@@ -1,0 +1,11 @@
+//! The front end over real sockets, with a scripted model behind it: what HTTP allows, what the
+//! contract promises, who may enter, and how it ends.
+
+mod harness;
+mod headers;
+mod http2;
+mod lifecycle;
+mod limits;
+mod messages;
+mod observability;
+mod wire;
