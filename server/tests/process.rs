@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn nemoserve() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nemoserve"));
@@ -72,7 +72,7 @@ impl Daemon {
         let line = daemon.wait_for_line("http://127.0.0.1:");
         let address = line.split("http://").nth(1).expect("just found");
         let address = address.split([' ', '/']).next().expect("an address");
-        daemon.address = address.to_owned();
+        address.clone_into(&mut daemon.address);
         let begin = Instant::now();
         while !daemon.get("/ready").starts_with("HTTP/1.1 200") {
             assert!(begin.elapsed() < PATIENCE, "it never gets ready");
@@ -191,7 +191,7 @@ fn a_signal_drains_and_a_second_forces() {
     stream
         .read_to_string(&mut rest)
         .expect("the stream ends in order");
-    assert!(rest.trim_end().ends_with("0"), "the last chunk: {rest}");
+    assert!(rest.trim_end().ends_with('0'), "the last chunk: {rest}");
     assert!(rest.contains("data: [DONE]"), "{rest}");
     let (code, log) = daemon.end();
     assert_eq!(code, Some(0), "{log}");

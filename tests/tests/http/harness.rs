@@ -292,9 +292,12 @@ impl Server {
                 tokio::task::yield_now().await;
             }
         };
-        if timeout(PATIENCE, reached).await.is_err() {
-            panic!("{sample} is {:?}, not {value}", self.metric(sample).await);
-        }
+        let in_time = timeout(PATIENCE, reached).await.is_ok();
+        assert!(
+            in_time,
+            "{sample} is {:?}, not {value}",
+            self.metric(sample).await
+        );
     }
 }
 
@@ -328,9 +331,8 @@ pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    if timeout(PATIENCE, reached).await.is_err() {
-        panic!("this never happened: {what}");
-    }
+    let in_time = timeout(PATIENCE, reached).await.is_ok();
+    assert!(in_time, "this never happened: {what}");
 }
 
 /// The same for a future, which must not take longer than everything else.

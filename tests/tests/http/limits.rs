@@ -43,16 +43,14 @@ async fn a_client_that_sends_megabytes_too_many_still_learns_why() {
 #[tokio::test]
 async fn too_many_or_too_large_headers_are_431() {
     let server = Server::start().await;
-    let many: String = (0..2000).map(|n| format!("h{n}: x\r\n")).collect();
+    let many = "h: x\r\n".repeat(2000);
     let huge = format!("h: {}\r\n", "x".repeat(1 << 20));
     for headers in [many, huge] {
         let mut wire = server.wire().await;
         wire.send(request("GET", "/health", &headers, "")).await;
         wire.reply().await.expect_error(431, "headers_too_large");
     }
-    let usual: String = (0..60)
-        .map(|n| format!("h{n}: {}\r\n", "x".repeat(100)))
-        .collect();
+    let usual = format!("h: {}\r\n", "x".repeat(100)).repeat(60);
     assert_eq!(
         server.request("GET", "/health", &usual, "").await.status,
         200

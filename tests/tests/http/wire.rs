@@ -156,7 +156,7 @@ impl Wire {
     }
 
     async fn more(&mut self) -> usize {
-        let mut buffer = [0; 8192];
+        let mut buffer = vec![0; 8192];
         let read = timeout(PATIENCE, self.stream.read(&mut buffer)).await;
         // A reset is an end too.
         let len = read.expect("something comes or it closes").unwrap_or(0);
