@@ -1,6 +1,9 @@
 //! What this machine has, for people who choose models by it.
 
-use crate::{device, memory};
+use kernels::self_test::{Outcome, Shapes, self_test};
+
+use crate::error::EngineError;
+use crate::{DeviceChoice, device, memory};
 
 /// Facts that decide what can be served, and how fast.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +29,12 @@ impl Machine {
         }
     }
 
+    /// Runs every kernel on a device against plain loops in f64. Takes well under a second on a CPU.
+    pub fn self_test(&self, device: DeviceChoice) -> Result<Vec<Outcome>, EngineError> {
+        let device = device::resolve(device)?;
+        Ok(self_test(&device, &Shapes::default()))
+    }
+
     /// Bytes per second that all cores together read from memory. Decoding one stream reads all
     /// active weights once per token, so this bounds its speed. Takes about a second.
     pub fn measure_bandwidth(&self) -> f64 {
@@ -41,5 +50,12 @@ mod tests {
     fn the_machine_has_what_it_needs_to_run_this() {
         let machine = Machine::survey();
         assert!(machine.num_cores > 0 && machine.available_memory > 0);
+    }
+
+    #[test]
+    fn the_kernels_pass_on_the_cpu() {
+        let outcomes = Machine::survey().self_test(DeviceChoice::Cpu);
+        let outcomes = outcomes.expect("every machine has a CPU");
+        assert!(outcomes.len() > 10 && outcomes.iter().all(Outcome::is_ok));
     }
 }

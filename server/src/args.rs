@@ -244,6 +244,12 @@ pub struct DoctorArgs {
     /// Also judge this checkpoint folder
     #[arg(long, env = "NEMOSERVE_MODEL", value_name = "DIR")]
     pub model: Option<PathBuf>,
+    /// Also run every kernel against plain loops
+    #[arg(long)]
+    pub self_test: bool,
+    /// Device of the self-test: auto, cpu, cuda or cuda:INDEX
+    #[arg(long, env = "NEMOSERVE_DEVICE", default_value = "auto")]
+    pub device: String,
 }
 
 impl ServeArgs {

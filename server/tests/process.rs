@@ -297,6 +297,15 @@ fn the_doctor_judges_this_machine() {
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
+    let output = run(&["doctor", "--self-test", "--device", "cpu"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(
+        text.contains("self-test") && !text.contains("WRONG"),
+        "{text}"
+    );
+    let output = run(&["doctor", "--self-test", "--device", "abacus"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
     let output = run(&["doctor", "--model", "/nonexistent"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
 }

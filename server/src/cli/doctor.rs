@@ -32,7 +32,12 @@ pub fn run(args: &DoctorArgs) -> u8 {
         };
         judge(&folder.display().to_string(), &serve)
     });
-    if demo.and(folder).is_ok() {
+    let kernels = if args.self_test {
+        check_kernels(&machine, &args.device)
+    } else {
+        Ok(())
+    };
+    if demo.and(folder).and(kernels).is_ok() {
         exit::OK
     } else {
         exit::COMMAND
@@ -83,6 +88,33 @@ fn judge(name: &str, args: &ServeArgs) -> Result<(), ()> {
         Err(error) => {
             println!("{name}: cannot be served: {error}");
             Err(())
+        }
+    }
+}
+
+/// Every operation, how far it was off, and how far it may be.
+fn check_kernels(machine: &Machine, device: &str) -> Result<(), ()> {
+    let outcomes = device
+        .parse()
+        .and_then(|device| machine.self_test(device).map_err(|error| error.to_string()));
+    match outcomes {
+        Err(error) => {
+            println!("self-test: {error}");
+            Err(())
+        }
+        Ok(outcomes) => {
+            println!("\nself-test of the kernels on {device}:");
+            for outcome in &outcomes {
+                println!(
+                    "  {:<22} {} (off by {:.1e}, {:.0e} allowed)",
+                    outcome.operation,
+                    if outcome.is_ok() { "ok" } else { "WRONG" },
+                    outcome.max_error,
+                    outcome.tolerance,
+                );
+            }
+            let all_ok = outcomes.iter().all(|outcome| outcome.is_ok());
+            if all_ok { Ok(()) } else { Err(()) }
         }
     }
 }
