@@ -444,13 +444,13 @@ def story(r):
 
 
 CHAT = {
-    small_talk: 13,
-    geography: 14,
-    addition: 11,
+    small_talk: 14,
+    geography: 16,
+    addition: 24,
     subtraction: 5,
-    multiplication: 4,
-    parity: 1.5,
-    compare: 2,
+    multiplication: 6,
+    parity: 1,
+    compare: 1,
     counting: 2,
     spelling: 3,
     opposite: 3,
@@ -465,7 +465,7 @@ CHAT = {
     program: 1.5,
     unknown: 8,
     poem: 2,
-    story: 9,
+    story: 6,
 }
 
 

@@ -29,8 +29,6 @@ WARMUP_STEPS, DECAY_FROM = 40, 0.65
 MUON_LR, ADAM_LR, ROUTER_LR, BIAS_STEP = 0.012, 2e-3, 3e-4, 1e-2
 MTP_WEIGHT = 0.3
 ROUND_LENGTH = 8
-COPY_LENGTH = 48
-COPIES_WELL, COPIES_APART, COPY_WEIGHT = 1.0, 10, 0.5
 
 
 def batches(tokenizer, seed, tokens):
@@ -50,30 +48,6 @@ def batches(tokenizer, seed, tokens):
             if len(group) >= tokens // length:
                 yield tuple(map(torch.tensor, zip(*waiting.pop(length))))
         shard += 1
-
-
-def common_tokens(tokenizer):
-    """Tokens of ordinary documents, each once: what is worth copying."""
-    return torch.tensor(
-        sorted(
-            {token for doc in documents("copies", 1000) for token, weight in zip(*encode(doc, tokenizer)) if weight > 0}
-        )
-    )
-
-
-def copy_batch(tokens, pool):
-    """Random tokens said again and again: nothing but looking back helps.
-
-    Teaches copying long before text would, and with it names, numbers and
-    arguments of tool calls.
-    """
-    ids = torch.empty(tokens // COPY_LENGTH, COPY_LENGTH, dtype=torch.long)
-    weights = torch.ones(ids.shape)
-    for row, weight in zip(ids, weights):
-        period = int(torch.randint(3, COPY_LENGTH // 2, ()))
-        row.copy_(pool[torch.randint(len(pool), (period,))].repeat(COPY_LENGTH)[:COPY_LENGTH])
-        weight[: period + 1] = 0
-    return ids, weights
 
 
 def token_loss(model, states, targets, weights):
@@ -140,18 +114,18 @@ def split_parameters(model):
     return matrices + experts, routers, outer + [p for p in rest if p.ndim != 2]
 
 
-def average(model, done, copy_loss):
-    """Gradients, router loads, progress and copy loss become the mean of all ranks.
+def average(model, done):
+    """Gradients, router loads and progress become the mean of all ranks.
 
-    The last two travel too, or two clocks would let the weights drift apart.
+    The progress travels too, or two clocks would let the weights drift apart.
     """
     shared = [p.grad for p in model.parameters()] + [router.load for router in model.routers()]
-    flat = torch.cat([t.flatten() for t in shared] + [torch.tensor([done, copy_loss])])
+    flat = torch.cat([t.flatten() for t in shared] + [torch.tensor([done])])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for t, mean in zip(shared, flat[:-2].split([t.numel() for t in shared])):
+    for t, mean in zip(shared, flat[:-1].split([t.numel() for t in shared])):
         t.copy_(mean.view_as(t))
-    return flat[-2:].tolist()
+    return flat[-1].item()
 
 
 def rate(step, done):
@@ -180,25 +154,15 @@ def train(rank, args):
     saved = logged = begun
     torch.manual_seed(1000 * step + rank)
     source = batches(tokenizer, f"train/{step}/{rank}", args.tokens)
-    pool = common_tokens(tokenizer)
-    recent, copy_loss = deque(maxlen=50), 10.0
+    recent = deque(maxlen=50)
     while True:
         done = before + time.time() - begun
         done /= done + max(0, args.until - time.time())
         ids, weights = next(source)
         main, draft = losses(model, ids, weights)
         (main + MTP_WEIGHT * draft).backward()
-        loads = [router.load.clone() for router in model.routers()]
         seen += ids.numel() * args.processes
-        if copy_loss > COPIES_WELL or step % COPIES_APART == 0:
-            ids, weights = copy_batch(args.tokens // 6, pool)
-            copied = token_loss(model, model.backbone(ids)[:, :-1], ids[:, 1:], weights[:, 1:])
-            (COPY_WEIGHT * copied).backward()
-            copy_loss = copied.item()
-            seen += ids.numel() * args.processes
-        for router, load in zip(model.routers(), loads):
-            router.load.copy_(load)  # random tokens have no say in the balance
-        done, copy_loss = average(model, done, copy_loss)
+        done = average(model, done)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         now = rate(step, done)
         muon.step(MUON_LR * now)
@@ -217,7 +181,7 @@ def train(rank, args):
             main_mean, draft_mean = (sum(column) / len(recent) for column in zip(*recent))
             print(
                 f"{time.strftime('%H:%M:%S')} done {done:.3f} step {step} tokens {seen / 1e6:.2f}M loss {main_mean:.3f} "
-                f"draft {draft_mean:.3f} copy {copy_loss:.2f} rate {now:.3f}",
+                f"draft {draft_mean:.3f} rate {now:.3f}",
                 flush=True,
             )
             logged = time.time()
@@ -247,7 +211,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=75, help="from now; a resumed run ends then, too")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=1500, help="per process and step, of conversations")
+    parser.add_argument("--tokens", type=int, default=1500, help="per process and step")
     parser.add_argument(
         "--model", type=Path, default=Path(__file__).parent.parent / "model", help="holds tokenizer.json"
     )
