@@ -176,3 +176,27 @@ async fn a_repeated_prompt_is_cached_and_answers_the_same() {
         "{cached:?} of {prompt} cached"
     );
 }
+
+/// The samples were decoded in f32 by the training code and agree with transformers
+/// (`server/demo/training/evaluate.py`).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn greedy_tokens_are_those_of_the_training_code() {
+    let daemon = Daemon::start().await;
+    let samples: Vec<Value> = serde_json::from_str(include_str!("../fixtures/demo_greedy.json"))
+        .expect("the fixture is JSON");
+    assert!(samples.len() >= 20, "{} samples", samples.len());
+    for sample in samples {
+        let expected = sample["output_ids"].as_array().expect("ids");
+        let body = json!({
+            "model": "nvidia/nemotron-3-super-120b-a12b", "temperature": 0,
+            "prompt": sample["prompt_ids"], "max_tokens": expected.len(), "return_token_ids": true,
+        });
+        let text = daemon.post("/v1/completions", &body).await;
+        let answer: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(
+            answer["choices"][0]["token_ids"], sample["output_ids"],
+            "{}",
+            sample["name"]
+        );
+    }
+}
