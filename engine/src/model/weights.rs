@@ -148,7 +148,7 @@ pub(crate) struct Inventory {
     pub(crate) num_parameters: u64,
     /// Bytes as stored of the weights that are loaded.
     pub(crate) num_bytes: u64,
-    /// One line per tensor: name, element type, shape. For the fingerprint.
+    /// One line per tensor: name, element type, shape, a sample of its bytes. For the fingerprint.
     pub(crate) listing: String,
 }
 
