@@ -24,6 +24,26 @@ for _ in $(seq 100); do
     sleep 0.1
 done
 
+# The README's own curl: a stream whose text reads as the plain answer does.
+question='"model": "nvidia/nemotron-3-super-120b-a12b", "temperature": 0,
+  "messages": [{"role": "user", "content": "What is the capital of France?"}]'
+curl --silent --show-error --no-buffer "http://127.0.0.1:$port/v1/chat/completions" \
+    -d "{$question, \"stream\": true}" > "$work/stream"
+curl --silent --show-error "http://127.0.0.1:$port/v1/chat/completions" -d "{$question}" > "$work/answer"
+sed -n '1,5p' "$work/stream"
+"$venv/bin/python" - "$work" <<'PYTHON'
+import json, pathlib, sys
+
+work = pathlib.Path(sys.argv[1])
+lines = work.joinpath("stream").read_text().split("\n\n")
+assert lines[-2:] == ["data: [DONE]", ""], lines[-2:]
+deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines[:-2]]
+message = json.loads(work.joinpath("answer").read_text())["choices"][0]["message"]
+for field in ("reasoning_content", "content"):
+    assert "".join(delta.get(field) or "" for delta in deltas) == (message.get(field) or ""), field
+print(f"ok     curl: {message['content']!r}, streamed and whole")
+PYTHON
+
 if ! "$venv/bin/python" openai_python.py "http://127.0.0.1:$port"; then
     cat "$work/daemon.log"
     exit 1
