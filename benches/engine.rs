@@ -139,7 +139,7 @@ async fn decode(handle: &EngineHandle, num_streams: u32, vocab_size: u32) -> f64
     for stream in 0..num_streams {
         let prompt = prompt(1000 * num_streams + stream, PROMPT_LEN, vocab_size);
         let mut stream = handle
-            .submit(request(handle, prompt, NUM_TOKENS))
+            .submit(request(handle, prompt, NUM_TOKENS), None)
             .expect("the queue is long enough");
         readers.spawn(async move {
             let mut times = Vec::new();
@@ -170,7 +170,7 @@ async fn prefill(handle: &EngineHandle, vocab_size: u32) -> Duration {
     let prompt = prompt(77, LONG_PROMPT_LEN, vocab_size);
     let start = Instant::now();
     let mut stream = handle
-        .submit(request(handle, prompt, 1))
+        .submit(request(handle, prompt, 1), None)
         .expect("the queue is long enough");
     while stream.next().await.is_some() {}
     start.elapsed()

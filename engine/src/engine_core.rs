@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use constraint::Guide;
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError, unbounded};
 use parking_lot::RwLock;
 use scheduler::{
@@ -27,6 +28,7 @@ const IDLE_BEAT: Duration = Duration::from_secs(1);
 pub(crate) enum Command {
     Add {
         request: Request,
+        guide: Option<Arc<Guide>>,
         outputs: mpsc::Sender<StreamEvent>,
     },
     Abort(RequestId),
@@ -181,7 +183,11 @@ impl<R: Runner> EngineCore<'_, R> {
 
     fn apply(&mut self, command: Command) {
         match command {
-            Command::Add { request, outputs } => {
+            Command::Add {
+                request,
+                guide: _,
+                outputs,
+            } => {
                 self.shared.num_in_channel.fetch_sub(1, Ordering::Relaxed);
                 let (id, num_choices) = (request.id, request.num_choices);
                 match self.scheduler.add(request) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use constraint::Guide;
 use crossbeam::channel::Sender;
 use parking_lot::RwLock;
 use scheduler::{AdmissionError, Request, RequestId, RequestOutput, SchedulerStats};
@@ -128,8 +129,13 @@ impl EngineHandle {
         RequestId(self.next_id.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Hands a request over and returns at once; limits are checked here, before any waiting.
-    pub fn submit(&self, request: Request) -> Result<RequestStream, SubmitError> {
+    /// Hands a request over and returns at once; limits are checked here, before any waiting. Its
+    /// choices obey `guide`.
+    pub fn submit(
+        &self,
+        request: Request,
+        guide: Option<Arc<Guide>>,
+    ) -> Result<RequestStream, SubmitError> {
         match &*self.shared.status.borrow() {
             EngineStatus::Ready => {}
             EngineStatus::Loading { .. } => return Err(SubmitError::NotReady),
@@ -142,7 +148,11 @@ impl EngineHandle {
         self.shared.num_in_channel.fetch_add(1, Ordering::Relaxed);
         if self
             .commands
-            .send(Command::Add { request, outputs })
+            .send(Command::Add {
+                request,
+                guide,
+                outputs,
+            })
             .is_err()
         {
             return Err(SubmitError::Failed("the engine thread has ended".into()));

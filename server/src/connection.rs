@@ -310,7 +310,7 @@ fn substitute_for(bytes: &[u8]) -> Option<Bytes> {
         ),
     };
     let body = ApiError::new(status, "invalid_request_error", code, message)
-        .body()
+        .body(crate::api::flavour::Flavour::OpenAi)
         .to_string();
     let id = request_id::make();
     Some(Bytes::from(format!(

@@ -5,6 +5,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http_body_util::{BodyExt as _, Full};
 
 use crate::api::fields::type_name;
+use crate::api::flavour::Flavour;
 use crate::state::Response;
 
 /// An error in the shape that OpenAI's clients read.
@@ -99,8 +100,21 @@ impl ApiError {
         self
     }
 
+    /// The body, in the words of the flavour's own clients.
+    pub fn body(&self, flavour: Flavour) -> serde_json::Value {
+        match flavour {
+            Flavour::OpenAi
+            | Flavour::DeepInfra
+            | Flavour::Nvidia
+            | Flavour::Anthropic
+            | Flavour::OpenRouter
+            | Flavour::Cloudflare
+            | Flavour::CloudflareRest => self.openai_body(),
+        }
+    }
+
     /// `{"error":{message,type,param,code}}`.
-    pub fn body(&self) -> serde_json::Value {
+    fn openai_body(&self) -> serde_json::Value {
         serde_json::json!({"error": {
             "message": self.message,
             "type": self.kind,
@@ -110,8 +124,9 @@ impl ApiError {
     }
 
     /// Status, headers and body.
-    pub fn into_response(self) -> Response {
-        let mut response = http::Response::new(Full::from(self.body().to_string()).boxed_unsync());
+    pub fn into_response(self, flavour: Flavour) -> Response {
+        let mut response =
+            http::Response::new(Full::from(self.body(flavour).to_string()).boxed_unsync());
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(

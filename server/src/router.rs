@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use matchit::Router as Paths;
 use percent_encoding::percent_decode_str;
 
+use crate::api::flavour::Flavour;
 use crate::api::{chat, completions, models, utility};
 use crate::connection::RequestMark;
 use crate::cors;
@@ -26,20 +27,24 @@ use crate::state::{AppState, RequestContext, Response};
 use crate::{admission, metrics};
 
 /// One line per endpoint. `GET` implies `HEAD`.
-const ROUTES: &[(&str, Endpoint)] = &[
-    ("/v1/chat/completions", Endpoint::Chat),
-    ("/v1/completions", Endpoint::Completions),
-    ("/v1/models", Endpoint::Models),
-    ("/v1/models/{*id}", Endpoint::Model),
-    ("/v1/embeddings", Endpoint::Embeddings),
-    ("/v1/openai/embeddings", Endpoint::Embeddings),
-    ("/api/v1/embeddings", Endpoint::Embeddings),
-    ("/tokenize", Endpoint::Tokenize),
-    ("/detokenize", Endpoint::Detokenize),
-    ("/health", Endpoint::Health),
-    ("/ready", Endpoint::Ready),
-    ("/metrics", Endpoint::Metrics),
-];
+const ROUTES: &[(&str, Endpoint, Flavour)] = {
+    use Endpoint as E;
+    use Flavour as F;
+    &[
+        ("/v1/chat/completions", E::Chat, F::OpenAi),
+        ("/v1/completions", E::Completions, F::OpenAi),
+        ("/v1/models", E::Models, F::OpenAi),
+        ("/v1/models/{*id}", E::Model, F::OpenAi),
+        ("/v1/embeddings", E::Embeddings, F::OpenAi),
+        ("/v1/openai/embeddings", E::Embeddings, F::DeepInfra),
+        ("/api/v1/embeddings", E::Embeddings, F::OpenRouter),
+        ("/tokenize", E::Tokenize, F::OpenAi),
+        ("/detokenize", E::Detokenize, F::OpenAi),
+        ("/health", E::Health, F::OpenAi),
+        ("/ready", E::Ready, F::OpenAi),
+        ("/metrics", E::Metrics, F::OpenAi),
+    ]
+};
 
 /// The label of requests that match no route.
 const UNMATCHED: &str = "unmatched";
@@ -48,7 +53,7 @@ const UNMATCHED: &str = "unmatched";
 pub fn route_labels() -> impl Iterator<Item = &'static str> {
     ROUTES
         .iter()
-        .map(|(pattern, _)| *pattern)
+        .map(|(pattern, ..)| *pattern)
         .chain([UNMATCHED])
 }
 
@@ -100,16 +105,16 @@ impl Endpoint {
 
 /// Finds the endpoint and answers; one per process.
 pub(crate) struct Router {
-    paths: Paths<(&'static str, Endpoint)>,
+    paths: Paths<&'static (&'static str, Endpoint, Flavour)>,
     state: Arc<AppState>,
 }
 
 impl Router {
     pub(crate) fn new(state: Arc<AppState>) -> Self {
         let mut paths = Paths::new();
-        for (pattern, endpoint) in ROUTES {
+        for route in ROUTES {
             paths
-                .insert(*pattern, (*pattern, *endpoint))
+                .insert(route.0, route)
                 .expect("the route table has no conflicts");
         }
         Self { paths, state }
@@ -128,14 +133,20 @@ impl Router {
         let path = request.uri().path().to_owned();
         let request_id = request_id::accept_or_make(&headers);
         let matched = self.paths.at(&path).ok();
-        let (route, endpoint) = matched.as_ref().map_or((UNMATCHED, None), |found| {
-            (found.value.0, Some(found.value.1))
-        });
+        let (route, endpoint, flavour) =
+            matched
+                .as_ref()
+                .map_or((UNMATCHED, None, Flavour::OpenAi), |found| {
+                    let (pattern, endpoint, flavour) = **found.value;
+                    (pattern, Some(endpoint), flavour)
+                });
         let id = matched.as_ref().and_then(|found| found.params.get("id"));
         let ctx = RequestContext {
             state: Arc::clone(&self.state),
             request_id: Arc::clone(&request_id),
             route,
+            flavour,
+            query: request.uri().query().map(Arc::from),
             received,
             tokens: Arc::default(),
         };
@@ -156,7 +167,7 @@ impl Router {
             .catch_unwind()
             .await
             .unwrap_or_else(|_| Err(our_bug(&request_id)))
-            .unwrap_or_else(ApiError::into_response);
+            .unwrap_or_else(|error| error.into_response(flavour));
 
         let draining = self.state.is_draining();
         let out = response.headers_mut();
@@ -316,7 +327,7 @@ mod tests {
     #[test]
     fn ids_may_hold_slashes() {
         let mut paths = Paths::new();
-        for (pattern, endpoint) in ROUTES {
+        for (pattern, endpoint, _) in ROUTES {
             paths
                 .insert(*pattern, *endpoint)
                 .expect("the table has no conflicts");

@@ -9,6 +9,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 
+use crate::api::flavour::Flavour;
 use crate::error::ApiError;
 use crate::state::Response;
 
@@ -28,9 +29,9 @@ pub fn end(frame: &mut Vec<u8>) {
 }
 
 /// What a stream says when it cannot go on.
-pub fn error(error: &ApiError, frame: &mut Vec<u8>) {
+pub fn error(error: &ApiError, flavour: Flavour, frame: &mut Vec<u8>) {
     begin(frame);
-    frame.extend_from_slice(error.body().to_string().as_bytes());
+    frame.extend_from_slice(error.body(flavour).to_string().as_bytes());
     end(frame);
 }
 

@@ -11,6 +11,7 @@ use engine::{EngineHandle, EngineInfo};
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::watch;
 
+use crate::api::flavour::Flavour;
 use crate::api::models::ModelNames;
 use crate::api::params::Defaults;
 use crate::chat::ChatTemplate;
@@ -130,6 +131,10 @@ pub struct RequestContext {
     pub request_id: Arc<str>,
     /// The route's pattern, never the path: safe as a label.
     pub route: &'static str,
+    /// Whose manners the route has.
+    pub flavour: Flavour,
+    /// The part of the URI after `?`.
+    pub query: Option<Arc<str>>,
     /// When its headers were complete.
     pub received: Instant,
     /// Tokens so far, for the request's log line.

@@ -124,7 +124,9 @@ impl Model {
                         num_choices: ask.num_choices,
                         cache_salt: "".into(),
                     };
-                    handle.submit(request).expect("the queue is long enough")
+                    handle
+                        .submit(request, None)
+                        .expect("the queue is long enough")
                 })
                 .collect();
             let mut answers = Vec::new();
@@ -458,7 +460,7 @@ fn a_spoilt_request_spoils_no_other() {
         }
     };
     let mut streams: Vec<_> = (0..20)
-        .map(|at| handle.submit(spoilt(at)).expect("it fits"))
+        .map(|at| handle.submit(spoilt(at), None).expect("it fits"))
         .collect();
     assert_same("beside a fault", &expect, &model.run(&handle, &banned));
     for stream in &mut streams {

@@ -1,1 +1,9 @@
 //! Which tokens may come next.
+
+mod guide;
+
+pub use guide::{GrammarGuide, Guide, ThinkingGuide};
+
+/// A compiled grammar.
+#[derive(Debug)]
+pub struct Compiled {}

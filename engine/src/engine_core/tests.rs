@@ -100,7 +100,9 @@ async fn drain(stream: &mut RequestStream) -> (usize, Vec<u32>, Option<String>) 
 async fn tokens_arrive_until_the_end() {
     let handle = start(|_| Ok(()));
     handle.ready().await.expect("loading is nothing");
-    let mut stream = handle.submit(request(&handle, 3, 2)).expect("it fits");
+    let mut stream = handle
+        .submit(request(&handle, 3, 2), None)
+        .expect("it fits");
     assert_eq!(drain(&mut stream).await, (6, vec![0, 1], None));
     assert_eq!(handle.status(), EngineStatus::Ready);
 }
@@ -114,7 +116,11 @@ async fn a_panic_fails_every_stream_and_the_engine() {
     });
     handle.ready().await.expect("loading is nothing");
     let mut streams: Vec<_> = (0..3)
-        .map(|_| handle.submit(request(&handle, 3, 1)).expect("it fits"))
+        .map(|_| {
+            handle
+                .submit(request(&handle, 3, 1), None)
+                .expect("it fits")
+        })
         .collect();
     release.send(()).expect("the engine waits");
     // The first step may have been planned before the others came; theirs fail from the queue.
@@ -132,7 +138,7 @@ async fn a_panic_fails_every_stream_and_the_engine() {
         );
     }
     assert!(matches!(handle.status(), EngineStatus::Failed(why) if why.contains("impossible")));
-    let refused = handle.submit(request(&handle, 3, 1)).err();
+    let refused = handle.submit(request(&handle, 3, 1), None).err();
     assert!(matches!(refused, Some(SubmitError::Failed(_))));
 }
 
@@ -140,7 +146,9 @@ async fn a_panic_fails_every_stream_and_the_engine() {
 async fn a_failed_step_fails_the_engine() {
     let handle = start(|_| Err(OnFire));
     handle.ready().await.expect("loading is nothing");
-    let mut stream = handle.submit(request(&handle, 3, 1)).expect("it fits");
+    let mut stream = handle
+        .submit(request(&handle, 3, 1), None)
+        .expect("it fits");
     let (_, _, failure) = drain(&mut stream).await;
     assert!(failure.expect("told why").contains("on fire"));
     assert!(matches!(handle.status(), EngineStatus::Failed(_)));
@@ -185,11 +193,11 @@ async fn nothing_is_taken_while_loading() {
         },
     )
     .expect("a thread can be started");
-    let early = handle.submit(request(&handle, 3, 1)).err();
+    let early = handle.submit(request(&handle, 3, 1), None).err();
     assert_eq!(early, Some(SubmitError::NotReady));
     release.send(()).expect("the loader waits");
     handle.ready().await.expect("loading went well");
-    assert!(handle.submit(request(&handle, 3, 1)).is_ok());
+    assert!(handle.submit(request(&handle, 3, 1), None).is_ok());
 }
 
 #[tokio::test]
@@ -198,16 +206,16 @@ async fn a_slow_reader_loses_its_own_request() {
     handle.ready().await.expect("loading is nothing");
     let capacity = STREAM_CAPACITY as u32;
     let mut slow = handle
-        .submit(request(&handle, capacity + 10, 1))
+        .submit(request(&handle, capacity + 10, 1), None)
         .expect("it fits");
     let mut quick = handle
-        .submit(request(&handle, capacity - 10, 1))
+        .submit(request(&handle, capacity - 10, 1), None)
         .expect("it fits");
     let (num_tokens, finished, _) = drain(&mut quick).await;
     assert_eq!((num_tokens, finished), (STREAM_CAPACITY - 10, vec![0]));
     // Only now does the slow one begin to read: its buffer may have been full before this.
     let mut third = handle
-        .submit(request(&handle, capacity - 10, 1))
+        .submit(request(&handle, capacity - 10, 1), None)
         .expect("it fits");
     drain(&mut third).await;
     let (num_tokens, finished, _) = drain(&mut slow).await;
@@ -226,10 +234,14 @@ async fn a_dropped_stream_leaves_the_batch() {
         Ok(())
     });
     handle.ready().await.expect("loading is nothing");
-    let mut endless = handle.submit(request(&handle, 4000, 1)).expect("it fits");
+    let mut endless = handle
+        .submit(request(&handle, 4000, 1), None)
+        .expect("it fits");
     assert!(endless.next().await.is_some(), "it runs");
     drop(endless);
-    let mut next = handle.submit(request(&handle, 3, 1)).expect("it fits");
+    let mut next = handle
+        .submit(request(&handle, 3, 1), None)
+        .expect("it fits");
     assert_eq!(drain(&mut next).await.1, [0]);
     // The abort came before the new request, so the two never share a step.
     assert!(plans.try_iter().all(|num_rows| num_rows == 1));
@@ -245,7 +257,7 @@ async fn a_choice_may_be_finished_twice() {
     handle.ready().await.expect("loading is nothing");
     let request = request(&handle, 50, 2);
     let id = request.id;
-    let mut stream = handle.submit(request).expect("it fits");
+    let mut stream = handle.submit(request, None).expect("it fits");
     for _ in 0..4 {
         permit.send(()).expect("the engine waits");
     }
@@ -277,7 +289,7 @@ async fn what_cannot_run_is_refused_at_once() {
     let refused = |change: &dyn Fn(&mut Request)| {
         let mut request = request(&handle, 3, 1);
         change(&mut request);
-        handle.submit(request).err().expect("it is refused")
+        handle.submit(request, None).err().expect("it is refused")
     };
     assert_eq!(refused(&|r| r.prompt = [].into()), SubmitError::Empty);
     assert_eq!(refused(&|r| r.num_choices = 0), SubmitError::Empty);

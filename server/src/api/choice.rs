@@ -21,10 +21,37 @@ pub struct Delta {
     pub content: String,
     /// One per token of the answer, if asked for.
     pub entries: Vec<Entry>,
+    /// Calls of tools, in order; a call may be spread over many deltas.
+    pub calls: Vec<CallDelta>,
     /// Sampled tokens, end tokens and thoughts included.
     pub token_ids: Vec<u32>,
     /// Why it ended, once.
     pub finish: Option<Finish>,
+    /// The stop string that ended it.
+    pub stop_string: Option<String>,
+}
+
+/// News of one call.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CallDelta {
+    /// Which call of the choice, from 0.
+    pub index: usize,
+    /// Set when the call begins.
+    pub start: Option<CallStart>,
+    /// More of its arguments (JSON text, which the deltas of a call add up to) or of a custom
+    /// tool's input.
+    pub arguments: String,
+}
+
+/// What is known of a call when it begins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CallStart {
+    /// `call_…`, unique.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// The tool takes text instead of JSON.
+    pub custom: bool,
 }
 
 /// Why a choice ended.
@@ -34,6 +61,8 @@ pub enum Finish {
     Stop,
     /// `max_tokens` or the window.
     Length,
+    /// The model waits for what it called.
+    ToolCalls,
 }
 
 /// A token of the answer with its log-probabilities.

@@ -105,6 +105,7 @@ fn start(ctx: &RequestContext, request: &CompletionRequest) -> Result<Generation
         prompts.push(PromptRequest {
             ids: Arc::clone(ids),
             sampling: Arc::new(sampling),
+            guide: None,
         });
     }
     let options = GenerationOptions {

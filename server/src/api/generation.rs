@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use constraint::Guide;
 use engine::{RequestStream, StreamEvent, SubmitError};
 use futures_util::stream::{BoxStream, SelectAll, StreamExt as _, unfold};
 use http::StatusCode;
@@ -27,6 +28,8 @@ pub struct PromptRequest {
     pub ids: Arc<[u32]>,
     /// Parameters, `max_tokens` included.
     pub sampling: Arc<SamplingParams>,
+    /// What its choices must obey.
+    pub guide: Option<Arc<Guide>>,
 }
 
 /// How all choices of a request are made.
@@ -90,7 +93,15 @@ impl Generation {
         let state = Arc::clone(&ctx.state);
         let mut events = SelectAll::new();
         let mut prompts = Vec::with_capacity(requests.len());
-        for (i, PromptRequest { ids, sampling }) in requests.into_iter().enumerate() {
+        for (
+            i,
+            PromptRequest {
+                ids,
+                sampling,
+                guide,
+            },
+        ) in requests.into_iter().enumerate()
+        {
             let scored = sampling.prompt_logprobs.is_some();
             let request = Request {
                 id: state.engine.next_request_id(),
@@ -101,7 +112,7 @@ impl Generation {
             };
             let stream = state
                 .engine
-                .submit(request)
+                .submit(request, guide)
                 .map_err(|error| refused(error, options.param, state.info.max_model_len))?;
             prompts.push(Prompt {
                 ids,

@@ -3,6 +3,7 @@
 //! | File | Holds |
 //! |---|---|
 //! | `chat`, `completions`, `models`, `utility` | an endpoint each: what it reads, how it answers |
+//! | `flavour` | whose manners a route has |
 //! | `fields` | reading JSON with errors that name the path |
 //! | `params`, `thinking`, `messages` | parameters, reasoning settings, the history |
 //! | `prompt` | text to ids, away from the threads that serve sockets |
@@ -15,6 +16,7 @@ pub mod chat;
 pub mod choice;
 pub mod completions;
 pub mod fields;
+pub mod flavour;
 pub mod generation;
 pub mod messages;
 pub mod models;

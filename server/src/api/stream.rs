@@ -9,6 +9,7 @@ use futures_util::stream::unfold;
 use serde::Serialize;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::flavour::Flavour;
 use super::generation::Generation;
 use super::types::{Envelope, Usage, UsageField};
 use crate::error::ApiError;
@@ -96,6 +97,7 @@ pub fn respond<C: Chunks>(ctx: &RequestContext, generation: Generation, chunks: 
     let body = Body {
         generation,
         chunks,
+        flavour: ctx.flavour,
         part: Part::Opening,
         silence,
         keep_alive: Box::pin(sleep(silence)),
@@ -117,6 +119,7 @@ enum Part {
 struct Body<C> {
     generation: Generation,
     chunks: C,
+    flavour: Flavour,
     part: Part,
     silence: Duration,
     keep_alive: Pin<Box<Sleep>>,
@@ -171,7 +174,7 @@ impl<C: Chunks> Body<C> {
         let head = self.chunks.head();
         if let Some(error) = error {
             tracing::warn!(id = head.id, error = error.message, "a stream failed");
-            sse::error(error, frame);
+            sse::error(error, self.flavour, frame);
         } else if head.include_usage {
             let usage = self.generation.usage();
             write(&head.envelope::<()>(&[], UsageField::Counts(&usage)), frame);

@@ -5,7 +5,9 @@ mod message;
 mod python;
 mod reasoning;
 mod template;
+mod tools;
 
 pub use message::{Message, Role, ToolCall};
 pub use reasoning::{Placement, ReasoningSplitter};
 pub use template::{ChatTemplate, Rendered, TemplateError, Variables};
+pub use tools::{CustomFormat, Tool, ToolChoice, ToolInput, ToolSet};

@@ -1,0 +1,174 @@
+//! A chat request: one form for every flavour.
+
+use serde_json::Value;
+
+use crate::api::fields::Fields;
+use crate::api::flavour::Flavour;
+use crate::api::messages;
+use crate::api::params::{Loaded, Params, Route};
+use crate::api::thinking::Thinking;
+use crate::chat::{Message, ToolSet};
+use crate::error::ApiError;
+use crate::state::AppState;
+
+/// A chat request, checked.
+pub struct ChatRequest {
+    /// What completions have too.
+    pub params: Params,
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// What the model may call, and must.
+    pub tools: ToolSet,
+    /// How much it may think.
+    pub thinking: Thinking,
+    /// Whether the choice shows log-probabilities.
+    pub logprobs: bool,
+}
+
+impl ChatRequest {
+    /// Reads and checks a body in the form of `/v1/chat/completions`, which all flavours map to.
+    pub fn read(
+        body: &serde_json::Map<String, Value>,
+        state: &AppState,
+        _flavour: Flavour,
+    ) -> Result<Self, ApiError> {
+        let fields = Fields::root(body);
+        let mut params = Params::read(&fields, Route::Chat, &Loaded::of(state))?;
+        let logprobs = fields.bool("logprobs")?.unwrap_or(false);
+        let top_logprobs = fields.int("top_logprobs", 0..=20)?;
+        if top_logprobs.is_some() && !logprobs {
+            return Err(ApiError::invalid_value(
+                fields.path("top_logprobs"),
+                "needs 'logprobs': true",
+            ));
+        }
+        params.sampling.logprobs = logprobs.then_some(top_logprobs.unwrap_or(0) as u32);
+        check_format(&fields)?;
+        check_tools(&fields)?;
+        check_unserved(&fields)?;
+        Ok(Self {
+            thinking: Thinking::read(&fields)?,
+            messages: messages::read(&fields)?,
+            tools: ToolSet::default(),
+            params,
+            logprobs,
+        })
+    }
+}
+
+/// Only text, until grammars are served.
+fn check_format(fields: &Fields<'_>) -> Result<(), ApiError> {
+    let Some(format) = fields.object("response_format")? else {
+        return Ok(());
+    };
+    let kinds = &["text", "json_object", "json_schema"];
+    let kind = format.word("type", kinds)?;
+    match kind.ok_or_else(|| format.missing("type"))? {
+        "text" => return Ok(()),
+        "json_schema" => {
+            let schema = format
+                .object("json_schema")?
+                .ok_or_else(|| format.missing("json_schema"))?;
+            check_name(&schema)?;
+        }
+        _ => {}
+    }
+    Err(ApiError::unsupported(
+        fields.path("response_format"),
+        "constrained output is not served yet: only {\"type\": \"text\"}",
+    ))
+}
+
+/// `name` is there and made of 1 to 64 letters, digits, `_` and `-`.
+fn check_name(fields: &Fields<'_>) -> Result<(), ApiError> {
+    let name = fields
+        .string("name")?
+        .ok_or_else(|| fields.missing("name"))?;
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    if !(1..=64).contains(&name.len()) || !name.bytes().all(plain) {
+        let message = "must be 1 to 64 letters, digits, '_' or '-'";
+        return Err(ApiError::invalid_value(fields.path("name"), message));
+    }
+    Ok(())
+}
+
+/// No tools, until their calls are served; never silence.
+fn check_tools(fields: &Fields<'_>) -> Result<(), ApiError> {
+    let unsupported = |name: &str| {
+        let message = "tool calls are not served yet";
+        Err(ApiError::unsupported(fields.path(name), message))
+    };
+    fields.bool("parallel_tool_calls")?;
+    if fields
+        .array("tools")?
+        .is_some_and(|tools| !tools.is_empty())
+    {
+        return unsupported("tools");
+    }
+    if let Some(functions) = fields.array("functions")? {
+        if !(1..=128).contains(&functions.len()) {
+            let message = format!("must hold 1 to 128 functions, holds {}", functions.len());
+            return Err(ApiError::invalid_value(fields.path("functions"), message));
+        }
+        return unsupported("functions");
+    }
+    for name in ["tool_choice", "function_call"] {
+        match fields.get(name) {
+            None => {}
+            Some(Value::String(choice)) if choice == "none" => {}
+            Some(Value::String(_) | Value::Object(_)) => {
+                let message = "needs tools: only \"none\" without them";
+                return Err(ApiError::invalid_value(fields.path(name), message));
+            }
+            Some(other) => {
+                let expected = "a string or an object";
+                return Err(ApiError::invalid_type(fields.path(name), expected, other));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What other servers of this API do with more than text, and what has no effect here.
+fn check_unserved(fields: &Fields<'_>) -> Result<(), ApiError> {
+    for name in ["audio", "web_search_options"] {
+        if fields.get(name).is_some() {
+            let message = format!("'{name}' is not served: this model reads and writes text");
+            return Err(ApiError::unsupported(fields.path(name), message));
+        }
+    }
+    fields.word("verbosity", &["low", "medium", "high"])?;
+    if let Some(modalities) = fields.array("modalities")?
+        && (modalities.iter().any(|kind| kind != "text") || modalities.is_empty())
+    {
+        return Err(ApiError::bad_request(
+            "unsupported_value",
+            Some(fields.path("modalities")),
+            "only [\"text\"] is served",
+        ));
+    }
+    if let Some(prediction) = fields.object("prediction")? {
+        let kind = prediction.word("type", &["content"])?;
+        kind.ok_or_else(|| prediction.missing("type"))?;
+        match prediction.get("content") {
+            None => return Err(prediction.missing("content")),
+            Some(Value::String(_)) => {}
+            Some(Value::Array(parts)) => {
+                for (j, part) in parts.iter().enumerate() {
+                    let path = format!("{}[{j}]", prediction.path("content"));
+                    let part = Fields::of(part, path)?;
+                    part.string("text")?.ok_or_else(|| part.missing("text"))?;
+                }
+            }
+            Some(other) => {
+                let path = prediction.path("content");
+                return Err(ApiError::invalid_type(
+                    path,
+                    "a string or text parts",
+                    other,
+                ));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! A generation as chat completions, whole and in chunks.
+
+use super::request::ChatRequest;
+use crate::api::choice::{Choice, Delta, Finish};
+use crate::api::generation::Generation;
+use crate::api::models::json;
+use crate::api::params::ReasoningField;
+use crate::api::stream::{Chunks, Head};
+use crate::api::types::{
+    self, ChatChoice, ChatChunkChoice, ChatDelta, ChatEntries, ChatLogprobs, ChatMessage, Extras,
+};
+use crate::state::{RequestContext, Response};
+
+/// How a generation looks as chat.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the request"
+)]
+pub struct ChatView {
+    head: Head,
+    /// Events instead of one answer.
+    pub stream: bool,
+    logprobs: bool,
+    return_token_ids: bool,
+    prompt_logprobs: bool,
+    /// `None`: thoughts are not returned.
+    reasoning_field: Option<ReasoningField>,
+}
+
+impl ChatView {
+    /// For a request that was just admitted.
+    pub fn new(ctx: &RequestContext, request: ChatRequest) -> Self {
+        let params = request.params;
+        let object = if params.stream {
+            "chat.completion.chunk"
+        } else {
+            "chat.completion"
+        };
+        Self {
+            head: Head {
+                service_tier: Some("default"),
+                include_usage: params.include_usage,
+                ..Head::new(ctx, "chatcmpl-", object, params.model)
+            },
+            stream: params.stream,
+            logprobs: request.logprobs,
+            return_token_ids: params.return_token_ids,
+            prompt_logprobs: params.prompt_logprobs.is_some(),
+            reasoning_field: (!request.thinking.exclude)
+                .then_some(ctx.state.defaults.reasoning_field),
+        }
+    }
+
+    /// The whole answer, once the generation is over.
+    pub fn answer(&self, generation: &mut Generation) -> Response {
+        let deltas: Vec<Delta> = generation.choices().iter_mut().map(Choice::take).collect();
+        let scores = self.scores(generation, 0);
+        let choices: Vec<ChatChoice<'_>> = deltas
+            .iter()
+            .enumerate()
+            .map(|(index, delta)| {
+                let [reasoning_content, reasoning] = self.reasoning(&delta.reasoning);
+                ChatChoice {
+                    index,
+                    message: ChatMessage {
+                        role: "assistant",
+                        content: &delta.content,
+                        refusal: None,
+                        annotations: [],
+                        reasoning_content,
+                        reasoning,
+                    },
+                    logprobs: self.logprobs(delta),
+                    finish_reason: delta.finish.map(Finish::as_str),
+                    extras: Extras {
+                        prompt_token_ids: self
+                            .return_token_ids
+                            .then(|| &**generation.prompt_of(index)),
+                        token_ids: self.return_token_ids.then_some(&delta.token_ids),
+                        prompt_logprobs: scores.as_ref(),
+                    },
+                }
+            })
+            .collect();
+        json(&self.head.answer(&choices, &generation.usage()))
+    }
+
+    fn scores(&self, generation: &Generation, choice: usize) -> Option<types::PromptScores> {
+        self.prompt_logprobs
+            .then(|| generation.prompt_scores(choice))
+            .flatten()
+    }
+
+    fn logprobs<'a>(&self, delta: &'a Delta) -> Option<ChatLogprobs<'a>> {
+        self.logprobs.then_some(ChatLogprobs {
+            content: ChatEntries(&delta.entries),
+            refusal: None,
+        })
+    }
+
+    /// `reasoning_content` and `reasoning`, as far as they are shown.
+    fn reasoning<'a>(&self, text: &'a str) -> [Option<&'a str>; 2] {
+        let text = Some(text).filter(|text| !text.is_empty());
+        match self.reasoning_field {
+            None => [None, None],
+            Some(ReasoningField::ReasoningContent) => [text, None],
+            Some(ReasoningField::Reasoning) => [None, text],
+            Some(ReasoningField::Both) => [text, text],
+        }
+    }
+}
+
+impl Chunks for ChatView {
+    fn open(&self, generation: &mut Generation, frame: &mut Vec<u8>) {
+        for index in 0..generation.choices().len() {
+            let ids = generation.prompt_of(index);
+            let choice = ChatChunkChoice {
+                index,
+                delta: ChatDelta {
+                    role: Some("assistant"),
+                    content: Some(""),
+                    ..ChatDelta::default()
+                },
+                logprobs: None,
+                finish_reason: None,
+                extras: Extras {
+                    prompt_token_ids: self.return_token_ids.then_some(ids),
+                    ..Extras::default()
+                },
+            };
+            self.head.chunk(choice, frame);
+        }
+    }
+
+    fn update(&self, generation: &mut Generation, index: usize, frame: &mut Vec<u8>) {
+        let delta = generation.choices()[index].take();
+        let mut token_ids =
+            Some(delta.token_ids.as_slice()).filter(|ids| self.return_token_ids && !ids.is_empty());
+        let mut chunk = |shown: ChatDelta<'_>, logprobs, extras| {
+            let choice = ChatChunkChoice {
+                index,
+                delta: shown,
+                logprobs,
+                finish_reason: None,
+                extras,
+            };
+            self.head.chunk(choice, frame);
+        };
+        let mut extras = || Extras {
+            token_ids: token_ids.take(),
+            ..Extras::default()
+        };
+        let [reasoning_content, reasoning] = self.reasoning(&delta.reasoning);
+        if reasoning_content.is_some() || reasoning.is_some() {
+            let shown = ChatDelta {
+                reasoning_content,
+                reasoning,
+                ..ChatDelta::default()
+            };
+            chunk(shown, None, extras());
+        }
+        if !delta.content.is_empty() || !delta.entries.is_empty() {
+            let shown = ChatDelta {
+                content: Some(&delta.content),
+                ..ChatDelta::default()
+            };
+            chunk(shown, self.logprobs(&delta), extras());
+        }
+        let Some(finish) = delta.finish else {
+            if token_ids.is_some() {
+                let extras = Extras {
+                    token_ids,
+                    ..Extras::default()
+                };
+                chunk(ChatDelta::default(), None, extras);
+            }
+            return;
+        };
+        let scores = self.scores(generation, index);
+        let choice = ChatChunkChoice {
+            index,
+            delta: ChatDelta::default(),
+            logprobs: None,
+            finish_reason: Some(finish.as_str()),
+            extras: Extras {
+                token_ids,
+                prompt_logprobs: scores.as_ref(),
+                ..Extras::default()
+            },
+        };
+        self.head.chunk(choice, frame);
+    }
+
+    fn head(&self) -> &Head {
+        &self.head
+    }
+}
