@@ -2,15 +2,18 @@
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, StatusCode};
-use subtle::{Choice, ConstantTimeEq as _};
+use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::error::ApiError;
 
 /// Lets a request in if no keys are configured or it shows one of them, as `Authorization: Bearer K`
-/// or `x-api-key: K`. How long this takes depends on no key's content.
-pub(crate) fn authenticate(keys: &[String], headers: &HeaderMap) -> Result<(), ApiError> {
+/// or `x-api-key: K`, and says which. How long this takes depends on no key's content.
+pub(crate) fn authenticate(
+    keys: &[String],
+    headers: &HeaderMap,
+) -> Result<Option<usize>, ApiError> {
     if keys.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let shown =
         bearer(headers).or_else(|| headers.get("x-api-key").map(http::HeaderValue::as_bytes));
@@ -19,13 +22,13 @@ pub(crate) fn authenticate(keys: &[String], headers: &HeaderMap) -> Result<(), A
             "no API key was given: send `Authorization: Bearer KEY`",
         ));
     };
-    let known = keys.iter().fold(Choice::from(0), |known, key| {
-        known | key.as_bytes().ct_eq(shown)
+    // 0 is none; every key is looked at.
+    let found = keys.iter().zip(1_u64..).fold(0, |found, (key, i)| {
+        u64::conditional_select(&found, &i, key.as_bytes().ct_eq(shown))
     });
-    if known.into() {
-        Ok(())
-    } else {
-        Err(refusal("the API key is not known here"))
+    match found.checked_sub(1) {
+        Some(index) => Ok(Some(index as usize)),
+        None => Err(refusal("the API key is not known here")),
     }
 }
 
@@ -63,7 +66,7 @@ mod tests {
         if let Err(error) = outcome {
             assert_eq!(error.status, StatusCode::UNAUTHORIZED);
         }
-        assert_eq!(authenticate(&[], &map), Ok(()), "no keys: off");
+        assert_eq!(authenticate(&[], &map), Ok(None), "no keys: off");
     }
 
     #[test]
@@ -77,6 +80,16 @@ mod tests {
             &[("authorization", "Basic abc"), ("x-api-key", "first")],
             true,
         );
+    }
+
+    #[test]
+    fn keys_are_told_apart() {
+        let keys = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
+        for (i, key) in keys.iter().enumerate() {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-api-key", key.parse().expect("a header value"));
+            assert_eq!(authenticate(&keys, &headers), Ok(Some(i)));
+        }
     }
 
     #[test]

@@ -101,12 +101,12 @@ impl ApiError {
     }
 
     /// The body, in the words of the flavour's own clients.
-    pub fn body(&self, flavour: Flavour) -> serde_json::Value {
+    pub fn body(&self, flavour: Flavour, request_id: &str) -> serde_json::Value {
         match flavour {
+            Flavour::Anthropic => self.anthropic_body(request_id),
             Flavour::OpenAi
             | Flavour::DeepInfra
             | Flavour::Nvidia
-            | Flavour::Anthropic
             | Flavour::OpenRouter
             | Flavour::Cloudflare
             | Flavour::CloudflareRest => self.openai_body(),
@@ -123,11 +123,49 @@ impl ApiError {
         }})
     }
 
+    /// `{"type":"error","error":{type,message},"request_id"}`. It has no place for the parameter, so
+    /// the message names it.
+    fn anthropic_body(&self, request_id: &str) -> serde_json::Value {
+        let kind = match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            400..500 => "invalid_request_error",
+            _ => "api_error",
+        };
+        let message = match &self.param {
+            _ if self.code == "context_length_exceeded" => {
+                // Clients that speak this dialect match these words instead, to compact and retry.
+                format!("prompt is too long: {}", self.message)
+            }
+            Some(param) if !self.message.contains(param) => format!("{param}: {}", self.message),
+            _ => self.message.clone(),
+        };
+        serde_json::json!({
+            "type": "error",
+            "error": {"type": kind, "message": message},
+            "request_id": request_id,
+        })
+    }
+
+    /// The status, as the flavour's own clients know it.
+    fn status(&self, flavour: Flavour) -> StatusCode {
+        match (flavour, self.status) {
+            (Flavour::Anthropic, StatusCode::SERVICE_UNAVAILABLE) => {
+                StatusCode::from_u16(529).expect("three digits")
+            }
+            (_, status) => status,
+        }
+    }
+
     /// Status, headers and body.
-    pub fn into_response(self, flavour: Flavour) -> Response {
-        let mut response =
-            http::Response::new(Full::from(self.body(flavour).to_string()).boxed_unsync());
-        *response.status_mut() = self.status;
+    pub fn into_response(self, flavour: Flavour, request_id: &str) -> Response {
+        let body = self.body(flavour, request_id).to_string();
+        let mut response = http::Response::new(Full::from(body).boxed_unsync());
+        *response.status_mut() = self.status(flavour);
         let headers = response.headers_mut();
         headers.insert(
             CONTENT_TYPE,

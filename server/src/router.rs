@@ -72,23 +72,22 @@ enum Endpoint {
 }
 
 impl Endpoint {
-    fn method(self) -> Method {
-        match self {
-            Self::Models | Self::Model | Self::Health | Self::Ready | Self::Metrics => Method::GET,
-            Self::Chat
-            | Self::Completions
-            | Self::Embeddings
-            | Self::Tokenize
-            | Self::Detokenize => Method::POST,
-        }
+    /// Whether it answers `method`, which is not `HEAD`.
+    fn serves(self, method: &Method) -> bool {
+        self.allow().split(", ").any(|one| one == method.as_str())
     }
 
     /// What goes into an `Allow` header.
     fn allow(self) -> &'static str {
-        if self.method() == Method::GET {
-            "GET, HEAD, OPTIONS"
-        } else {
-            "POST, OPTIONS"
+        match self {
+            Self::Models | Self::Model | Self::Health | Self::Ready | Self::Metrics => {
+                "GET, HEAD, OPTIONS"
+            }
+            Self::Chat
+            | Self::Completions
+            | Self::Embeddings
+            | Self::Tokenize
+            | Self::Detokenize => "POST, OPTIONS",
         }
     }
 
@@ -147,6 +146,7 @@ impl Router {
             route,
             flavour,
             query: request.uri().query().map(Arc::from),
+            key: None,
             received,
             tokens: Arc::default(),
         };
@@ -167,11 +167,14 @@ impl Router {
             .catch_unwind()
             .await
             .unwrap_or_else(|_| Err(our_bug(&request_id)))
-            .unwrap_or_else(|error| error.into_response(flavour));
+            .unwrap_or_else(|error| error.into_response(flavour, &request_id));
 
         let draining = self.state.is_draining();
         let out = response.headers_mut();
         out.insert("x-request-id", request_id::header(&request_id));
+        if flavour == Flavour::Anthropic {
+            out.insert("request-id", request_id::header(&request_id));
+        }
         if endpoint.is_some_and(|endpoint| !endpoint.is_operational()) {
             let ms = received.elapsed().as_millis() as u64;
             out.insert("openai-processing-ms", ms.into());
@@ -201,7 +204,7 @@ impl Router {
     async fn dispatch(
         &self,
         endpoint: Endpoint,
-        ctx: RequestContext,
+        mut ctx: RequestContext,
         id: Option<&str>,
         request: Request<Incoming>,
     ) -> Result<Response, ApiError> {
@@ -214,24 +217,27 @@ impl Router {
         if asked == Method::OPTIONS {
             return Ok(cors::preflight(endpoint.allow(), &parts.headers));
         }
-        if asked != endpoint.method() {
+        if !endpoint.serves(&asked) {
             request_body::discard(body);
             return Err(wrong_method(&asked, endpoint, ctx.route));
         }
         let config = &self.state.config;
         let enters = || {
             if endpoint.is_operational() {
-                return Ok(());
+                return Ok(None);
             }
-            admission::authenticate(&config.api_keys, &parts.headers)?;
+            let key = admission::authenticate(&config.api_keys, &parts.headers)?;
             match NotReady::of(&self.state) {
                 Some(why) if endpoint.generates() => Err(why.into()),
-                _ => Ok(()),
+                _ => Ok(key),
             }
         };
-        if let Err(refusal) = enters() {
-            request_body::discard(body);
-            return Err(refusal);
+        match enters() {
+            Ok(key) => ctx.key = key,
+            Err(refusal) => {
+                request_body::discard(body);
+                return Err(refusal);
+            }
         }
         let body = request_body::read(body, config).await?;
         match endpoint {
@@ -299,7 +305,7 @@ fn wrong_method(asked: &Method, endpoint: Endpoint, route: &str) -> ApiError {
         StatusCode::METHOD_NOT_ALLOWED,
         "invalid_request_error",
         "method_not_allowed",
-        format!("{asked} is not for {route}: use {}", endpoint.method()),
+        format!("{asked} is not for {route}: use {}", endpoint.allow()),
     )
 }
 

@@ -23,15 +23,23 @@ pub fn begin(frame: &mut Vec<u8>) {
     frame.extend_from_slice(b"data: ");
 }
 
+/// Opens an event that says what it is; its data is written as after [`begin`].
+pub fn begin_named(name: &str, frame: &mut Vec<u8>) {
+    frame.extend_from_slice(b"event: ");
+    frame.extend_from_slice(name.as_bytes());
+    frame.push(b'\n');
+    begin(frame);
+}
+
 /// Ends an event.
 pub fn end(frame: &mut Vec<u8>) {
     frame.extend_from_slice(b"\n\n");
 }
 
 /// What a stream says when it cannot go on.
-pub fn error(error: &ApiError, flavour: Flavour, frame: &mut Vec<u8>) {
+pub fn error(error: &ApiError, flavour: Flavour, request_id: &str, frame: &mut Vec<u8>) {
     begin(frame);
-    frame.extend_from_slice(error.body(flavour).to_string().as_bytes());
+    frame.extend_from_slice(error.body(flavour, request_id).to_string().as_bytes());
     end(frame);
 }
 

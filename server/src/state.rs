@@ -135,6 +135,8 @@ pub struct RequestContext {
     pub flavour: Flavour,
     /// The part of the URI after `?`.
     pub query: Option<Arc<str>>,
+    /// Which of the configured keys it showed; `None` without keys.
+    pub key: Option<usize>,
     /// When its headers were complete.
     pub received: Instant,
     /// Tokens so far, for the request's log line.

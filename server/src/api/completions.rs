@@ -217,7 +217,7 @@ fn rank(candidates: &[Delta]) -> Vec<usize> {
 }
 
 impl Chunks for TextView {
-    fn open(&self, generation: &mut Generation, frame: &mut Vec<u8>) {
+    fn open(&mut self, generation: &mut Generation, frame: &mut Vec<u8>) {
         for index in 0..generation.choices().len() {
             // An echo without scores is known at once.
             let delta = generation.choices()[index].take();
@@ -236,7 +236,7 @@ impl Chunks for TextView {
         }
     }
 
-    fn update(&self, generation: &mut Generation, index: usize, frame: &mut Vec<u8>) {
+    fn update(&mut self, generation: &mut Generation, index: usize, frame: &mut Vec<u8>) {
         let delta = generation.choices()[index].take();
         let mut token_ids =
             Some(delta.token_ids.as_slice()).filter(|ids| self.return_token_ids && !ids.is_empty());
@@ -271,7 +271,12 @@ impl Chunks for TextView {
         self.head.chunk(choice, frame);
     }
 
-    fn head(&self) -> &Head {
-        &self.head
+    fn close(
+        &mut self,
+        generation: &mut Generation,
+        error: Option<&ApiError>,
+        frame: &mut Vec<u8>,
+    ) {
+        self.head.close(&generation.usage(), error, frame);
     }
 }

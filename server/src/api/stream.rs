@@ -1,6 +1,7 @@
 //! A generation as server-sent events.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,16 +36,24 @@ pub struct Head {
     pub fingerprint: String,
     /// Whether a stream ends with usage.
     pub include_usage: bool,
+    /// Whose error bodies a stream that fails ends with.
+    pub flavour: Flavour,
+    /// For those error bodies.
+    pub request_id: Arc<str>,
 }
 
-/// Writes the chunks of one flavour.
+/// Writes the events of one flavour.
 pub trait Chunks: Send + 'static {
     /// Before the first token.
-    fn open(&self, generation: &mut Generation, frame: &mut Vec<u8>);
+    fn open(&mut self, generation: &mut Generation, frame: &mut Vec<u8>);
     /// News of one choice.
-    fn update(&self, generation: &mut Generation, choice: usize, frame: &mut Vec<u8>);
-    /// What every chunk starts with.
-    fn head(&self) -> &Head;
+    fn update(&mut self, generation: &mut Generation, choice: usize, frame: &mut Vec<u8>);
+    /// The last bytes, after the last token or because of an error.
+    fn close(&mut self, generation: &mut Generation, error: Option<&ApiError>, frame: &mut Vec<u8>);
+    /// What breaks a silence that has grown too long.
+    fn keep_alive(&self) -> &'static [u8] {
+        sse::KEEP_ALIVE
+    }
 }
 
 impl Head {
@@ -59,6 +68,8 @@ impl Head {
             service_tier: None,
             fingerprint: ctx.state.info.fingerprint.clone(),
             include_usage: false,
+            flavour: ctx.flavour,
+            request_id: Arc::clone(&ctx.request_id),
         }
     }
 
@@ -75,6 +86,16 @@ impl Head {
             UsageField::Absent
         };
         write(&self.envelope(&[choice], usage), frame);
+    }
+
+    /// Ends a stream: with usage if it was asked for, or with what went wrong.
+    pub fn close(&self, usage: &Usage, error: Option<&ApiError>, frame: &mut Vec<u8>) {
+        if let Some(error) = error {
+            sse::error(error, self.flavour, &self.request_id, frame);
+        } else if self.include_usage {
+            write(&self.envelope::<()>(&[], UsageField::Counts(usage)), frame);
+        }
+        frame.extend_from_slice(sse::DONE);
     }
 
     fn envelope<'a, C>(&'a self, choices: &'a [C], usage: UsageField<'a>) -> Envelope<'a, C> {
@@ -97,7 +118,7 @@ pub fn respond<C: Chunks>(ctx: &RequestContext, generation: Generation, chunks: 
     let body = Body {
         generation,
         chunks,
-        flavour: ctx.flavour,
+        request_id: Arc::clone(&ctx.request_id),
         part: Part::Opening,
         silence,
         keep_alive: Box::pin(sleep(silence)),
@@ -119,7 +140,7 @@ enum Part {
 struct Body<C> {
     generation: Generation,
     chunks: C,
-    flavour: Flavour,
+    request_id: Arc<str>,
     part: Part,
     silence: Duration,
     keep_alive: Pin<Box<Sleep>>,
@@ -152,7 +173,7 @@ impl<C: Chunks> Body<C> {
         let news = tokio::select! {
             biased;
             news = self.generation.next() => news,
-            () = &mut self.keep_alive => return frame.extend_from_slice(sse::KEEP_ALIVE),
+            () = &mut self.keep_alive => return frame.extend_from_slice(self.chunks.keep_alive()),
         };
         let mut news = Some(news);
         // What came in the same step goes out together.
@@ -171,15 +192,11 @@ impl<C: Chunks> Body<C> {
 
     fn close(&mut self, error: Option<&ApiError>, frame: &mut Vec<u8>) {
         self.part = Part::Over;
-        let head = self.chunks.head();
         if let Some(error) = error {
-            tracing::warn!(id = head.id, error = error.message, "a stream failed");
-            sse::error(error, self.flavour, frame);
-        } else if head.include_usage {
-            let usage = self.generation.usage();
-            write(&head.envelope::<()>(&[], UsageField::Counts(&usage)), frame);
+            let request_id = &*self.request_id;
+            tracing::warn!(request_id, error = error.message, "a stream failed");
         }
-        frame.extend_from_slice(sse::DONE);
+        self.chunks.close(&mut self.generation, error, frame);
     }
 }
 

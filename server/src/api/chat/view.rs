@@ -9,6 +9,7 @@ use crate::api::stream::{Chunks, Head};
 use crate::api::types::{
     self, ChatChoice, ChatChunkChoice, ChatDelta, ChatEntries, ChatLogprobs, ChatMessage, Extras,
 };
+use crate::error::ApiError;
 use crate::state::{RequestContext, Response};
 
 /// How a generation looks as chat.
@@ -111,7 +112,7 @@ impl ChatView {
 }
 
 impl Chunks for ChatView {
-    fn open(&self, generation: &mut Generation, frame: &mut Vec<u8>) {
+    fn open(&mut self, generation: &mut Generation, frame: &mut Vec<u8>) {
         for index in 0..generation.choices().len() {
             let ids = generation.prompt_of(index);
             let choice = ChatChunkChoice {
@@ -132,7 +133,7 @@ impl Chunks for ChatView {
         }
     }
 
-    fn update(&self, generation: &mut Generation, index: usize, frame: &mut Vec<u8>) {
+    fn update(&mut self, generation: &mut Generation, index: usize, frame: &mut Vec<u8>) {
         let delta = generation.choices()[index].take();
         let mut token_ids =
             Some(delta.token_ids.as_slice()).filter(|ids| self.return_token_ids && !ids.is_empty());
@@ -191,7 +192,12 @@ impl Chunks for ChatView {
         self.head.chunk(choice, frame);
     }
 
-    fn head(&self) -> &Head {
-        &self.head
+    fn close(
+        &mut self,
+        generation: &mut Generation,
+        error: Option<&ApiError>,
+        frame: &mut Vec<u8>,
+    ) {
+        self.head.close(&generation.usage(), error, frame);
     }
 }
