@@ -15,6 +15,7 @@
 //! | `preempt` | who yields and what is given back |
 //! | `stop` | stop ids, length |
 //! | `output` | [`SchedulerOutput`], the plan; [`StepResult`]; [`RequestOutput`] |
+//! | `mask` | [`TokenMask`]: which tokens a row may draw, decided outside |
 //! | `runner` | [`Runner`]: plan in, result out |
 //! | `stats` | [`SchedulerStats`]: plain numbers |
 //! | `check` | [`Standing`] and `check_invariants`, for tests |
@@ -59,6 +60,7 @@
 mod budget;
 mod check;
 mod config;
+mod mask;
 mod output;
 mod plan;
 mod preempt;
@@ -74,6 +76,7 @@ mod update;
 pub use check::Standing;
 pub use config::SchedulerConfig;
 pub use kvcache::{BlockId, CacheConfig, SlotId, StateOp};
+pub use mask::TokenMask;
 pub use output::{
     History, PromptLogprobs, RequestOutput, Row, RowFault, RowOutput, RowResult, Sample,
     SchedulerOutput, SequenceId, StepId, StepResult, TokenLogprobs,

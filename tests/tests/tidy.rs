@@ -79,13 +79,24 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
 
 #[test]
 fn arrows_point_one_way() {
-    let ours = ["kvcache", "scheduler", "kernels", "engine", "nemoserve"];
+    let ours = [
+        "kvcache",
+        "scheduler",
+        "kernels",
+        "constraint",
+        "engine",
+        "nemoserve",
+    ];
     for (manifest, may_use) in [
         ("kvcache/Cargo.toml", &[][..]),
         ("scheduler/Cargo.toml", &["kvcache"]),
         ("engine/kernels/Cargo.toml", &[]),
-        ("engine/Cargo.toml", &["kvcache", "scheduler", "kernels"]),
-        ("server/Cargo.toml", &["engine", "scheduler"]),
+        ("engine/constraint/Cargo.toml", &["scheduler"]),
+        (
+            "engine/Cargo.toml",
+            &["kvcache", "scheduler", "kernels", "constraint"],
+        ),
+        ("server/Cargo.toml", &["engine", "constraint", "scheduler"]),
         ("tests/simulation/Cargo.toml", &["kvcache", "scheduler"]),
     ] {
         let used: BTreeSet<_> = dependencies(manifest)

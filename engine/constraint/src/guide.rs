@@ -2,24 +2,39 @@
 
 use std::sync::Arc;
 
-use crate::Compiled;
+use crate::{Compiled, Vocabulary};
 
 /// Shared by all choices of a request.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Guide {
+    /// The model's tokens.
+    pub vocabulary: Arc<Vocabulary>,
     /// The prompt ends inside a thought: the grammar waits until it is closed.
     pub thinking: Option<ThinkingGuide>,
-    /// Ids that are never sampled.
+    /// Ids that are never sampled, unless the grammar leaves nothing else.
     pub banned: Vec<u32>,
     /// What the answer must look like.
     pub grammar: Option<GrammarGuide>,
+}
+
+impl Guide {
+    /// One that allows everything.
+    pub fn new(vocabulary: Arc<Vocabulary>) -> Self {
+        Self {
+            vocabulary,
+            thinking: None,
+            banned: Vec::new(),
+            grammar: None,
+        }
+    }
 }
 
 /// How a thought ends.
 #[derive(Clone, Debug, Default)]
 pub struct ThinkingGuide {
     /// Tokens of the closing marker, forced in this order when the budget is used up. Sampled by the
-    /// model itself, they end the thought too.
+    /// model itself, they end the thought too; a marker of several tokens also when the model spells
+    /// it with others.
     pub close: Vec<u32>,
     /// Tokens of a thought at most, marker not counted. `None` is no limit.
     pub budget: Option<u32>,

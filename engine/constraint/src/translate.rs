@@ -1,0 +1,102 @@
+//! Our grammars as the library's, and its errors as ours.
+
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use serde_json::{Value, json};
+
+use crate::{Grammar, GrammarError, Limits};
+
+/// Refuses what is too large before anything is hashed, stored or parsed.
+pub(crate) fn check_size(grammar: &Grammar, limits: &Limits) -> Result<(), GrammarError> {
+    let size = grammar.num_bytes();
+    if size > limits.max_bytes {
+        return Err(GrammarError::TooLarge {
+            what: "the number of bytes of the grammar",
+            size: size as u64,
+            max: limits.max_bytes as u64,
+        });
+    }
+    Ok(())
+}
+
+/// The library's form of a grammar.
+pub(crate) fn to_library(
+    grammar: &Grammar,
+    limits: &Limits,
+) -> Result<TopLevelGrammar, GrammarError> {
+    let grammars = match grammar {
+        Grammar::Composed { root, parts } => {
+            let mut grammars = vec![GrammarWithLexer::from_lark(root.clone())];
+            for (name, part) in parts {
+                let mut part = alone(part, limits)?;
+                part.name = Some(name.clone());
+                grammars.push(part);
+            }
+            grammars
+        }
+        other => vec![alone(other, limits)?],
+    };
+    Ok(TopLevelGrammar {
+        grammars,
+        max_tokens: None,
+    })
+}
+
+fn alone(grammar: &Grammar, _limits: &Limits) -> Result<GrammarWithLexer, GrammarError> {
+    Ok(match grammar {
+        Grammar::JsonSchema(text) => {
+            let mut schema: Value =
+                serde_json::from_str(text).map_err(|error| GrammarError::Malformed {
+                    message: format!("the schema is not JSON: {error}"),
+                })?;
+            if let Value::Object(schema) = &mut schema {
+                schema.insert("x-guidance".into(), json_options());
+            }
+            GrammarWithLexer::from_json_schema(schema)
+        }
+        Grammar::Lark(text) => GrammarWithLexer::from_lark(text.clone()),
+        Grammar::Regex(pattern) => GrammarWithLexer::from_regex(pattern),
+        Grammar::Composed { .. } => {
+            return Err(GrammarError::Malformed {
+                message: "a part of a grammar has parts itself".into(),
+            });
+        }
+    })
+}
+
+/// How JSON is written: compactly, but a model may put the space that it is used to after a comma
+/// or a colon. More would let it write white space for ever.
+fn json_options() -> Value {
+    json!({
+        "whitespace_flexible": false,
+        "item_separator": ", ?",
+        "key_separator": ": ?",
+        "coerce_one_of": true,
+    })
+}
+
+/// The library's reasons, as ours.
+pub(crate) fn error(error: impl std::fmt::Display) -> GrammarError {
+    let message = error.to_string();
+    let message = message.trim_end_matches("<non-verbose/>").trim_end();
+    let is_limit = [
+        "fuel",
+        "too large",
+        "too big",
+        "limit",
+        "panic",
+        "stack level",
+    ];
+    if is_limit.iter().any(|word| message.contains(word)) {
+        return GrammarError::TooComplex {
+            message: message.to_owned(),
+        };
+    }
+    if let Some(why) = message.strip_prefix("Unsatisfiable schema: ") {
+        return GrammarError::Unsatisfiable {
+            message: why.to_owned(),
+        };
+    }
+    GrammarError::Malformed {
+        message: message.to_owned(),
+    }
+}
