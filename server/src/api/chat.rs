@@ -43,7 +43,13 @@ where
     let (state, flavour) = (Arc::clone(&ctx.state), ctx.flavour);
     prompt::off_thread(move || {
         let request = ChatRequest::read(&body()?, &state, flavour)?;
-        let prompt = prompt::render_chat(&state, &request.messages, &request.thinking, true)?;
+        let ChatRequest {
+            messages,
+            tools,
+            thinking,
+            ..
+        } = &request;
+        let prompt = prompt::render_chat(&state, messages, tools, thinking, true)?;
         Ok((request, prompt))
     })
     .await

@@ -5,7 +5,7 @@
 //! | `chat`, `completions`, `models`, `utility` | an endpoint each: what it reads, how it answers |
 //! | `flavour` | whose manners a route has |
 //! | `fields` | reading JSON with errors that name the path |
-//! | `params`, `thinking`, `messages` | parameters, reasoning settings, the history |
+//! | `params`, `thinking`, `messages`, `tools` | parameters, reasoning settings, the history, what may be called |
 //! | `prompt` | text to ids, away from the threads that serve sockets |
 //! | `generation` | all prompts and choices of a request, in flight |
 //! | `choice` | one choice: tokens in, text and log-probabilities out |
@@ -24,5 +24,6 @@ pub mod params;
 pub mod prompt;
 pub mod stream;
 pub mod thinking;
+pub mod tools;
 pub mod types;
 pub mod utility;

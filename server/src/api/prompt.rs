@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::fields::{Fields, token_id};
 use super::thinking::Thinking;
-use crate::chat::{Message, Variables};
+use crate::chat::{Message, ToolSet, Variables};
 use crate::error::ApiError;
 use crate::state::AppState;
 use crate::text::Tokenizer;
@@ -49,6 +49,7 @@ pub struct ChatPrompt {
 pub fn render_chat(
     state: &AppState,
     messages: &[Message],
+    tools: &ToolSet,
     thinking: &Thinking,
     add_generation_prompt: bool,
 ) -> Result<ChatPrompt, ApiError> {
@@ -67,7 +68,7 @@ pub fn render_chat(
         settings: thinking.settings.clone(),
     };
     let rendered = template
-        .render(messages, &[], &variables)
+        .render(messages, &tools.shown(), &variables)
         .map_err(|error| refused("messages", &error))?;
     fits(state, tokenizer, rendered.prompt.text.len(), "messages")?;
     let ids = tokenizer

@@ -10,6 +10,7 @@ use super::messages;
 use super::models::json;
 use super::prompt::{self, encode, no_tokenizer};
 use super::thinking::Thinking;
+use super::tools;
 use crate::error::ApiError;
 use crate::state::{AppState, RequestContext, Response};
 
@@ -73,17 +74,10 @@ fn read_tokens(fields: &Fields<'_>, state: &AppState) -> Result<Vec<u32>, ApiErr
     let add_generation_prompt = fields.bool("add_generation_prompt")?.unwrap_or(true);
     let parse_special = fields.bool("parse_special")?.unwrap_or(false);
     if fields.get("messages").is_some() {
-        if fields
-            .array("tools")?
-            .is_some_and(|tools| !tools.is_empty())
-        {
-            let message = "tools are not served yet";
-            return Err(ApiError::unsupported(fields.path("tools"), message));
-        }
         let messages = messages::read(fields)?;
-        let thinking = Thinking::read(fields)?;
-        let prompt = prompt::render_chat(state, &messages, &thinking, add_generation_prompt)?;
-        return Ok(prompt.ids);
+        let (tools, thinking) = (tools::read(fields)?, Thinking::read(fields)?);
+        let add = add_generation_prompt;
+        return Ok(prompt::render_chat(state, &messages, &tools, &thinking, add)?.ids);
     }
     let name = if fields.get("prompt").is_some() {
         "prompt"

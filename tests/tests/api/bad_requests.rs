@@ -216,37 +216,6 @@ const CHAT_ONLY: &[Case] = &[
         r#""response_format":{"type":"json_schema","json_schema":{"name":"a","schema":{}}}"#,
         "400 response_format unsupported_parameter",
     ),
-    (r#""tools":{}"#, "400 tools invalid_type"),
-    (
-        r#""tools":[{"type":"function","function":{"name":"f"}}]"#,
-        "400 tools unsupported_parameter",
-    ),
-    (
-        r#""tool_choice":"required""#,
-        "400 tool_choice invalid_value",
-    ),
-    (
-        r#""tool_choice":"auto","tools":[]"#,
-        "400 tool_choice invalid_value",
-    ),
-    (
-        r#""tool_choice":{"type":"function","function":{"name":"f"}}"#,
-        "400 tool_choice invalid_value",
-    ),
-    (r#""tool_choice":5"#, "400 tool_choice invalid_type"),
-    (
-        r#""parallel_tool_calls":"no""#,
-        "400 parallel_tool_calls invalid_type",
-    ),
-    (r#""functions":[]"#, "400 functions invalid_value"),
-    (
-        r#""functions":[{"name":"f"}]"#,
-        "400 functions unsupported_parameter",
-    ),
-    (
-        r#""function_call":"auto""#,
-        "400 function_call invalid_value",
-    ),
     (
         r#""reasoning_effort":"huge""#,
         "400 reasoning_effort invalid_value",
@@ -407,6 +376,191 @@ const CHAT_ONLY: &[Case] = &[
     ),
 ];
 
+/// What is refused about tools.
+const TOOLS: &[Case] = &[
+    (r#""tools":{}"#, "400 tools invalid_type"),
+    (r#""tools":["f"]"#, "400 tools[0] invalid_type"),
+    (
+        r#""tools":[{}]"#,
+        "400 tools[0].type missing_required_parameter",
+    ),
+    (
+        r#""tools":[{"type":"retrieval"}]"#,
+        "400 tools[0].type invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function"}]"#,
+        "400 tools[0].function missing_required_parameter",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{}}]"#,
+        "400 tools[1].function.name missing_required_parameter",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":5}}]"#,
+        "400 tools[0].function.name invalid_type",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":""}}]"#,
+        "400 tools[0].function.name invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"a b"}}]"#,
+        "400 tools[0].function.name invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"a.b"}}]"#,
+        "400 tools[0].function.name invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}}]"#,
+        "400 tools[0].function.name invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f","description":5}}]"#,
+        "400 tools[0].function.description invalid_type",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f","parameters":"{}"}}]"#,
+        "400 tools[0].function.parameters invalid_type",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f","strict":"yes"}}]"#,
+        "400 tools[0].function.strict invalid_type",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"f"}}]"#,
+        "400 tools invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"custom","custom":{"name":"f"}}]"#,
+        "400 tools invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"custom","custom":{"name":"g!"}}]"#,
+        "400 tools[0].custom.name invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"custom","custom":{"name":"g","format":"text"}}]"#,
+        "400 tools[0].custom.format invalid_type",
+    ),
+    (
+        r#""tools":[{"type":"custom","custom":{"name":"g","format":{}}}]"#,
+        "400 tools[0].custom.format.type missing_required_parameter",
+    ),
+    (
+        r#""tools":[{"type":"custom","custom":{"name":"g","format":{"type":"json"}}}]"#,
+        "400 tools[0].custom.format.type invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"custom","custom":{"name":"g","format":{"type":"grammar"}}}]"#,
+        "400 tools[0].custom.format.grammar missing_required_parameter",
+    ),
+    (
+        r#""tools":[{"type":"custom","custom":{"name":"g","format":{"type":"grammar","grammar":{"syntax":"ebnf","definition":"x"}}}}]"#,
+        "400 tools[0].custom.format.grammar.syntax invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"custom","custom":{"name":"g","format":{"type":"grammar","grammar":{"syntax":"lark"}}}}]"#,
+        "400 tools[0].custom.format.grammar.definition missing_required_parameter",
+    ),
+    (
+        r#""tool_choice":"required""#,
+        "400 tool_choice invalid_value",
+    ),
+    (
+        r#""tool_choice":"auto","tools":[]"#,
+        "400 tool_choice invalid_value",
+    ),
+    (
+        r#""tool_choice":{"type":"function","function":{"name":"f"}}"#,
+        "400 tool_choice invalid_value",
+    ),
+    (
+        r#""tool_choice":"any","tools":[{"type":"function","function":{"name":"f"}}]"#,
+        "400 tool_choice invalid_value",
+    ),
+    (r#""tool_choice":5"#, "400 tool_choice invalid_type"),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"custom","custom":{"name":"g"}}],"tool_choice":{"type":"function","function":{"name":"h"}}"#,
+        "400 tool_choice invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"custom","custom":{"name":"g"}}],"tool_choice":{"type":"custom","custom":{"name":"f"}}"#,
+        "400 tool_choice invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"custom","custom":{"name":"g"}}],"tool_choice":{"type":"function"}"#,
+        "400 tool_choice.function missing_required_parameter",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"custom","custom":{"name":"g"}}],"tool_choice":{"type":"tool","name":"f"}"#,
+        "400 tool_choice.type invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"custom","custom":{"name":"g"}}],"tool_choice":{"type":"allowed_tools"}"#,
+        "400 tool_choice.allowed_tools missing_required_parameter",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"custom","custom":{"name":"g"}}],"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[]}}"#,
+        "400 tool_choice.allowed_tools.tools invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"custom","custom":{"name":"g"}}],"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"none","tools":[{"type":"function","function":{"name":"f"}}]}}"#,
+        "400 tool_choice.allowed_tools.mode invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"custom","custom":{"name":"g"}}],"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"h"}}]}}"#,
+        "400 tool_choice invalid_value",
+    ),
+    (
+        r#""parallel_tool_calls":"no""#,
+        "400 parallel_tool_calls invalid_type",
+    ),
+    (r#""functions":[]"#, "400 functions invalid_value"),
+    (r#""functions":{}"#, "400 functions invalid_type"),
+    (
+        r#""functions":[{}]"#,
+        "400 functions[0].name missing_required_parameter",
+    ),
+    (
+        r#""functions":[{"name":"f"},{"name":"f"}]"#,
+        "400 functions invalid_value",
+    ),
+    (
+        r#""functions":[{"name":"f","parameters":[]}]"#,
+        "400 functions[0].parameters invalid_type",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"custom","custom":{"name":"g"}}],"functions":[{"name":"f"}]"#,
+        "400 functions invalid_value",
+    ),
+    (
+        r#""function_call":"auto""#,
+        "400 function_call invalid_value",
+    ),
+    (
+        r#""function_call":{"name":"f"}"#,
+        "400 function_call invalid_value",
+    ),
+    (
+        r#""functions":[{"name":"f"}],"function_call":"required""#,
+        "400 function_call invalid_value",
+    ),
+    (
+        r#""functions":[{"name":"f"}],"function_call":{"name":"h"}"#,
+        "400 function_call invalid_value",
+    ),
+    (
+        r#""functions":[{"name":"f"}],"function_call":{}"#,
+        "400 function_call.name missing_required_parameter",
+    ),
+    (
+        r#""functions":[{"name":"f"}],"tool_choice":"auto""#,
+        "400 tool_choice invalid_value",
+    ),
+];
+
 const TEXT_ONLY: &[Case] = &[
     (r#""prompt":null"#, "400 prompt missing_required_parameter"),
     (r#""prompt":"""#, "400 prompt invalid_value"),
@@ -452,6 +606,11 @@ async fn shared_parameters_in_completions() {
 #[tokio::test]
 async fn chat_parameters() {
     check(CHAT, &chat(), CHAT_ONLY).await;
+}
+
+#[tokio::test]
+async fn tools() {
+    check(CHAT, &chat(), TOOLS).await;
 }
 
 #[tokio::test]
@@ -602,7 +761,7 @@ async fn utilities() {
         (
             "/tokenize",
             r#"{"messages":[{"role":"user","content":"x"}],"tools":[{}]}"#,
-            "400 tools unsupported_parameter",
+            "400 tools[0].type missing_required_parameter",
         ),
         ("/detokenize", "{}", "400 tokens missing_required_parameter"),
         (

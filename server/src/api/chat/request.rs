@@ -7,6 +7,7 @@ use crate::api::flavour::Flavour;
 use crate::api::messages;
 use crate::api::params::{Loaded, Params, Route};
 use crate::api::thinking::Thinking;
+use crate::api::tools;
 use crate::chat::{Message, ToolSet};
 use crate::error::ApiError;
 use crate::state::AppState;
@@ -44,12 +45,11 @@ impl ChatRequest {
         }
         params.sampling.logprobs = logprobs.then_some(top_logprobs.unwrap_or(0) as u32);
         check_format(&fields)?;
-        check_tools(&fields)?;
         check_unserved(&fields)?;
         Ok(Self {
             thinking: Thinking::read(&fields)?,
             messages: messages::read(&fields)?,
-            tools: ToolSet::default(),
+            tools: tools::read(&fields)?,
             params,
             logprobs,
         })
@@ -69,7 +69,7 @@ fn check_format(fields: &Fields<'_>) -> Result<(), ApiError> {
             let schema = format
                 .object("json_schema")?
                 .ok_or_else(|| format.missing("json_schema"))?;
-            check_name(&schema)?;
+            tools::name(&schema)?;
         }
         _ => {}
     }
@@ -77,56 +77,6 @@ fn check_format(fields: &Fields<'_>) -> Result<(), ApiError> {
         fields.path("response_format"),
         "constrained output is not served yet: only {\"type\": \"text\"}",
     ))
-}
-
-/// `name` is there and made of 1 to 64 letters, digits, `_` and `-`.
-fn check_name(fields: &Fields<'_>) -> Result<(), ApiError> {
-    let name = fields
-        .string("name")?
-        .ok_or_else(|| fields.missing("name"))?;
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-    if !(1..=64).contains(&name.len()) || !name.bytes().all(plain) {
-        let message = "must be 1 to 64 letters, digits, '_' or '-'";
-        return Err(ApiError::invalid_value(fields.path("name"), message));
-    }
-    Ok(())
-}
-
-/// No tools, until their calls are served; never silence.
-fn check_tools(fields: &Fields<'_>) -> Result<(), ApiError> {
-    let unsupported = |name: &str| {
-        let message = "tool calls are not served yet";
-        Err(ApiError::unsupported(fields.path(name), message))
-    };
-    fields.bool("parallel_tool_calls")?;
-    if fields
-        .array("tools")?
-        .is_some_and(|tools| !tools.is_empty())
-    {
-        return unsupported("tools");
-    }
-    if let Some(functions) = fields.array("functions")? {
-        if !(1..=128).contains(&functions.len()) {
-            let message = format!("must hold 1 to 128 functions, holds {}", functions.len());
-            return Err(ApiError::invalid_value(fields.path("functions"), message));
-        }
-        return unsupported("functions");
-    }
-    for name in ["tool_choice", "function_call"] {
-        match fields.get(name) {
-            None => {}
-            Some(Value::String(choice)) if choice == "none" => {}
-            Some(Value::String(_) | Value::Object(_)) => {
-                let message = "needs tools: only \"none\" without them";
-                return Err(ApiError::invalid_value(fields.path(name), message));
-            }
-            Some(other) => {
-                let expected = "a string or an object";
-                return Err(ApiError::invalid_type(fields.path(name), expected, other));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// What other servers of this API do with more than text, and what has no effect here.
