@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use engine::{Engine, EngineInfo, EngineStatus};
+use engine::{Engine, EngineError, EngineHandle, EngineInfo, EngineStatus};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::interval;
 
 use crate::api::models::ModelNames;
+use crate::api::params::Defaults;
 use crate::config::{ConfigError, Settings};
 use crate::metrics::Metrics;
 use crate::router::route_labels;
@@ -26,12 +27,22 @@ pub fn open(settings: Settings) -> Result<AppState, ConfigError> {
     let opened = Engine::open(settings.engine.clone())?;
     let info = opened.info().clone();
     let defaults = settings.defaults(opened.model())?;
+    assemble(settings, info, defaults, || opened.start())
+}
+
+/// A front end before any engine; `start` is called once all else is known to be sound.
+pub fn assemble(
+    settings: Settings,
+    info: EngineInfo,
+    defaults: Defaults,
+    start: impl FnOnce() -> Result<EngineHandle, EngineError>,
+) -> Result<AppState, ConfigError> {
     let tokenizer = settings.tokenizer()?;
     let template = settings.template(tokenizer.as_deref())?;
     let main_name = settings.names.ids.first().expect("the family has names");
     let metrics = Metrics::new(main_name, &info, route_labels());
     Ok(AppState {
-        engine: opened.start()?,
+        engine: start()?,
         info,
         tokenizer,
         template,

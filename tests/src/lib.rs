@@ -2,10 +2,12 @@
 //!
 //! - [`driver`]: plans by hand, for a runner without a scheduler.
 //! - [`fixtures`]: the tiny checkpoints under `fixtures/` and what they must answer.
+//! - [`prompted`]: a pretend model whose answer depends on the prompt (`bin/scripted_server`).
 //! - [`scripted`]: a pretend model that says what a test tells it to.
 //! - [`surgery`]: breaking a copy of one on purpose.
 
 pub mod driver;
 pub mod fixtures;
+pub mod prompted;
 pub mod scripted;
 pub mod surgery;

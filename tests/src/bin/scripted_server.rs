@@ -1,0 +1,182 @@
+//! The real front end over a model that follows a script: third-party clients are led through whole
+//! conversations with answers that no tiny model could give.
+//!
+//! Usage: `scripted_server SCRIPT.json [ADDRESS]`. It prints its address when it listens, and with
+//! `SCRIPT_VERBOSE` set also every prompt and answer. A script is a list of rules; the first one that
+//! fits the rendered prompt speaks:
+//!
+//! ```json
+//! [{"when": ["weather", "<tool_response>"], "say": ["It is mild."]},
+//!  {"when": ["weather"], "say": ["<tool_call>\n<function=get_weather>\n</function>\n</tool_call>"]},
+//!  {"say": ["Hello.", "Hello again."]}]
+//! ```
+
+use std::sync::Arc;
+
+use engine::Engine;
+use nemoserve::args::ServeArgs;
+use nemoserve::config::Settings;
+use nemoserve::text::Tokenizer;
+use nemoserve::{serve, startup};
+use nemoserve_tests::prompted::PromptedRunner;
+use scheduler::{CacheConfig, SchedulerConfig};
+use serde::Deserialize;
+
+/// Agents send long prompts, and a vocabulary of 2,048 makes them longer.
+const MAX_MODEL_LEN: u32 = 1 << 18;
+const MAX_NUM_SEQS: u32 = 1024;
+const BLOCK_SIZE: u32 = 32;
+const NUM_BLOCKS: u32 = 1 << 16;
+const END: &str = "<|im_end|>";
+/// How a prompt ends that asks for thoughts first.
+const THINKING: &str = "<think>\n";
+
+/// One thing the model says. The first rule that fits a prompt speaks.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rule {
+    /// Texts that the prompt must contain, all of them.
+    #[serde(default)]
+    when: Vec<String>,
+    /// Texts that it must not contain.
+    #[serde(default)]
+    unless: Vec<String>,
+    /// Thoughts, said only if the prompt asks for some.
+    #[serde(default = "some_thought")]
+    think: String,
+    /// Answers in the model's own format; in turn, the last again and again.
+    say: Vec<String>,
+    /// Say it so many times.
+    #[serde(default = "once")]
+    repeat: usize,
+    #[serde(skip)]
+    turn: usize,
+}
+
+fn some_thought() -> String {
+    "I follow the script.".into()
+}
+
+fn once() -> usize {
+    1
+}
+
+struct Script {
+    rules: Vec<Rule>,
+    tokenizer: Arc<Tokenizer>,
+    /// Shows on standard error what was asked and which rule answered.
+    verbose: bool,
+}
+
+impl Script {
+    fn answer(&mut self, prompt: &[u32]) -> Vec<u32> {
+        let prompt = self.spelled(prompt);
+        let fits = |rule: &&mut Rule| {
+            rule.when.iter().all(|text| prompt.contains(text))
+                && !rule.unless.iter().any(|text| prompt.contains(text))
+        };
+        let rule = self.rules.iter_mut().find(fits);
+        let text = match rule {
+            None => "The script says nothing about this.".to_owned(),
+            Some(rule) => {
+                let text = &rule.say[rule.turn.min(rule.say.len() - 1)];
+                rule.turn += 1;
+                let text = text.repeat(rule.repeat);
+                if prompt.ends_with(THINKING) {
+                    format!("{}\n</think>\n{text}", rule.think)
+                } else {
+                    text
+                }
+            }
+        };
+        if self.verbose {
+            eprintln!("--- prompt\n{prompt}\n--- answer\n{text}\n---");
+        }
+        let ids = self.tokenizer.encode_special(&text, false);
+        ids.expect("scripts are ordinary text")
+    }
+
+    /// The prompt with its markers.
+    fn spelled(&self, ids: &[u32]) -> String {
+        let mut bytes = Vec::new();
+        let mut previous = None;
+        for id in ids {
+            if self.tokenizer.is_control(*id) {
+                bytes.extend_from_slice(self.tokenizer.name(*id).as_bytes());
+            } else {
+                bytes.extend_from_slice(&self.tokenizer.bytes(previous, *id));
+            }
+            previous = Some(*id);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+#[tokio::main]
+async fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments
+        .next()
+        .expect("usage: scripted_server SCRIPT [ADDRESS]");
+    let address = arguments.next().unwrap_or_else(|| "127.0.0.1:0".into());
+    let script = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let rules: Vec<Rule> =
+        serde_json::from_slice(&script).unwrap_or_else(|error| panic!("{path}: {error}"));
+    assert!(
+        rules.iter().all(|rule| !rule.say.is_empty()),
+        "{path}: every rule says something"
+    );
+
+    let settings = Settings::new(&ServeArgs::default()).expect("the defaults are valid");
+    let tokenizer = settings.tokenizer().expect("the demo's is valid");
+    let tokenizer = tokenizer.expect("the demo has one");
+    let script = Script {
+        rules,
+        verbose: std::env::var_os("SCRIPT_VERBOSE").is_some(),
+        tokenizer: Arc::clone(&tokenizer),
+    };
+    let listener = startup::listen(&address)
+        .await
+        .expect("the address is free");
+    println!("http://{}", listener.local_addr().expect("it is bound"));
+    let state = state(settings, &tokenizer, script);
+    serve(listener, Arc::new(state), std::future::pending())
+        .await
+        .expect("nothing fails here");
+}
+
+fn state(
+    settings: Settings,
+    tokenizer: &Tokenizer,
+    mut script: Script,
+) -> nemoserve::state::AppState {
+    // The demo's headers say what its engine would be; the weights are never read.
+    let opened = Engine::open(settings.engine.clone()).expect("the demo opens");
+    let defaults = settings
+        .defaults(opened.model())
+        .expect("the demo has them");
+    let mut info = opened.info().clone();
+    info.max_model_len = MAX_MODEL_LEN;
+    info.max_num_seqs = MAX_NUM_SEQS;
+    (info.block_size, info.num_blocks) = (BLOCK_SIZE, NUM_BLOCKS);
+    info.num_slots = 2 * MAX_NUM_SEQS;
+    let scheduler = SchedulerConfig {
+        max_model_len: MAX_MODEL_LEN,
+        max_num_seqs: MAX_NUM_SEQS,
+        max_num_batched_tokens: 1 << 14,
+        ..SchedulerConfig::default()
+    };
+    let cache = CacheConfig {
+        block_size: BLOCK_SIZE,
+        num_blocks: NUM_BLOCKS + 1,
+        num_slots: info.num_slots + 1,
+    };
+    let end = tokenizer.added_id(END).expect("the demo has it");
+    let vocab_size = info.vocab_size;
+    let author = move |prompt: &[u32]| script.answer(prompt);
+    let runner = PromptedRunner::new(author, end, vocab_size, BLOCK_SIZE, NUM_BLOCKS + 1);
+    startup::assemble(settings, info, defaults, || {
+        engine::spawn(scheduler, cache, vocab_size, move |_| Ok(runner))
+    })
+    .expect("the demo is sound")
+}
