@@ -309,10 +309,10 @@ fn substitute_for(bytes: &[u8]) -> Option<Bytes> {
             "the request is not well-formed HTTP",
         ),
     };
-    let body = ApiError::new(status, "invalid_request_error", code, message)
-        .body(crate::api::flavour::Flavour::OpenAi)
-        .to_string();
     let id = request_id::make();
+    let body = ApiError::new(status, "invalid_request_error", code, message)
+        .body(crate::api::flavour::Flavour::OpenAi, &id)
+        .to_string();
     Some(Bytes::from(format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
          connection: close\r\nx-request-id: {id}\r\n\r\n{body}",
