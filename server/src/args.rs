@@ -154,6 +154,18 @@ pub struct ServeArgs {
     )]
     pub cors_origin: Option<Vec<String>>,
 
+    /// Serve no web playground at /
+    #[arg(
+        long,
+        env = "NEMOSERVE_NO_PLAYGROUND",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub no_playground: Option<bool>,
+
     /// Under which name reasoning is returned [default: reasoning_content]
     #[arg(long, env = "NEMOSERVE_REASONING_FIELD", value_name = "NAME")]
     pub reasoning_field: Option<ReasoningFieldArg>,
@@ -292,6 +304,7 @@ impl ServeArgs {
             seed: self.seed.or(base.seed),
             api_key: self.api_key.or(base.api_key),
             cors_origin: self.cors_origin.or(base.cors_origin),
+            no_playground: self.no_playground.or(base.no_playground),
             reasoning_field: self.reasoning_field.or(base.reasoning_field),
             sse_keepalive_ms: self.sse_keepalive_ms.or(base.sse_keepalive_ms),
             max_body: self.max_body.or(base.max_body),
@@ -320,6 +333,17 @@ mod tests {
         assert!(cli.command.is_none());
         assert_eq!(cli.serve.listen.as_deref(), Some("[::1]:9"));
         assert_eq!(cli.serve.api_key.expect("given").len(), 2);
+    }
+
+    #[test]
+    fn a_switch_needs_no_value() {
+        let read = |flag: &[&str]| {
+            let args = ["nemoserve"].iter().chain(flag);
+            Cli::parse_from(args).serve.no_playground
+        };
+        assert_eq!(read(&[]), None);
+        assert_eq!(read(&["--no-playground"]), Some(true));
+        assert_eq!(read(&["--no-playground=false"]), Some(false));
     }
 
     #[test]

@@ -291,6 +291,7 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, ConfigError> {
     Ok(ServerConfig {
         api_keys,
         cors_origins: args.cors_origin.clone().unwrap_or(defaults.cors_origins),
+        playground: !args.no_playground.unwrap_or(false),
         sse_keepalive: keepalive.map_or(defaults.sse_keepalive, Duration::from_millis),
         max_body_bytes: match &args.max_body {
             None => defaults.max_body_bytes,

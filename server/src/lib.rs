@@ -20,6 +20,7 @@
 //! | `chat/` | the family: how to talk |
 //! | `text/` | tokens to text and back |
 //! | `demo/` | the embedded demo model |
+//! | `playground/` | the web page at `/` |
 //! | `startup`, `logging` | what a person sees while it starts and runs |
 //! | `cli/` | the other commands |
 //!
@@ -43,6 +44,7 @@ pub mod http;
 mod in_flight;
 pub mod logging;
 pub mod metrics;
+mod playground;
 mod request_body;
 mod request_id;
 pub mod router;

@@ -24,13 +24,15 @@ use crate::in_flight::{InFlight, Tracked};
 use crate::request_body;
 use crate::request_id;
 use crate::state::{AppState, RequestContext, Response};
-use crate::{admission, metrics};
+use crate::{admission, metrics, playground};
 
 /// One line per endpoint. `GET` implies `HEAD`.
 const ROUTES: &[(&str, Endpoint, Flavour)] = {
     use Endpoint as E;
     use Flavour as F;
     &[
+        ("/", E::Playground, F::OpenAi),
+        ("/playground/{id}", E::PlaygroundFile, F::OpenAi),
         ("/v1/chat/completions", E::Chat, F::OpenAi),
         ("/v1/completions", E::Completions, F::OpenAi),
         ("/v1/models", E::Models, F::OpenAi),
@@ -59,6 +61,8 @@ pub fn route_labels() -> impl Iterator<Item = &'static str> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Endpoint {
+    Playground,
+    PlaygroundFile,
     Chat,
     Completions,
     Models,
@@ -80,9 +84,13 @@ impl Endpoint {
     /// What goes into an `Allow` header.
     fn allow(self) -> &'static str {
         match self {
-            Self::Models | Self::Model | Self::Health | Self::Ready | Self::Metrics => {
-                "GET, HEAD, OPTIONS"
-            }
+            Self::Playground
+            | Self::PlaygroundFile
+            | Self::Models
+            | Self::Model
+            | Self::Health
+            | Self::Ready
+            | Self::Metrics => "GET, HEAD, OPTIONS",
             Self::Chat
             | Self::Completions
             | Self::Embeddings
@@ -96,9 +104,14 @@ impl Endpoint {
         matches!(self, Self::Chat | Self::Completions)
     }
 
-    /// Probes and scrapers need no key.
+    /// Probes and scrapers need no key. Nor does the page, which asks for one.
     fn is_operational(self) -> bool {
-        matches!(self, Self::Health | Self::Ready | Self::Metrics)
+        matches!(self, Self::Health | Self::Ready | Self::Metrics) || self.is_playground()
+    }
+
+    /// Gone under `--no-playground`.
+    fn is_playground(self) -> bool {
+        matches!(self, Self::Playground | Self::PlaygroundFile)
     }
 }
 
@@ -111,7 +124,11 @@ pub(crate) struct Router {
 impl Router {
     pub(crate) fn new(state: Arc<AppState>) -> Self {
         let mut paths = Paths::new();
+        let playground = state.config.playground;
         for route in ROUTES {
+            if route.1.is_playground() && !playground {
+                continue;
+            }
             paths
                 .insert(route.0, route)
                 .expect("the route table has no conflicts");
@@ -241,6 +258,11 @@ impl Router {
         }
         let body = request_body::read(body, config).await?;
         match endpoint {
+            Endpoint::Playground => Ok(playground::page()),
+            Endpoint::PlaygroundFile => {
+                let name = id.expect("the pattern has an id");
+                playground::file(name).ok_or_else(|| unknown_path(&asked, name))
+            }
             Endpoint::Chat => chat::create(ctx, body).await,
             Endpoint::Completions => completions::create(ctx, body).await,
             Endpoint::Tokenize => utility::tokenize(ctx, body).await,
@@ -355,7 +377,14 @@ mod tests {
                 "{path}"
             );
         }
-        for path in ["/", "", "/v1", "/v1/models/", "/V1/models", "/v1/responses"] {
+        for path in [
+            "//",
+            "",
+            "/v1",
+            "/v1/models/",
+            "/V1/models",
+            "/v1/responses",
+        ] {
             assert!(paths.at(path).is_err(), "{path}");
         }
     }

@@ -42,6 +42,8 @@ pub struct ServerConfig {
     pub api_keys: Vec<String>,
     /// Origins whose pages may call the API. Default `*`: all.
     pub cors_origins: Vec<String>,
+    /// Whether `/` is the web playground. Default true; without it `/` is 404.
+    pub playground: bool,
     /// Silence on a stream after which a comment is sent. Default 10 s.
     pub sse_keepalive: Duration,
     /// Bytes of a request body; beyond it 413. Default 32 MiB.
@@ -69,6 +71,7 @@ impl Default for ServerConfig {
         Self {
             api_keys: Vec::new(),
             cors_origins: vec!["*".into()],
+            playground: true,
             sse_keepalive: Duration::from_secs(10),
             max_body_bytes: 32 << 20,
             max_connections: 4096,

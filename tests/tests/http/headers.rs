@@ -130,7 +130,46 @@ async fn keys_guard_everything_but_the_probes() {
             assert_ne!(reply.status, 401, "{method} {path}");
         }
     }
-    for path in ["/health", "/ready", "/metrics"] {
+    for path in ["/health", "/ready", "/metrics", "/", "/playground/app.js"] {
         assert_eq!(server.get(path).await.status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_page_may_load_nothing_from_elsewhere() {
+    let server = Server::start().await;
+    for (path, kind) in [
+        ("/", "text/html; charset=utf-8"),
+        ("/playground/app.js", "text/javascript; charset=utf-8"),
+        ("/playground/style.css", "text/css; charset=utf-8"),
+    ] {
+        let reply = server.get(path).await;
+        assert_eq!(reply.status, 200, "{path}");
+        assert_eq!(reply.header("content-type"), kind);
+        assert_eq!(reply.header("x-content-type-options"), "nosniff");
+        let policy = reply.header("content-security-policy");
+        assert!(policy.contains("default-src 'none'"), "{policy}");
+        assert!(!policy.contains("unsafe") && !policy.contains("http"));
+        let head = server.request("HEAD", path, "", "").await;
+        assert_eq!(
+            head.header("content-length"),
+            reply.header("content-length")
+        );
+    }
+    let missing = server.get("/playground/other.js").await;
+    missing.expect_error(404, "not_found");
+    let posted = server.request("POST", "/", "", "{}").await;
+    posted.expect_error(405, "method_not_allowed");
+}
+
+#[tokio::test]
+async fn without_the_playground_there_is_no_page() {
+    let server = Server::configured(ServerConfig {
+        playground: false,
+        ..ServerConfig::default()
+    })
+    .await;
+    for path in ["/", "/playground/app.js"] {
+        server.get(path).await.expect_error(404, "not_found");
     }
 }
