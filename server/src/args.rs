@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
+use crate::api::flavour::Flavour;
 use crate::api::params::ReasoningField;
 use crate::logging::LogFormat;
 
@@ -170,6 +171,22 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_REASONING_FIELD", value_name = "NAME")]
     pub reasoning_field: Option<ReasoningFieldArg>,
 
+    /// Whose defaults hold on /v1: nvidia streams unless told otherwise [default: openai]
+    #[arg(long, env = "NEMOSERVE_DEFAULTS", value_name = "WHOSE")]
+    pub defaults: Option<DefaultsArg>,
+
+    /// USD per million tokens on /ai/run and /client/v4 [default: 0.50,1.50,0.50]
+    #[arg(long, env = "NEMOSERVE_PRICE_CLOUDFLARE", value_name = "IN,OUT,CACHED")]
+    pub price_cloudflare: Option<String>,
+
+    /// USD per million tokens on /api/v1 [default: 0.09,0.45,0.09]
+    #[arg(long, env = "NEMOSERVE_PRICE_OPENROUTER", value_name = "IN,OUT,CACHED")]
+    pub price_openrouter: Option<String>,
+
+    /// USD per million tokens on /v1/openai [default: 0.10,0.50,0.04]
+    #[arg(long, env = "NEMOSERVE_PRICE_DEEPINFRA", value_name = "IN,OUT,CACHED")]
+    pub price_deepinfra: Option<String>,
+
     /// Silence on a stream before a comment is sent [default: 10000]
     #[arg(long, env = "NEMOSERVE_SSE_KEEPALIVE_MS", value_name = "MS")]
     pub sse_keepalive_ms: Option<u64>,
@@ -229,6 +246,25 @@ impl From<ReasoningFieldArg> for ReasoningField {
             ReasoningFieldArg::ReasoningContent => Self::ReasoningContent,
             ReasoningFieldArg::Reasoning => Self::Reasoning,
             ReasoningFieldArg::Both => Self::Both,
+        }
+    }
+}
+
+/// Whose defaults hold on `/v1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DefaultsArg {
+    /// OpenAI's.
+    Openai,
+    /// Those of NVIDIA's hosted API.
+    Nvidia,
+}
+
+impl From<DefaultsArg> for Flavour {
+    fn from(arg: DefaultsArg) -> Self {
+        match arg {
+            DefaultsArg::Openai => Self::OpenAi,
+            DefaultsArg::Nvidia => Self::Nvidia,
         }
     }
 }
@@ -306,6 +342,10 @@ impl ServeArgs {
             cors_origin: self.cors_origin.or(base.cors_origin),
             no_playground: self.no_playground.or(base.no_playground),
             reasoning_field: self.reasoning_field.or(base.reasoning_field),
+            defaults: self.defaults.or(base.defaults),
+            price_cloudflare: self.price_cloudflare.or(base.price_cloudflare),
+            price_openrouter: self.price_openrouter.or(base.price_openrouter),
+            price_deepinfra: self.price_deepinfra.or(base.price_deepinfra),
             sse_keepalive_ms: self.sse_keepalive_ms.or(base.sse_keepalive_ms),
             max_body: self.max_body.or(base.max_body),
             max_connections: self.max_connections.or(base.max_connections),

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::api::models::ModelNames;
 use crate::api::params::Defaults;
+use crate::api::prices::{Price, Prices};
 use crate::args::{LoadFormat, ServeArgs};
 use crate::chat::ChatTemplate;
 use crate::demo;
@@ -302,7 +303,36 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, ConfigError> {
             .drain_seconds
             .map_or(defaults.drain, Duration::from_secs),
         stall_timeout: stall.map_or(defaults.stall_timeout, Duration::from_secs),
+        v1_flavour: args.defaults.map_or(defaults.v1_flavour, Into::into),
+        prices: prices(args)?,
         ..defaults
+    })
+}
+
+fn prices(args: &ServeArgs) -> Result<Prices, ConfigError> {
+    let price = |flag: &str, text: &Option<String>, default: Price| match text {
+        None => Ok(default),
+        Some(text) => text
+            .parse()
+            .map_err(|error: String| ConfigError::Usage(format!("{flag}: {error}"))),
+    };
+    let defaults = Prices::default();
+    Ok(Prices {
+        cloudflare: price(
+            "--price-cloudflare",
+            &args.price_cloudflare,
+            defaults.cloudflare,
+        )?,
+        openrouter: price(
+            "--price-openrouter",
+            &args.price_openrouter,
+            defaults.openrouter,
+        )?,
+        deepinfra: price(
+            "--price-deepinfra",
+            &args.price_deepinfra,
+            defaults.deepinfra,
+        )?,
     })
 }
 

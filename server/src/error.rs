@@ -6,6 +6,7 @@ use http_body_util::{BodyExt as _, Full};
 
 use crate::api::fields::type_name;
 use crate::api::flavour::Flavour;
+use crate::api::flavours::{cloudflare, openrouter};
 use crate::state::Response;
 
 /// An error in the shape that OpenAI's clients read.
@@ -104,12 +105,9 @@ impl ApiError {
     pub fn body(&self, flavour: Flavour, request_id: &str) -> serde_json::Value {
         match flavour {
             Flavour::Anthropic => self.anthropic_body(request_id),
-            Flavour::OpenAi
-            | Flavour::DeepInfra
-            | Flavour::Nvidia
-            | Flavour::OpenRouter
-            | Flavour::Cloudflare
-            | Flavour::CloudflareRest => self.openai_body(),
+            Flavour::OpenAi | Flavour::DeepInfra | Flavour::Nvidia => self.openai_body(),
+            Flavour::OpenRouter => openrouter::error(self),
+            Flavour::Cloudflare | Flavour::CloudflareRest => cloudflare::error(self),
         }
     }
 
@@ -157,6 +155,7 @@ impl ApiError {
             (Flavour::Anthropic, StatusCode::SERVICE_UNAVAILABLE) => {
                 StatusCode::from_u16(529).expect("three digits")
             }
+            (Flavour::Cloudflare | Flavour::CloudflareRest, _) => cloudflare::status(self),
             (_, status) => status,
         }
     }

@@ -75,6 +75,7 @@ impl Drop for InFlight {
             status = status.as_u16(),
             ms = took.as_millis() as u64,
             prompt_tokens = ctx.tokens.prompt.load(Ordering::Relaxed),
+            cached_tokens = ctx.tokens.cached.load(Ordering::Relaxed),
             generated_tokens = ctx.tokens.generated.load(Ordering::Relaxed),
             cancelled = !self.complete,
             "request"

@@ -15,6 +15,7 @@
 //! | `error` | `ApiError` to status and body |
 //! | `sse` | framing and the streaming body |
 //! | `metrics`, `health` | every metric's name and help; alive and ready |
+//! | `receipts` | what recent generations used |
 //! | `admission` | who may enter: keys |
 //! | `api/` | one file per endpoint |
 //! | `chat/` | the family: how to talk |
@@ -45,6 +46,7 @@ mod in_flight;
 pub mod logging;
 pub mod metrics;
 mod playground;
+pub mod receipts;
 mod request_body;
 mod request_id;
 pub mod router;

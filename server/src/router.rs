@@ -15,7 +15,8 @@ use matchit::Router as Paths;
 use percent_encoding::percent_decode_str;
 
 use crate::api::flavour::Flavour;
-use crate::api::{chat, completions, models, utility};
+use crate::api::flavours::{cloudflare, openrouter};
+use crate::api::{chat, completions, models, render, utility};
 use crate::connection::RequestMark;
 use crate::cors;
 use crate::error::ApiError;
@@ -38,8 +39,31 @@ const ROUTES: &[(&str, Endpoint, Flavour)] = {
         ("/v1/models", E::Models, F::OpenAi),
         ("/v1/models/{*id}", E::Model, F::OpenAi),
         ("/v1/embeddings", E::Embeddings, F::OpenAi),
+        ("/v1/chat/completions/render", E::RenderChat, F::OpenAi),
+        ("/v1/completions/render", E::RenderCompletions, F::OpenAi),
+        ("/v1/openai/chat/completions", E::Chat, F::DeepInfra),
+        ("/v1/openai/completions", E::Completions, F::DeepInfra),
+        ("/v1/openai/models", E::Models, F::DeepInfra),
         ("/v1/openai/embeddings", E::Embeddings, F::DeepInfra),
+        ("/api/v1/chat/completions", E::Chat, F::OpenRouter),
+        ("/api/v1/completions", E::Completions, F::OpenRouter),
+        ("/api/v1/models", E::Models, F::OpenRouter),
+        ("/api/v1/generation", E::Receipt, F::OpenRouter),
         ("/api/v1/embeddings", E::Embeddings, F::OpenRouter),
+        ("/ai/run/{*model}", E::Run, F::Cloudflare),
+        (
+            "/client/v4/accounts/{account}/ai/run/{*model}",
+            E::Run,
+            F::CloudflareRest,
+        ),
+        (
+            "/client/v4/accounts/{account}/ai/v1/chat/completions",
+            E::Chat,
+            F::OpenAi,
+        ),
+        ("/nvidia/v1/chat/completions", E::Chat, F::Nvidia),
+        ("/nvidia/v1/completions", E::Completions, F::Nvidia),
+        ("/nvidia/v1/models", E::Models, F::Nvidia),
         ("/tokenize", E::Tokenize, F::OpenAi),
         ("/detokenize", E::Detokenize, F::OpenAi),
         ("/health", E::Health, F::OpenAi),
@@ -65,6 +89,11 @@ enum Endpoint {
     PlaygroundFile,
     Chat,
     Completions,
+    /// The model is in the path.
+    Run,
+    RenderChat,
+    RenderCompletions,
+    Receipt,
     Models,
     Model,
     Embeddings,
@@ -88,11 +117,15 @@ impl Endpoint {
             | Self::PlaygroundFile
             | Self::Models
             | Self::Model
+            | Self::Receipt
             | Self::Health
             | Self::Ready
             | Self::Metrics => "GET, HEAD, OPTIONS",
             Self::Chat
             | Self::Completions
+            | Self::Run
+            | Self::RenderChat
+            | Self::RenderCompletions
             | Self::Embeddings
             | Self::Tokenize
             | Self::Detokenize => "POST, OPTIONS",
@@ -101,7 +134,7 @@ impl Endpoint {
 
     /// Needs the engine, so it waits for weights and is refused while draining.
     fn generates(self) -> bool {
-        matches!(self, Self::Chat | Self::Completions)
+        matches!(self, Self::Chat | Self::Completions | Self::Run)
     }
 
     /// Probes and scrapers need no key. Nor does the page, which asks for one.
@@ -152,11 +185,17 @@ impl Router {
         let (route, endpoint, flavour) =
             matched
                 .as_ref()
-                .map_or((UNMATCHED, None, Flavour::OpenAi), |found| {
+                .map_or((UNMATCHED, None, Flavour::of_unknown(&path)), |found| {
                     let (pattern, endpoint, flavour) = **found.value;
                     (pattern, Some(endpoint), flavour)
                 });
-        let id = matched.as_ref().and_then(|found| found.params.get("id"));
+        let flavour = match flavour {
+            Flavour::OpenAi => self.state.config.v1_flavour,
+            other => other,
+        };
+        let params = matched.as_ref().map(|found| &found.params);
+        let id = params.and_then(|params| params.get("id").or(params.get("model")));
+        let generation = Arc::default();
         let ctx = RequestContext {
             state: Arc::clone(&self.state),
             request_id: Arc::clone(&request_id),
@@ -166,6 +205,7 @@ impl Router {
             key: None,
             received,
             tokens: Arc::default(),
+            generation: Arc::clone(&generation),
         };
         let generates = endpoint.is_some_and(Endpoint::generates);
         let mut in_flight = InFlight::new(ctx.clone(), method.clone(), generates, mark);
@@ -186,6 +226,11 @@ impl Router {
             .unwrap_or_else(|_| Err(our_bug(&request_id)))
             .unwrap_or_else(|error| error.into_response(flavour, &request_id));
 
+        if let (Flavour::OpenRouter, Some(name)) = (flavour, generation.get())
+            && let Ok(id) = HeaderValue::from_str(&name.id)
+        {
+            response.headers_mut().insert("x-generation-id", id);
+        }
         let draining = self.state.is_draining();
         let out = response.headers_mut();
         out.insert("x-request-id", request_id::header(&request_id));
@@ -265,6 +310,14 @@ impl Router {
             }
             Endpoint::Chat => chat::create(ctx, body).await,
             Endpoint::Completions => completions::create(ctx, body).await,
+            Endpoint::Run => {
+                let model = id.expect("the pattern has a model");
+                let model = percent_decode_str(model).decode_utf8_lossy();
+                cloudflare::run(ctx, &model, body).await
+            }
+            Endpoint::RenderChat => render::chat(ctx, body).await,
+            Endpoint::RenderCompletions => render::completions(ctx, body).await,
+            Endpoint::Receipt => openrouter::generation(&ctx),
             Endpoint::Tokenize => utility::tokenize(ctx, body).await,
             Endpoint::Detokenize => utility::detokenize(ctx, body).await,
             Endpoint::Embeddings => Err(no_embeddings()),

@@ -13,10 +13,16 @@ use crate::api::flavour::Flavour;
 use crate::error::ApiError;
 use crate::state::Response;
 
-/// A comment that keeps proxies from closing a silent stream.
-pub const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 /// The last event of every stream.
 pub const DONE: &[u8] = b"data: [DONE]\n\n";
+
+/// A comment that keeps proxies from closing a silent stream.
+pub fn keep_alive(flavour: Flavour) -> &'static [u8] {
+    match flavour {
+        Flavour::OpenRouter => b": OPENROUTER PROCESSING\n\n",
+        _ => b": keep-alive\n\n",
+    }
+}
 
 /// Opens an event whose data the caller writes, as one line.
 pub fn begin(frame: &mut Vec<u8>) {
@@ -39,6 +45,11 @@ pub fn end(frame: &mut Vec<u8>) {
 /// What a stream says when it cannot go on.
 pub fn error(error: &ApiError, flavour: Flavour, request_id: &str, frame: &mut Vec<u8>) {
     begin(frame);
+    // Cloudflare's streams have no envelope, so their errors have none either.
+    let flavour = match flavour {
+        Flavour::Cloudflare | Flavour::CloudflareRest => Flavour::OpenAi,
+        other => other,
+    };
     frame.extend_from_slice(error.body(flavour, request_id).to_string().as_bytes());
     end(frame);
 }

@@ -18,6 +18,7 @@ use crate::api::models::ModelNames;
 use crate::api::params::Defaults;
 use crate::config::{ConfigError, Settings};
 use crate::metrics::Metrics;
+use crate::receipts::Receipts;
 use crate::router::route_labels;
 use crate::state::{AppState, Phase};
 
@@ -50,6 +51,7 @@ pub fn assemble(
         defaults,
         config: settings.server,
         metrics,
+        receipts: Receipts::default(),
         phase: watch::Sender::new(Phase::Serving),
         num_generating: AtomicU64::new(0),
     })

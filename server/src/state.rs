@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,8 +14,10 @@ use tokio::sync::watch;
 use crate::api::flavour::Flavour;
 use crate::api::models::ModelNames;
 use crate::api::params::Defaults;
+use crate::api::prices::Prices;
 use crate::chat::ChatTemplate;
 use crate::metrics::Metrics;
+use crate::receipts::Receipts;
 use crate::text::Tokenizer;
 
 /// A response body, whole or streamed. Dropping it drops the engine's stream, which aborts.
@@ -64,6 +66,11 @@ pub struct ServerConfig {
     pub stall_timeout: Duration,
     /// How long running streams may take to finish after a stop signal. Default 30 s.
     pub drain: Duration,
+    /// Whose manners `/v1` has: OpenAI's, or NVIDIA's, which answers with a stream unless told
+    /// otherwise. Default OpenAI's.
+    pub v1_flavour: Flavour,
+    /// What tokens cost on routes that say so. Defaults: the providers' own.
+    pub prices: Prices,
 }
 
 impl Default for ServerConfig {
@@ -81,6 +88,8 @@ impl Default for ServerConfig {
             write_timeout: Duration::from_mins(1),
             stall_timeout: Duration::from_mins(2),
             drain: Duration::from_secs(30),
+            v1_flavour: Flavour::OpenAi,
+            prices: Prices::default(),
         }
     }
 }
@@ -103,6 +112,8 @@ pub struct AppState {
     pub config: ServerConfig,
     /// Counters.
     pub metrics: Metrics,
+    /// What recent generations used.
+    pub receipts: Receipts,
     /// Where the server is in its life.
     pub phase: watch::Sender<Phase>,
     /// Generating requests whose answer is not complete.
@@ -144,6 +155,17 @@ pub struct RequestContext {
     pub received: Instant,
     /// Tokens so far, for the request's log line.
     pub tokens: Arc<TokenCounts>,
+    /// What it generates, once that has a name.
+    pub generation: Arc<OnceLock<GenerationName>>,
+}
+
+/// How clients call a generation.
+#[derive(Clone, Debug)]
+pub struct GenerationName {
+    /// `chatcmpl-…`, ...
+    pub id: Arc<str>,
+    /// As requested.
+    pub model: Arc<str>,
 }
 
 /// Tokens of one request, counted by whoever sees them.
@@ -151,14 +173,26 @@ pub struct RequestContext {
 pub struct TokenCounts {
     /// Of the prompt.
     pub prompt: AtomicU64,
+    /// Of these, not computed.
+    pub cached: AtomicU64,
     /// Sampled.
     pub generated: AtomicU64,
 }
 
 impl RequestContext {
+    /// Gives what is generated the name under which its receipt is found.
+    pub fn name_generation(&self, id: &str, model: &str) {
+        // A request has one answer; should it build two heads, the first is the one it sends.
+        self.generation.get_or_init(|| GenerationName {
+            id: id.into(),
+            model: model.into(),
+        });
+    }
+
     /// Counts a prompt once it is admitted, with the part of it that needed no computing.
     pub fn count_prompt(&self, prompt: u64, cached: u64) {
         self.tokens.prompt.fetch_add(prompt, Ordering::Relaxed);
+        self.tokens.cached.fetch_add(cached, Ordering::Relaxed);
         self.state.metrics.count_prompt(prompt, cached);
     }
 

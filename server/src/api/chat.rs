@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 
 use super::choice::ChoiceOptions;
 use super::fields::parse_object;
+use super::flavour::Flavour;
+use super::flavours::{self, nvidia};
 use super::generation::{Generation, GenerationOptions, PromptRequest, ThinkingStart};
 use super::prompt::{self, ChatPrompt};
 use super::stream;
@@ -21,7 +23,7 @@ pub use view::ChatView;
 
 /// Answers a generating request.
 pub async fn create(ctx: RequestContext, body: Bytes) -> Result<Response, ApiError> {
-    let (request, prompt) = prepare(&ctx, move || parse_object(&body)).await?;
+    let (request, prompt) = read(&ctx, body).await?;
     let mut generation = start(&ctx, &request, &prompt)?;
     let view = ChatView::new(&ctx, request);
     if view.stream {
@@ -29,6 +31,20 @@ pub async fn create(ctx: RequestContext, body: Bytes) -> Result<Response, ApiErr
     }
     generation.finish().await?;
     Ok(view.answer(&mut generation))
+}
+
+/// What a route of OpenAI's shape was sent, in any of the flavours that share it.
+pub async fn read(
+    ctx: &RequestContext,
+    body: Bytes,
+) -> Result<(ChatRequest, ChatPrompt), ApiError> {
+    let (state, flavour) = (Arc::clone(&ctx.state), ctx.flavour);
+    let chat_body = move || flavours::chat_body(parse_object(&body)?, &state, flavour);
+    let (mut request, prompt) = prepare(ctx, chat_body).await?;
+    if flavour == Flavour::Nvidia {
+        nvidia::limit(&mut request.params);
+    }
+    Ok((request, prompt))
 }
 
 /// Reads, checks, renders and encodes, off the threads that serve sockets. `body` makes the chat form

@@ -7,23 +7,20 @@ use serde_json::Value;
 
 use super::choice::{Choice, ChoiceOptions, Delta, Finish};
 use super::fields::{Fields, parse_object};
+use super::flavours;
 use super::generation::{Generation, GenerationOptions, PromptRequest};
 use super::models::json;
 use super::params::{Loaded, Params, Route};
 use super::prompt;
 use super::stream::{self, Chunks, Head};
-use super::types::{Extras, PromptScores, TextChoice, TextLogprobs};
+use super::types::{Extras, NativeFinish, PromptScores, TextChoice, TextLogprobs};
 use crate::error::ApiError;
+use crate::sse;
 use crate::state::{AppState, RequestContext, Response};
 
 /// Answers a generating request.
 pub async fn create(ctx: RequestContext, body: Bytes) -> Result<Response, ApiError> {
-    let state = Arc::clone(&ctx.state);
-    let request = prompt::off_thread(move || {
-        let body = parse_object(&body)?;
-        CompletionRequest::read(&body, &state)
-    })
-    .await?;
+    let request = read(&ctx, body).await?;
     let mut generation = start(&ctx, &request)?;
     let view = TextView::new(&ctx, request);
     if view.stream {
@@ -33,10 +30,22 @@ pub async fn create(ctx: RequestContext, body: Bytes) -> Result<Response, ApiErr
     Ok(view.answer(&mut generation))
 }
 
+/// What was sent, in any flavour.
+pub async fn read(ctx: &RequestContext, body: Bytes) -> Result<CompletionRequest, ApiError> {
+    let (state, flavour) = (Arc::clone(&ctx.state), ctx.flavour);
+    prompt::off_thread(move || {
+        let body = flavours::completion_body(parse_object(&body)?, &state, flavour)?;
+        CompletionRequest::read(&body, &state)
+    })
+    .await
+}
+
 /// A completion request, checked.
-struct CompletionRequest {
-    params: Params,
-    prompts: Vec<Arc<[u32]>>,
+pub struct CompletionRequest {
+    /// What chat has too.
+    pub params: Params,
+    /// As ids.
+    pub prompts: Vec<Arc<[u32]>>,
     echo: bool,
     /// Alternatives per token; `None`: no log-probabilities.
     logprobs: Option<u32>,
@@ -141,7 +150,7 @@ impl TextView {
         let params = request.params;
         Self {
             head: Head {
-                include_usage: params.include_usage,
+                include_usage: params.include_usage || ctx.flavour.always_counts(),
                 ..Head::new(ctx, "cmpl-", "text_completion", params.model)
             },
             stream: params.stream,
@@ -180,6 +189,7 @@ impl TextView {
                     prompt_token_ids: self.return_token_ids.then(|| &**generation.prompt_of(i)),
                     token_ids: self.return_token_ids.then_some(&deltas[i].token_ids),
                     prompt_logprobs: scores.as_ref(),
+                    native_finish_reason: self.native(deltas[i].finish),
                 },
             })
             .collect();
@@ -190,6 +200,10 @@ impl TextView {
         self.prompt_logprobs
             .then(|| generation.prompt_scores(choice))
             .flatten()
+    }
+
+    fn native(&self, finish: Option<Finish>) -> NativeFinish {
+        NativeFinish::of(self.head.flavour, finish)
     }
 
     fn logprobs<'a>(&self, delta: &'a Delta) -> Option<TextLogprobs<'a>> {
@@ -229,6 +243,7 @@ impl Chunks for TextView {
                 finish_reason: None,
                 extras: Extras {
                     prompt_token_ids: self.return_token_ids.then_some(ids),
+                    native_finish_reason: self.native(None),
                     ..Extras::default()
                 },
             };
@@ -248,6 +263,7 @@ impl Chunks for TextView {
                 finish_reason: None,
                 extras: Extras {
                     token_ids: token_ids.take(),
+                    native_finish_reason: self.native(None),
                     ..Extras::default()
                 },
             };
@@ -265,6 +281,7 @@ impl Chunks for TextView {
             extras: Extras {
                 token_ids,
                 prompt_logprobs: scores.as_ref(),
+                native_finish_reason: self.native(delta.finish),
                 ..Extras::default()
             },
         };
@@ -277,6 +294,10 @@ impl Chunks for TextView {
         error: Option<&ApiError>,
         frame: &mut Vec<u8>,
     ) {
-        self.head.close(&generation.usage(), error, frame);
+        self.head.close(generation, error, frame);
+    }
+
+    fn keep_alive(&self) -> &'static [u8] {
+        sse::keep_alive(self.head.flavour)
     }
 }

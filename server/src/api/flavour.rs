@@ -19,3 +19,25 @@ pub enum Flavour {
     /// `/nvidia/v1`, or everywhere under `--defaults nvidia`.
     Nvidia,
 }
+
+impl Flavour {
+    /// Of a path that no route has: its neighbours' clients read the error.
+    pub fn of_unknown(path: &str) -> Self {
+        [
+            ("/api/v1/", Self::OpenRouter),
+            ("/ai/run/", Self::Cloudflare),
+            ("/client/v4/", Self::CloudflareRest),
+            ("/v1/openai/", Self::DeepInfra),
+            ("/v1/messages/", Self::Anthropic),
+            ("/nvidia/v1/", Self::Nvidia),
+        ]
+        .into_iter()
+        .find_map(|(prefix, flavour)| path.starts_with(prefix).then_some(flavour))
+        .unwrap_or_default()
+    }
+
+    /// Streams end with usage, asked for or not.
+    pub fn always_counts(self) -> bool {
+        self == Self::OpenRouter
+    }
+}

@@ -2,6 +2,8 @@
 //!
 //! Dropping it drops the engine's streams, which aborts what still runs.
 
+mod settle;
+
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -58,6 +60,10 @@ pub struct ThinkingStart {
 }
 
 /// The request in flight.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "how it was asked for, and how it ended"
+)]
 pub struct Generation {
     ctx: RequestContext,
     events: SelectAll<BoxStream<'static, (usize, Option<StreamEvent>)>>,
@@ -65,12 +71,19 @@ pub struct Generation {
     choices: Vec<Choice>,
     num_choices: usize,
     echo: bool,
+    /// Whether there is a conversation.
+    chat: bool,
     /// Outputs that came before their prompt's scores.
     early: VecDeque<(usize, RequestOutput)>,
     deadline: Pin<Box<dyn Future<Output = ()> + Send>>,
     num_unfinished: usize,
     last_token: Vec<Option<Instant>>,
-    seen_token: bool,
+    first_token: Option<Instant>,
+    streamed: bool,
+    /// Why it ended; of several choices the last one's.
+    finish: Option<&'static str>,
+    failed: bool,
+    settled: bool,
 }
 
 struct Prompt {
@@ -149,9 +162,14 @@ impl Generation {
             choices,
             num_choices: options.num_choices as usize,
             echo: options.echo,
+            chat: options.thinking.is_some(),
             early: VecDeque::new(),
             deadline: Box::pin(state.drain_deadline()),
-            seen_token: false,
+            first_token: None,
+            streamed: false,
+            finish: None,
+            failed: false,
+            settled: false,
             ctx,
         })
     }
@@ -159,6 +177,12 @@ impl Generation {
     /// Waits for news of some choice and returns its index; `None` once all have ended. Dropping
     /// the future loses nothing.
     pub async fn next(&mut self) -> Result<Option<usize>, ApiError> {
+        let news = self.advance().await;
+        self.failed |= news.is_err();
+        news
+    }
+
+    async fn advance(&mut self) -> Result<Option<usize>, ApiError> {
         while self.num_unfinished > 0 {
             if let Some((prompt, output)) = self.next_early() {
                 if let Some(index) = self.take_output(prompt, output)? {
@@ -205,12 +229,35 @@ impl Generation {
     /// Tokens so far.
     pub fn usage(&self) -> Usage {
         let sum = |count: fn(&Choice) -> u64| self.choices.iter().map(count).sum();
-        Usage {
+        self.priced(Usage {
             prompt: self.prompts.iter().map(|p| p.ids.len() as u64).sum(),
             cached: self.prompts.iter().map(|p| u64::from(p.num_cached)).sum(),
             completion: sum(Choice::num_tokens),
             reasoning: sum(Choice::num_reasoning_tokens),
-        }
+            cost: None,
+        })
+    }
+
+    /// What was counted. Once a request is complete that is its [`usage`](Self::usage); of one that
+    /// failed or was left it is what the machine did until then.
+    pub fn counted(&self) -> Usage {
+        let tokens = &self.ctx.tokens;
+        let [prompt, cached, completion] =
+            [&tokens.prompt, &tokens.cached, &tokens.generated].map(|n| n.load(Ordering::Relaxed));
+        let reasoning = self.choices.iter().map(Choice::num_reasoning_tokens).sum();
+        self.priced(Usage {
+            prompt,
+            cached,
+            completion,
+            reasoning,
+            cost: None,
+        })
+    }
+
+    fn priced(&self, mut usage: Usage) -> Usage {
+        let prices = &self.ctx.state.config.prices;
+        usage.cost = prices.field(self.ctx.flavour, &usage);
+        usage
     }
 
     /// The scores of a choice's prompt, once they are known.
@@ -276,6 +323,8 @@ impl Generation {
             }
         }
         let num_new = choice.num_tokens() - before;
+        self.observe(index, num_new);
+        let choice = &mut self.choices[index];
         match output.finish {
             _ if stopped => {}
             None => {}
@@ -292,13 +341,13 @@ impl Generation {
         if stopped && output.finish.is_none() {
             self.ctx.state.engine.finish_choice(id, choice_index);
         }
-        self.observe(index, num_new);
         if finished {
             self.num_unfinished -= 1;
             let reason = match output.finish {
                 Some(FinishReason::Length) if !stopped => "length",
                 _ => "stop",
             };
+            self.finish = Some(reason);
             self.ctx.state.metrics.count_finished(reason);
         }
         Ok(Some(index))
@@ -331,7 +380,11 @@ impl Generation {
         }
         let now = Instant::now();
         let metrics = &self.ctx.state.metrics;
-        if !std::mem::replace(&mut self.seen_token, true) {
+        if self
+            .first_token
+            .replace(self.first_token.unwrap_or(now))
+            .is_none()
+        {
             metrics.observe_ttft(now - self.ctx.received);
         }
         if let Some(last) = self.last_token[index].replace(now) {
@@ -346,9 +399,7 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        for _ in 0..self.num_unfinished {
-            self.ctx.state.metrics.count_finished("abort");
-        }
+        self.settle();
         tracing::debug!(
             request_id = &*self.ctx.request_id,
             generated = self.ctx.tokens.generated.load(Ordering::Relaxed),

@@ -4,12 +4,15 @@
 //! |---|---|
 //! | `chat`, `completions`, `models`, `utility` | an endpoint each: what it reads, how it answers |
 //! | `flavour` | whose manners a route has |
+//! | `flavours/` | a provider each: how its bodies map to chat, what it says beside the answer |
+//! | `prices` | what tokens cost |
 //! | `fields` | reading JSON with errors that name the path |
 //! | `params`, `thinking`, `messages`, `tools` | parameters, reasoning settings, the history, what may be called |
 //! | `prompt` | text to ids, away from the threads that serve sockets |
 //! | `generation` | all prompts and choices of a request, in flight |
 //! | `choice` | one choice: tokens in, text and log-probabilities out |
 //! | `stream` | a generation as events |
+//! | `render` | the prompt and parameters of a request that is not run |
 //! | `types` | what goes over the wire |
 
 pub mod chat;
@@ -17,11 +20,14 @@ pub mod choice;
 pub mod completions;
 pub mod fields;
 pub mod flavour;
+pub mod flavours;
 pub mod generation;
 pub mod messages;
 pub mod models;
 pub mod params;
+pub mod prices;
 pub mod prompt;
+pub mod render;
 pub mod stream;
 pub mod thinking;
 pub mod tools;

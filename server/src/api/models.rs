@@ -6,6 +6,8 @@ use http_body_util::{BodyExt as _, Full};
 use serde::Serialize;
 
 use super::fields::Fields;
+use super::flavour::Flavour;
+use super::flavours::openrouter;
 use crate::error::ApiError;
 use crate::state::{RequestContext, Response};
 
@@ -65,6 +67,9 @@ impl ModelNames {
 
 /// All names.
 pub fn list(ctx: &RequestContext) -> Result<Response, ApiError> {
+    if ctx.flavour == Flavour::OpenRouter {
+        return Ok(openrouter::list(ctx));
+    }
     let names = &ctx.state.models;
     let list = List {
         object: "list",
@@ -109,7 +114,11 @@ fn not_found(id: &str) -> ApiError {
 
 /// 200 with a JSON body.
 pub(super) fn json<T: Serialize>(body: &T) -> Response {
-    let text = serde_json::to_vec(body).expect("our own types are JSON");
+    json_text(serde_json::to_vec(body).expect("our own types are JSON"))
+}
+
+/// 200 with a body that is JSON already.
+pub(super) fn json_text(text: Vec<u8>) -> Response {
     let mut response = http::Response::new(Full::new(Bytes::from(text)).boxed_unsync());
     let json = http::HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);

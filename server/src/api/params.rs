@@ -77,6 +77,8 @@ pub struct Params {
     pub num_choices: u32,
     /// `None`: whatever the window has left.
     pub max_tokens: Option<u64>,
+    /// Where `max_tokens` is not given: at most this of what the window has left.
+    pub default_max_tokens: Option<u64>,
     /// For every prompt; its `max_tokens` depends on the prompt.
     pub sampling: SamplingParams,
     /// Strings that end a text.
@@ -120,6 +122,7 @@ impl Params {
             sampling: sampling(fields, max_tokens, prompt_logprobs, loaded)?,
             stop: stop_strings(fields, loaded)?,
             max_tokens,
+            default_max_tokens: None,
             stream,
             include_usage,
             return_token_ids: fields.bool("return_token_ids")?.unwrap_or(false),
@@ -164,7 +167,8 @@ impl Params {
         // The cache may hold less than the window.
         let capacity = u64::from(info.num_blocks) * u64::from(info.block_size);
         let room = u64::from(window).min(capacity.max(len + 1)) - len;
-        Ok(room as u32)
+        let wanted = self.default_max_tokens.unwrap_or(u64::MAX);
+        Ok(room.min(wanted) as u32)
     }
 }
 

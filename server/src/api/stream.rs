@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::flavour::Flavour;
+use super::flavours::openrouter;
 use super::generation::Generation;
 use super::types::{Envelope, Usage, UsageField};
 use crate::error::ApiError;
@@ -52,7 +53,7 @@ pub trait Chunks: Send + 'static {
     fn close(&mut self, generation: &mut Generation, error: Option<&ApiError>, frame: &mut Vec<u8>);
     /// What breaks a silence that has grown too long.
     fn keep_alive(&self) -> &'static [u8] {
-        sse::KEEP_ALIVE
+        sse::keep_alive(Flavour::OpenAi)
     }
 }
 
@@ -60,8 +61,10 @@ impl Head {
     /// For a request that was just admitted.
     pub fn new(ctx: &RequestContext, prefix: &str, object: &'static str, model: String) -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let id = super::params::unique_id(prefix);
+        ctx.name_generation(&id, &model);
         Self {
-            id: super::params::unique_id(prefix),
+            id,
             object,
             created: now.map_or(0, |since| since.as_secs()),
             model,
@@ -80,7 +83,9 @@ impl Head {
 
     /// Writes one chunk.
     pub fn chunk<C: Serialize>(&self, choice: C, frame: &mut Vec<u8>) {
-        let usage = if self.include_usage {
+        // OpenRouter's own clients refuse a `null` here.
+        let nulls = self.include_usage && self.flavour != Flavour::OpenRouter;
+        let usage = if nulls {
             UsageField::Null
         } else {
             UsageField::Absent
@@ -89,11 +94,19 @@ impl Head {
     }
 
     /// Ends a stream: with usage if it was asked for, or with what went wrong.
-    pub fn close(&self, usage: &Usage, error: Option<&ApiError>, frame: &mut Vec<u8>) {
-        if let Some(error) = error {
+    pub fn close(
+        &self,
+        generation: &mut Generation,
+        error: Option<&ApiError>,
+        frame: &mut Vec<u8>,
+    ) {
+        if let (Some(error), Flavour::OpenRouter) = (error, self.flavour) {
+            write(&openrouter::failure(self, error, generation), frame);
+        } else if let Some(error) = error {
             sse::error(error, self.flavour, &self.request_id, frame);
         } else if self.include_usage {
-            write(&self.envelope::<()>(&[], UsageField::Counts(usage)), frame);
+            let usage = generation.usage();
+            write(&self.envelope::<()>(&[], UsageField::Counts(&usage)), frame);
         }
         frame.extend_from_slice(sse::DONE);
     }
@@ -104,6 +117,7 @@ impl Head {
             object: self.object,
             created: self.created,
             model: &self.model,
+            provider: (self.flavour == Flavour::OpenRouter).then_some(openrouter::PROVIDER),
             system_fingerprint: &self.fingerprint,
             service_tier: self.service_tier,
             choices,
@@ -113,7 +127,8 @@ impl Head {
 }
 
 /// Answers with a stream; its headers go out at once.
-pub fn respond<C: Chunks>(ctx: &RequestContext, generation: Generation, chunks: C) -> Response {
+pub fn respond<C: Chunks>(ctx: &RequestContext, mut generation: Generation, chunks: C) -> Response {
+    generation.streams();
     let silence = ctx.state.config.sse_keepalive;
     let body = Body {
         generation,
@@ -192,6 +207,8 @@ impl<C: Chunks> Body<C> {
 
     fn close(&mut self, error: Option<&ApiError>, frame: &mut Vec<u8>) {
         self.part = Part::Over;
+        // Before the client knows that it is over, so that whoever asks next finds it counted.
+        self.generation.settle();
         if let Some(error) = error {
             let request_id = &*self.request_id;
             tracing::warn!(request_id, error = error.message, "a stream failed");

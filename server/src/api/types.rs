@@ -4,6 +4,8 @@ use serde::ser::{SerializeMap as _, SerializeSeq as _, SerializeStruct as _};
 use serde::{Serialize, Serializer};
 
 use super::choice::{Entry, Finish, TokenText};
+use super::flavour::Flavour;
+use super::prices::{CostField, Usd};
 
 /// An answer or a chunk of one, around its choices.
 #[derive(Serialize)]
@@ -16,6 +18,9 @@ pub struct Envelope<'a, C> {
     pub created: u64,
     /// As requested.
     pub model: &'a str,
+    /// Who answered: OpenRouter only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider: Option<&'static str>,
     /// Build, weights and configuration.
     pub system_fingerprint: &'a str,
     /// Chat only.
@@ -65,6 +70,8 @@ pub struct Usage {
     pub completion: u64,
     /// Of these, thoughts.
     pub reasoning: u64,
+    /// What they cost, where the flavour says so.
+    pub cost: Option<CostField>,
 }
 
 impl Serialize for Usage {
@@ -82,7 +89,19 @@ impl Serialize for Usage {
             accepted_prediction_tokens: u64,
             rejected_prediction_tokens: u64,
         }
-        let mut usage = serializer.serialize_struct("Usage", 5)?;
+        #[derive(Serialize)]
+        #[expect(clippy::struct_field_names, reason = "the wire's names")]
+        struct Details {
+            upstream_inference_cost: Usd,
+            upstream_inference_prompt_cost: Usd,
+            upstream_inference_completions_cost: Usd,
+        }
+        let num_fields = match self.cost {
+            None => 5,
+            Some(CostField::Estimated(_)) => 6,
+            Some(CostField::Detailed(_)) => 8,
+        };
+        let mut usage = serializer.serialize_struct("Usage", num_fields)?;
         usage.serialize_field("prompt_tokens", &self.prompt)?;
         usage.serialize_field("completion_tokens", &self.completion)?;
         usage.serialize_field("total_tokens", &(self.prompt + self.completion))?;
@@ -102,6 +121,24 @@ impl Serialize for Usage {
                 rejected_prediction_tokens: 0,
             },
         )?;
+        match self.cost {
+            None => {}
+            Some(CostField::Estimated(cost)) => {
+                usage.serialize_field("estimated_cost", &cost.total())?;
+            }
+            Some(CostField::Detailed(cost)) => {
+                usage.serialize_field("cost", &cost.total())?;
+                usage.serialize_field("is_byok", &false)?;
+                usage.serialize_field(
+                    "cost_details",
+                    &Details {
+                        upstream_inference_cost: cost.total(),
+                        upstream_inference_prompt_cost: cost.prompt,
+                        upstream_inference_completions_cost: cost.completion,
+                    },
+                )?;
+            }
+        }
         usage.end()
     }
 }
@@ -118,6 +155,74 @@ pub struct Extras<'a> {
     /// Scores of the prompt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<&'a PromptScores>,
+    /// `finish_reason` again: OpenRouter only.
+    #[serde(skip_serializing_if = "NativeFinish::is_absent")]
+    pub native_finish_reason: NativeFinish,
+}
+
+/// What a choice says about how the model itself ended.
+#[derive(Clone, Copy, Default)]
+pub enum NativeFinish {
+    /// Nothing.
+    #[default]
+    Absent,
+    /// `null` before the end.
+    Reason(Option<&'static str>),
+}
+
+impl NativeFinish {
+    /// As `flavour` has it.
+    pub fn of(flavour: Flavour, finish: Option<Finish>) -> Self {
+        match flavour {
+            Flavour::OpenRouter => Self::Reason(finish.map(Finish::as_str)),
+            _ => Self::Absent,
+        }
+    }
+
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
+}
+
+impl Serialize for NativeFinish {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Absent => serializer.serialize_none(),
+            Self::Reason(reason) => reason.serialize(serializer),
+        }
+    }
+}
+
+/// Thoughts by all their names.
+#[derive(Default, Serialize)]
+pub struct Thoughts<'a> {
+    /// As most servers call them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<&'a str>,
+    /// As some clients want them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<&'a str>,
+    /// As OpenRouter's clients send them back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_details: Option<[ReasoningDetail<'a>; 1]>,
+}
+
+/// One block of thought; the deltas of a block share its `id` and `index`.
+#[derive(Serialize)]
+pub struct ReasoningDetail<'a> {
+    /// `reasoning.text`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// What is new of it.
+    pub text: &'a str,
+    /// Nobody signs thoughts here.
+    pub signature: Option<&'static str>,
+    /// Same in all deltas.
+    pub id: String,
+    /// `unknown`: plain text, of no vendor's making.
+    pub format: &'static str,
+    /// Which block.
+    pub index: usize,
 }
 
 /// A choice of a chat answer.
@@ -147,12 +252,9 @@ pub struct ChatMessage<'a> {
     pub refusal: Option<&'static str>,
     /// Always empty.
     pub annotations: [&'static str; 0],
-    /// Thoughts.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reasoning_content: Option<&'a str>,
-    /// Thoughts by their other name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reasoning: Option<&'a str>,
+    /// What was thought before.
+    #[serde(flatten)]
+    pub thoughts: Thoughts<'a>,
 }
 
 /// A choice of a chat chunk.
@@ -181,11 +283,8 @@ pub struct ChatDelta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
     /// Thoughts.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reasoning_content: Option<&'a str>,
-    /// Thoughts by their other name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reasoning: Option<&'a str>,
+    #[serde(flatten)]
+    pub thoughts: Thoughts<'a>,
 }
 
 /// Log-probabilities as chat shows them.

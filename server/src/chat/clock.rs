@@ -34,7 +34,7 @@ pub(super) fn strftime_now(format: &str) -> String {
 }
 
 /// The common part of C's `strftime`; other directives are left as they are.
-fn strftime(format: &str, seconds: u64) -> String {
+pub(crate) fn strftime(format: &str, seconds: u64) -> String {
     let (days, clock) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
     let (month_name, day_name) = (MONTHS[month as usize - 1], DAYS[(days % 7) as usize]);

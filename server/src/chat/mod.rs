@@ -7,6 +7,7 @@ mod reasoning;
 mod template;
 mod tools;
 
+pub(crate) use clock::strftime;
 pub use message::{Message, Role, ToolCall};
 pub use reasoning::{Placement, ReasoningSplitter};
 pub use template::{ChatTemplate, Rendered, TemplateError, Variables};

@@ -31,6 +31,12 @@ impl StopStrings {
         Self(strings.iter().map(|s| Needle::new(s.as_ref())).collect())
     }
 
+    /// The strings.
+    pub fn to_strings(&self) -> Vec<String> {
+        let text = |needle: &Needle| String::from_utf8_lossy(&needle.bytes).into_owned();
+        self.0.iter().map(text).collect()
+    }
+
     /// Whether nothing can match.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

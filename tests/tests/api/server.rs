@@ -12,6 +12,7 @@ use nemoserve::api::models::ModelNames;
 use nemoserve::api::params::Defaults;
 use nemoserve::chat::ChatTemplate;
 use nemoserve::metrics::Metrics;
+use nemoserve::receipts::Receipts;
 use nemoserve::router::route_labels;
 use nemoserve::state::{AppState, Phase, ServerConfig};
 use nemoserve::text::Tokenizer;
@@ -115,6 +116,7 @@ impl Server {
                 sse_keepalive: Duration::from_millis(50),
                 ..ServerConfig::default()
             },
+            receipts: Receipts::default(),
             phase: watch::Sender::new(Phase::Serving),
             num_generating: AtomicU64::new(0),
         });

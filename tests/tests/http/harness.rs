@@ -13,6 +13,7 @@ use nemoserve::args::ServeArgs;
 use nemoserve::config::Settings;
 use nemoserve::http::{ServeError, serve};
 use nemoserve::metrics::Metrics;
+use nemoserve::receipts::Receipts;
 use nemoserve::router::route_labels;
 use nemoserve::state::{AppState, Phase, ServerConfig};
 use scheduler::{
@@ -378,6 +379,7 @@ fn app_state(script: &Arc<Script>, plan: Plan) -> AppState {
         config: plan.config,
         metrics: Metrics::new(MODEL, &info, route_labels()),
         info,
+        receipts: Receipts::default(),
         phase: watch::Sender::new(Phase::Serving),
         num_generating: AtomicU64::new(0),
     }

@@ -2,14 +2,17 @@
 
 use super::request::ChatRequest;
 use crate::api::choice::{Choice, Delta, Finish};
+use crate::api::flavour::Flavour;
 use crate::api::generation::Generation;
-use crate::api::models::json;
+use crate::api::models;
 use crate::api::params::ReasoningField;
 use crate::api::stream::{Chunks, Head};
 use crate::api::types::{
     self, ChatChoice, ChatChunkChoice, ChatDelta, ChatEntries, ChatLogprobs, ChatMessage, Extras,
+    NativeFinish, ReasoningDetail, Thoughts,
 };
 use crate::error::ApiError;
+use crate::sse;
 use crate::state::{RequestContext, Response};
 
 /// How a generation looks as chat.
@@ -37,53 +40,61 @@ impl ChatView {
         } else {
             "chat.completion"
         };
+        let reasoning_field = if ctx.flavour == Flavour::OpenRouter {
+            ReasoningField::Reasoning
+        } else {
+            ctx.state.defaults.reasoning_field
+        };
         Self {
             head: Head {
                 service_tier: Some("default"),
-                include_usage: params.include_usage,
+                include_usage: params.include_usage || ctx.flavour.always_counts(),
                 ..Head::new(ctx, "chatcmpl-", object, params.model)
             },
             stream: params.stream,
             logprobs: request.logprobs,
             return_token_ids: params.return_token_ids,
             prompt_logprobs: params.prompt_logprobs.is_some(),
-            reasoning_field: (!request.thinking.exclude)
-                .then_some(ctx.state.defaults.reasoning_field),
+            reasoning_field: (!request.thinking.exclude).then_some(reasoning_field),
         }
     }
 
     /// The whole answer, once the generation is over.
     pub fn answer(&self, generation: &mut Generation) -> Response {
+        models::json_text(self.text(generation))
+    }
+
+    /// The body of the whole answer, for flavours that wrap it.
+    pub fn text(&self, generation: &mut Generation) -> Vec<u8> {
         let deltas: Vec<Delta> = generation.choices().iter_mut().map(Choice::take).collect();
         let scores = self.scores(generation, 0);
         let choices: Vec<ChatChoice<'_>> = deltas
             .iter()
             .enumerate()
-            .map(|(index, delta)| {
-                let [reasoning_content, reasoning] = self.reasoning(&delta.reasoning);
-                ChatChoice {
-                    index,
-                    message: ChatMessage {
-                        role: "assistant",
-                        content: &delta.content,
-                        refusal: None,
-                        annotations: [],
-                        reasoning_content,
-                        reasoning,
-                    },
-                    logprobs: self.logprobs(delta),
-                    finish_reason: delta.finish.map(Finish::as_str),
-                    extras: Extras {
-                        prompt_token_ids: self
-                            .return_token_ids
-                            .then(|| &**generation.prompt_of(index)),
-                        token_ids: self.return_token_ids.then_some(&delta.token_ids),
-                        prompt_logprobs: scores.as_ref(),
-                    },
-                }
+            .map(|(index, delta)| ChatChoice {
+                index,
+                message: ChatMessage {
+                    role: "assistant",
+                    content: &delta.content,
+                    refusal: None,
+                    annotations: [],
+                    thoughts: self.thoughts(index, &delta.reasoning),
+                },
+                logprobs: self.logprobs(delta),
+                finish_reason: delta.finish.map(Finish::as_str),
+                extras: Extras {
+                    prompt_token_ids: self
+                        .return_token_ids
+                        .then(|| &**generation.prompt_of(index)),
+                    token_ids: self.return_token_ids.then_some(&delta.token_ids),
+                    prompt_logprobs: scores.as_ref(),
+                    native_finish_reason: self.native(delta.finish),
+                },
             })
             .collect();
-        json(&self.head.answer(&choices, &generation.usage()))
+        let usage = generation.usage();
+        let answer = self.head.answer(&choices, &usage);
+        serde_json::to_vec(&answer).expect("our own types are JSON")
     }
 
     fn scores(&self, generation: &Generation, choice: usize) -> Option<types::PromptScores> {
@@ -99,14 +110,28 @@ impl ChatView {
         })
     }
 
-    /// `reasoning_content` and `reasoning`, as far as they are shown.
-    fn reasoning<'a>(&self, text: &'a str) -> [Option<&'a str>; 2] {
-        let text = Some(text).filter(|text| !text.is_empty());
-        match self.reasoning_field {
-            None => [None, None],
-            Some(ReasoningField::ReasoningContent) => [text, None],
-            Some(ReasoningField::Reasoning) => [None, text],
-            Some(ReasoningField::Both) => [text, text],
+    fn native(&self, finish: Option<Finish>) -> NativeFinish {
+        NativeFinish::of(self.head.flavour, finish)
+    }
+
+    /// What a choice thought, as far as it is shown.
+    fn thoughts<'a>(&self, choice: usize, text: &'a str) -> Thoughts<'a> {
+        let Some(field) = self.reasoning_field.filter(|_| !text.is_empty()) else {
+            return Thoughts::default();
+        };
+        Thoughts {
+            reasoning_content: (field != ReasoningField::Reasoning).then_some(text),
+            reasoning: (field != ReasoningField::ReasoningContent).then_some(text),
+            reasoning_details: (self.head.flavour == Flavour::OpenRouter).then(|| {
+                [ReasoningDetail {
+                    kind: "reasoning.text",
+                    text,
+                    signature: None,
+                    id: format!("reasoning-text-{choice}"),
+                    format: "unknown",
+                    index: 0,
+                }]
+            }),
         }
     }
 }
@@ -126,6 +151,7 @@ impl Chunks for ChatView {
                 finish_reason: None,
                 extras: Extras {
                     prompt_token_ids: self.return_token_ids.then_some(ids),
+                    native_finish_reason: self.native(None),
                     ..Extras::default()
                 },
             };
@@ -149,13 +175,12 @@ impl Chunks for ChatView {
         };
         let mut extras = || Extras {
             token_ids: token_ids.take(),
+            native_finish_reason: self.native(None),
             ..Extras::default()
         };
-        let [reasoning_content, reasoning] = self.reasoning(&delta.reasoning);
-        if reasoning_content.is_some() || reasoning.is_some() {
+        if self.reasoning_field.is_some() && !delta.reasoning.is_empty() {
             let shown = ChatDelta {
-                reasoning_content,
-                reasoning,
+                thoughts: self.thoughts(index, &delta.reasoning),
                 ..ChatDelta::default()
             };
             chunk(shown, None, extras());
@@ -171,6 +196,7 @@ impl Chunks for ChatView {
             if token_ids.is_some() {
                 let extras = Extras {
                     token_ids,
+                    native_finish_reason: self.native(None),
                     ..Extras::default()
                 };
                 chunk(ChatDelta::default(), None, extras);
@@ -186,6 +212,7 @@ impl Chunks for ChatView {
             extras: Extras {
                 token_ids,
                 prompt_logprobs: scores.as_ref(),
+                native_finish_reason: self.native(Some(finish)),
                 ..Extras::default()
             },
         };
@@ -198,6 +225,10 @@ impl Chunks for ChatView {
         error: Option<&ApiError>,
         frame: &mut Vec<u8>,
     ) {
-        self.head.close(&generation.usage(), error, frame);
+        self.head.close(generation, error, frame);
+    }
+
+    fn keep_alive(&self) -> &'static [u8] {
+        sse::keep_alive(self.head.flavour)
     }
 }
