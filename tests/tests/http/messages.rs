@@ -209,15 +209,17 @@ async fn wrong_methods_are_405_and_name_the_right_ones() {
 #[tokio::test]
 async fn embeddings_are_refused_by_name() {
     let server = Server::start().await;
-    for path in [
-        "/v1/embeddings",
-        "/v1/openai/embeddings",
-        "/api/v1/embeddings",
-    ] {
-        let reply = server.post(path, r#"{"model":"x","input":"y"}"#).await;
+    let body = r#"{"model":"x","input":"y"}"#;
+    for path in ["/v1/embeddings", "/v1/openai/embeddings"] {
+        let reply = server.post(path, body).await;
         reply.expect_error(400, "unsupported_model");
         assert_eq!(reply.error()["param"], "model");
     }
+    let reply = server.post("/api/v1/embeddings", body).await;
+    assert_eq!(reply.status, 400);
+    let metadata = &reply.json()["error"]["metadata"];
+    assert_eq!(metadata["param"], "model");
+    assert_eq!(metadata["code"], "unsupported_model");
 }
 
 #[tokio::test]
