@@ -18,6 +18,7 @@ use scheduler::{
 };
 use tokio::sync::{mpsc, watch};
 
+use crate::constraints::Constraints;
 use crate::error::EngineError;
 use crate::handle::{EngineHandle, EngineStatus, Limits, Shared, StreamEvent};
 
@@ -105,6 +106,7 @@ where
                     scheduler,
                     runner,
                     inbox,
+                    constraints: Constraints::default(),
                     streams: &mut streams,
                     shared: &shared,
                 }
@@ -132,6 +134,7 @@ struct EngineCore<'a, R> {
     scheduler: Scheduler,
     runner: R,
     inbox: Receiver<Command>,
+    constraints: Constraints,
     streams: &'a mut Streams,
     shared: &'a Shared,
 }
@@ -152,8 +155,11 @@ impl<R: Runner> EngineCore<'_, R> {
             };
             self.beat();
             let failed = |error: R::Error| EngineError::Device(format!("a step failed: {error}"));
+            let constrained = self.constraints.of(&plan);
             self.runner.submit(plan).map_err(failed)?;
-            let result = self.runner.collect().map_err(failed)?;
+            let masks = self.constraints.masks(&constrained);
+            let mut result = self.runner.collect(&masks).map_err(failed)?;
+            self.constraints.advance(&constrained, &mut result);
             for output in self.scheduler.update(result) {
                 self.deliver(output);
             }
@@ -185,24 +191,29 @@ impl<R: Runner> EngineCore<'_, R> {
         match command {
             Command::Add {
                 request,
-                guide: _,
+                guide,
                 outputs,
             } => {
                 self.shared.num_in_channel.fetch_sub(1, Ordering::Relaxed);
                 let (id, num_choices) = (request.id, request.num_choices);
                 match self.scheduler.add(request) {
-                    Ok(()) => self.streams.open(id, num_choices, outputs),
+                    Ok(()) => {
+                        self.streams.open(id, num_choices, outputs);
+                        if let Some(guide) = guide {
+                            self.constraints.add(id, num_choices, &guide);
+                        }
+                    }
                     // The reader may already be gone.
                     Err(error) => drop(outputs.try_send(StreamEvent::Failed(error.to_string()))),
                 }
                 self.beat();
             }
             Command::Abort(id) => {
-                self.scheduler.abort(id);
-                self.streams.close(id);
+                self.abort(id);
             }
             Command::FinishChoice { id, choice } => {
                 self.scheduler.finish_choice(id, choice);
+                self.constraints.finish_choice(id, choice);
                 self.streams.finish_choice(id, choice);
             }
         }
@@ -211,10 +222,18 @@ impl<R: Runner> EngineCore<'_, R> {
     /// Sends news to its stream. A reader that is gone or too slow loses its request, nobody else's.
     fn deliver(&mut self, output: RequestOutput) {
         let id = output.request;
-        if !self.streams.send(output) {
-            self.scheduler.abort(id);
-            self.streams.close(id);
+        if output.finish.is_some() {
+            self.constraints.finish_choice(id, output.choice);
         }
+        if !self.streams.send(output) {
+            self.abort(id);
+        }
+    }
+
+    fn abort(&mut self, id: RequestId) {
+        self.scheduler.abort(id);
+        self.constraints.drop_request(id);
+        self.streams.close(id);
     }
 
     fn beat(&self) {

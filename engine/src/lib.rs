@@ -14,9 +14,12 @@
 //! | `batch` | plan to flat index lists; which positions need logits |
 //! | `sampler`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
 //! | `model_runner` | implements `scheduler::Runner`; decides nothing |
+//! | `constraints` | how far each choice has come through its guide; masks for the rows of a plan |
 //! | `engine_core` | the step loop on its own thread; a panic or failed step fails every stream |
 //! | `handle` | the server's only door in; a dropped stream aborts its request |
 //! | `memory`, `device`, `machine` | bytes to blocks and slots; CPU or CUDA; what this machine has |
+//!
+//! Grammars and thinking budgets are the crate `constraint` (in `constraint/`, without tensors).
 //!
 //! It does not know text, HTTP, or who asks. It does not decide what runs: the scheduler does. One
 //! thread owns scheduler, runner, weights and caches, and no tensor leaves it.
@@ -30,6 +33,7 @@ mod batch;
 mod cache;
 mod checkpoint;
 mod config;
+mod constraints;
 mod device;
 mod engine_core;
 mod error;

@@ -3,7 +3,9 @@
 use std::sync::OnceLock;
 
 use burn::tensor::Tensor;
-use scheduler::{Row, RowFault, RowOutput, RowResult, Runner, SchedulerOutput, StepResult};
+use scheduler::{
+    Row, RowFault, RowOutput, RowResult, Runner, SchedulerOutput, StepId, StepResult, TokenMask,
+};
 
 use crate::batch::{self, Batch};
 use crate::cache::DeviceCache;
@@ -19,8 +21,15 @@ const LOGIT_ROWS: usize = 64;
 pub(crate) struct ModelRunner {
     model: NemotronH,
     cache: DeviceCache,
-    /// Between `submit` and `collect`.
-    result: Option<StepResult>,
+    in_flight: Option<InFlight>,
+}
+
+/// Between `submit` and `collect`.
+struct InFlight {
+    step: StepId,
+    rows: Vec<Row>,
+    /// What the model made of them, unless the plan only moves memory.
+    forward: Option<(Batch, Tensor<2>)>,
 }
 
 impl ModelRunner {
@@ -28,13 +37,18 @@ impl ModelRunner {
         Self {
             model,
             cache,
-            result: None,
+            in_flight: None,
         }
     }
 
     /// The rows' outputs, in order. The head runs only where logits are needed, and reading logits is
     /// shared out by position.
-    fn read_out(&self, rows: &[Row], batch: &Batch, hidden: &Tensor<2>) -> Vec<RowResult> {
+    fn read_out(
+        &self,
+        rows: &[Row],
+        masks: &[Option<TokenMask>],
+        (batch, hidden): &(Batch, Tensor<2>),
+    ) -> Vec<RowResult> {
         // Which row and which of its inputs each position belongs to.
         let owners: Vec<(usize, usize)> = rows
             .iter()
@@ -53,7 +67,7 @@ impl ModelRunner {
                 kernels::share(num_positions, logits.len(), |at| {
                     let (row, input) = owners[at];
                     let logits = &logits[at * vocab_size..][..vocab_size];
-                    let outcome = read_position(&rows[row], input, logits);
+                    let outcome = read_position(&rows[row], mask(masks, row), input, logits);
                     read[at].set(outcome).expect("each position is read once");
                 });
             });
@@ -78,29 +92,45 @@ impl Runner for ModelRunner {
     type Error = EngineError;
 
     fn submit(&mut self, plan: SchedulerOutput) -> Result<(), EngineError> {
-        assert!(self.result.is_none(), "one step in flight at most");
+        assert!(self.in_flight.is_none(), "one step in flight at most");
         self.cache.apply(&plan.ops);
         let batch = Batch::new(&plan.rows, self.cache.block_size);
-        let rows = if batch.ids.is_empty() {
-            Vec::new()
-        } else {
+        let forward = (!batch.ids.is_empty()).then(|| {
             let hidden = self.model.forward(&batch, &mut self.cache);
-            self.read_out(&plan.rows, &batch, &hidden)
-        };
-        self.result = Some(StepResult {
+            (batch, hidden)
+        });
+        self.in_flight = Some(InFlight {
             step: plan.step,
-            rows,
+            rows: plan.rows,
+            forward,
         });
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepResult, EngineError> {
-        Ok(self.result.take().expect("a step was submitted"))
+    fn collect(&mut self, masks: &[Option<TokenMask>]) -> Result<StepResult, EngineError> {
+        let step = self.in_flight.take().expect("a step was submitted");
+        let rows = step
+            .forward
+            .map(|forward| self.read_out(&step.rows, masks, &forward));
+        Ok(StepResult {
+            step: step.step,
+            rows: rows.unwrap_or_default(),
+        })
     }
 }
 
+/// The mask of a row; rows beyond the end are free.
+fn mask(masks: &[Option<TokenMask>], row: usize) -> Option<&TokenMask> {
+    masks.get(row)?.as_ref()
+}
+
 /// What the logits at one input position of a row say.
-fn read_position(row: &Row, input: usize, logits: &[f32]) -> Result<RowOutput, RowFault> {
+fn read_position(
+    row: &Row,
+    mask: Option<&TokenMask>,
+    input: usize,
+    logits: &[f32],
+) -> Result<RowOutput, RowFault> {
     let mut output = RowOutput::default();
     if let Some(prompt) = &row.prompt_logprobs
         && let Some(target) = prompt.targets.get(input)
@@ -111,7 +141,7 @@ fn read_position(row: &Row, input: usize, logits: &[f32]) -> Result<RowOutput, R
     if let Some(sample) = &row.sample
         && input + 1 == row.input_ids.len()
     {
-        let token = sampler::sample(logits, sample)?;
+        let token = sampler::sample(logits, sample, mask)?;
         output.tokens.push(token);
         if let Some(num_top) = sample.params.logprobs {
             let logprobs = sampler::logprobs(logits, token, num_top)?;

@@ -8,13 +8,16 @@
 //! drawn, and the text is the same with drafts and without. Inverting the cumulative distribution
 //! has one cheap number per draw but neither of these couplings.
 //!
-//! Order: penalties and `logit_bias`, the `min_tokens` mask, temperature, `top_k`, `top_p`, `min_p`.
+//! Order: penalties and `logit_bias`, the `min_tokens` mask, the guide's mask, temperature, `top_k`, `top_p`, `min_p`.
 //! Log-probabilities are of the raw logits. Nothing sorts the vocabulary.
+//!
+//! The guide wins: where bans and `min_tokens` leave none of the tokens that it allows, they are
+//! weighed instead of obeyed.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use scheduler::{History, RowFault, Sample, SamplingParams, TokenLogprobs};
+use scheduler::{History, RowFault, Sample, SamplingParams, TokenLogprobs, TokenMask};
 
 use crate::noise;
 
@@ -28,35 +31,83 @@ const FIRST_NUCLEUS: usize = 64;
 /// A token with its logit.
 type Candidate = (u32, f32);
 
-/// Draws a row's next token.
-pub(crate) fn sample(logits: &[f32], sample: &Sample) -> Result<u32, RowFault> {
+/// Whether bans and `min_tokens` are obeyed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bans {
+    Obeyed,
+    /// A ban is a large penalty, and the end may come early.
+    Weighed,
+}
+
+/// Draws a row's next token, one that `mask` allows.
+pub(crate) fn sample(
+    logits: &[f32],
+    sample: &Sample,
+    mask: Option<&TokenMask>,
+) -> Result<u32, RowFault> {
     let params = &*sample.params;
-    if !is_adjusted(params, sample.index) {
+    if mask.is_none() && !is_adjusted(params, sample.index) {
         return choose(logits, params, sample);
     }
-    let mut logits = logits.to_vec();
     // A bad row stays visible whatever is masked below.
-    finite_max(&logits)?;
+    finite_max(logits)?;
+    let Some(mask) = mask else {
+        return choose(&adjust(logits, sample, Bans::Obeyed), params, sample);
+    };
+    for bans in [Bans::Obeyed, Bans::Weighed] {
+        let mut logits = adjust(logits, sample, bans);
+        if restrict(&mut logits, mask) {
+            return choose(&logits, params, sample);
+        }
+    }
+    // The model itself rules out all that may come.
+    mask.iter().next().ok_or(RowFault::Constraint)
+}
+
+/// Logits as the parameters want them, before temperature.
+fn adjust(logits: &[f32], sample: &Sample, bans: Bans) -> Vec<f32> {
+    let params = &*sample.params;
+    let mut logits = logits.to_vec();
     if let Some(history) = &sample.history {
         penalise(&mut logits, params, history);
     }
     for (token, bias) in &params.logit_bias {
         if let Some(logit) = logits.get_mut(*token as usize) {
-            *logit = if *bias <= BAN {
+            *logit = if *bias <= BAN && bans == Bans::Obeyed {
                 f32::NEG_INFINITY
             } else {
                 *logit + bias
             };
         }
     }
-    if sample.index < params.min_tokens {
+    if sample.index < params.min_tokens && bans == Bans::Obeyed {
         for token in &params.stop_token_ids {
             if let Some(logit) = logits.get_mut(*token as usize) {
                 *logit = f32::NEG_INFINITY;
             }
         }
     }
-    choose(&logits, params, sample)
+    logits
+}
+
+/// Rules out what the mask does not allow; false if nothing is left.
+fn restrict(logits: &mut [f32], mask: &TokenMask) -> bool {
+    let mut words = mask.words().iter();
+    let mut is_left = false;
+    for group in logits.chunks_mut(u32::BITS as usize) {
+        match words.next() {
+            None | Some(0) => group.fill(f32::NEG_INFINITY),
+            Some(word) => {
+                for (bit, logit) in group.iter_mut().enumerate() {
+                    if word >> bit & 1 == 0 {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                    is_left |= *logit > f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+    is_left
 }
 
 /// Log-probability of `token` and of the `num_top` most likely tokens under raw logits.

@@ -76,6 +76,11 @@ impl TokenMask {
         self.words.iter().all(|word| *word == 0)
     }
 
+    /// The packed bits, token 0 in the lowest bit of the first word.
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+
     /// How many tokens may be drawn.
     pub fn num_allowed(&self) -> u32 {
         self.words.iter().map(|word| word.count_ones()).sum()

@@ -48,6 +48,10 @@ pub struct Row {
 /// needs is here.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
+    /// Whose token this will be.
+    pub request: RequestId,
+    /// Which of its choices.
+    pub choice: u32,
     /// The request's parameters.
     pub params: Arc<SamplingParams>,
     /// `params.seed` plus the choice's index (wrapping).
@@ -111,6 +115,8 @@ pub struct RowOutput {
 pub enum RowFault {
     /// A logit was NaN, or all were minus infinity.
     BadLogits,
+    /// The row's grammar failed, which no client should be able to bring about.
+    Constraint,
 }
 
 /// Log-probability of one token under the raw logits.

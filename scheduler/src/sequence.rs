@@ -271,6 +271,8 @@ impl Sequence {
             generated: self.tokens()[self.request.prompt.len()..].to_vec(),
         });
         Some(Sample {
+            request: self.request.id,
+            choice: self.choice,
             params: Arc::clone(params),
             seed: params.seed.wrapping_add(u64::from(self.choice)),
             index: self.num_generated(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use scheduler::{
-    BlockId, PromptLogprobs, Row, RowFault, RowOutput, Runner, Sample, SamplingParams,
+    BlockId, PromptLogprobs, RequestId, Row, RowFault, RowOutput, Runner, Sample, SamplingParams,
     SchedulerOutput, SequenceId, SlotId, StateOp, StepId, TokenLogprobs,
 };
 
@@ -96,7 +96,7 @@ impl<R: Runner> Driver<R> {
         self.steps += 1;
         let ops = std::mem::take(&mut self.ops);
         let plan = SchedulerOutput { step, ops, rows };
-        let submitted = self.runner.submit(plan).map(|()| self.runner.collect());
+        let submitted = self.runner.submit(plan).map(|()| self.runner.collect(&[]));
         let result = match submitted {
             Ok(Ok(result)) => result,
             Ok(Err(error)) | Err(error) => panic!("the step failed: {error}"),
@@ -151,6 +151,8 @@ impl<R: Runner> Driver<R> {
             block_table: line.blocks.clone(),
             slot: line.slot,
             sample: samples.then(|| Sample {
+                request: RequestId(line.id.0),
+                choice: 0,
                 params: Arc::new(params),
                 seed: 0,
                 index: 0,

@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use scheduler::{
     PromptLogprobs, Row, RowFault, RowOutput, RowResult, Runner, Sample, SchedulerOutput,
-    StepResult, TokenLogprobs,
+    StepResult, TokenLogprobs, TokenMask,
 };
 
 /// What the pretend model says; a test changes it while the engine runs.
@@ -111,7 +111,7 @@ impl Runner for ScriptedRunner {
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepResult, ScriptedFailure> {
+    fn collect(&mut self, masks: &[Option<TokenMask>]) -> Result<StepResult, ScriptedFailure> {
         let lines = self.script.lines();
         if lines.fails {
             return Err(ScriptedFailure);
@@ -119,17 +119,22 @@ impl Runner for ScriptedRunner {
         let plan = self.plan.take().expect("submit comes first");
         Ok(StepResult {
             step: plan.step,
-            rows: plan.rows.iter().map(|row| lines.play(row)).collect(),
+            rows: (0..)
+                .zip(&plan.rows)
+                .map(|(at, row): (usize, _)| {
+                    lines.play(row, masks.get(at).and_then(Option::as_ref))
+                })
+                .collect(),
         })
     }
 }
 
 impl Lines {
-    fn play(&self, row: &Row) -> RowResult {
+    fn play(&self, row: &Row, mask: Option<&TokenMask>) -> RowResult {
         let faulty = |sample: &Sample| self.fault_at == Some(sample.index);
         let outcome = match &row.sample {
             Some(sample) if faulty(sample) => Err(RowFault::BadLogits),
-            sample => Ok(self.output(sample.as_ref(), row.prompt_logprobs.as_ref())),
+            sample => Ok(self.output(sample.as_ref(), mask, row.prompt_logprobs.as_ref())),
         };
         RowResult {
             sequence: row.sequence,
@@ -137,10 +142,15 @@ impl Lines {
         }
     }
 
-    fn output(&self, sample: Option<&Sample>, scored: Option<&PromptLogprobs>) -> RowOutput {
+    fn output(
+        &self,
+        sample: Option<&Sample>,
+        mask: Option<&TokenMask>,
+        scored: Option<&PromptLogprobs>,
+    ) -> RowOutput {
         let mut output = RowOutput::default();
         if let Some(sample) = sample {
-            let token = self.token(sample);
+            let token = self.obey(mask, self.token(sample));
             output.tokens.push(token);
             let top = sample.params.logprobs;
             output
@@ -152,6 +162,16 @@ impl Lines {
             output.prompt_logprobs.extend(scores);
         }
         output
+    }
+
+    /// What the script says if the mask allows it, else the lowest token that it does allow, ending
+    /// only if nothing else is left.
+    fn obey(&self, mask: Option<&TokenMask>, token: u32) -> u32 {
+        let Some(mask) = mask.filter(|mask| !mask.allows(token)) else {
+            return token;
+        };
+        let mut allowed = mask.iter().filter(|token| *token != self.end);
+        allowed.next().unwrap_or(self.end)
     }
 
     /// As a sampler would: bias forces, and no stop id comes too early.

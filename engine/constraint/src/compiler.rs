@@ -9,7 +9,6 @@ use llguidance::{Matcher, ParserFactory};
 use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::{Cache, GuardResult};
-use toktrie::InferenceCapabilities;
 
 use crate::{Grammar, GrammarError, Vocabulary, translate};
 

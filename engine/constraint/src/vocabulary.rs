@@ -71,7 +71,7 @@ impl fmt::Debug for Vocabulary {
         f.debug_struct("Vocabulary")
             .field("size", &self.size())
             .field("end_ids", &self.end_ids)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

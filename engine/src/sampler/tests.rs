@@ -1,14 +1,23 @@
 use std::sync::Arc;
 
+use scheduler::RequestId;
+
 use super::*;
 
 fn sample_with(params: SamplingParams, seed: u64, index: u32) -> Sample {
     Sample {
+        request: RequestId(1),
+        choice: 0,
         params: Arc::new(params),
         seed,
         index,
         history: None,
     }
+}
+
+/// Without a guide.
+fn sample(logits: &[f32], by: &Sample) -> Result<u32, RowFault> {
+    super::sample(logits, by, None)
 }
 
 fn hot() -> SamplingParams {
@@ -199,6 +208,8 @@ fn stop_ids_wait_for_min_tokens() {
 #[test]
 fn penalties_look_at_what_was_said() {
     let with = |params: SamplingParams, prompt: &[u32], generated: &[u32]| Sample {
+        request: RequestId(1),
+        choice: 0,
         history: Some(History {
             prompt: prompt.into(),
             generated: generated.to_vec(),
@@ -275,4 +286,79 @@ fn logprobs_are_finite_and_ties_ascend() {
     assert_eq!(ids, [0, 2, 4, 3, 1], "no more than there are, ties by id");
     assert!(got.top.iter().all(|(_, logprob)| logprob.is_finite()));
     assert_eq!(logprobs(&logits, 0, 0).expect("good logits").top, []);
+}
+
+#[test]
+fn draws_obey_the_mask() {
+    let mask = TokenMask::only(&[1, 4, 5], 6);
+    let mut counts = [0_u32; 6];
+    for index in 0..40_000 {
+        let by = sample_with(hot(), 7, index);
+        counts[super::sample(&LOGITS, &by, Some(&mask)).expect("good logits") as usize] += 1;
+    }
+    let weights = weights(1.0);
+    let total = weights[1] + weights[4] + weights[5];
+    for token in 0..6 {
+        let expect = if mask.allows(token) {
+            40_000.0 * weights[token as usize] / total
+        } else {
+            0.0
+        };
+        let got = f64::from(counts[token as usize]);
+        // Five standard deviations.
+        assert!((got - expect).abs() <= 5.0 * expect.sqrt(), "{counts:?}");
+    }
+    // Greedy, and logits beyond the mask's vocabulary.
+    let greedy = sample_with(
+        SamplingParams {
+            temperature: 0.0,
+            ..hot()
+        },
+        0,
+        0,
+    );
+    let small = TokenMask::only(&[0, 2], 3);
+    assert_eq!(super::sample(&LOGITS, &greedy, Some(&small)), Ok(0));
+}
+
+#[test]
+fn the_mask_wins_over_bans() {
+    let banned = |tokens: &[u32], min_tokens| SamplingParams {
+        logit_bias: tokens.iter().map(|token| (*token, -100.0)).collect(),
+        min_tokens,
+        stop_token_ids: vec![5],
+        ..hot()
+    };
+    let draw = |params, allowed: &[u32]| {
+        let mask = TokenMask::only(allowed, 6);
+        super::sample(&LOGITS, &sample_with(params, 3, 0), Some(&mask))
+    };
+    // Bans are obeyed while something else is left, and weighed when not.
+    for _ in 0..20 {
+        assert_eq!(draw(banned(&[3], 0), &[1, 3]), Ok(1));
+        assert_eq!(draw(banned(&[1, 3], 0), &[3]), Ok(3));
+    }
+    // The text is whole and the only way on is the end.
+    assert_eq!(draw(banned(&[], 10), &[5]), Ok(5));
+    assert_eq!(draw(banned(&[5], 10), &[5]), Ok(5));
+    assert_eq!(
+        draw(banned(&[1], 10), &[1, 5]).map(|t| t == 1 || t == 5),
+        Ok(true)
+    );
+    // The model rules out what the grammar wants.
+    let logits = [0.0, f32::NEG_INFINITY, f32::NEG_INFINITY];
+    let mask = TokenMask::only(&[1, 2], 3);
+    let by = sample_with(hot(), 0, 0);
+    assert_eq!(super::sample(&logits, &by, Some(&mask)), Ok(1));
+    // A broken guide, and broken logits under a sound one.
+    let nothing = TokenMask::only(&[], 3);
+    assert_eq!(
+        super::sample(&logits, &by, Some(&nothing)),
+        Err(RowFault::Constraint)
+    );
+    let bad = [0.0, f32::NAN, 1.0];
+    assert_eq!(
+        super::sample(&bad, &by, Some(&mask)),
+        Err(RowFault::BadLogits)
+    );
 }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use scheduler::{
     BlockId, CacheConfig, Row, RowFault, RowOutput, RowResult, Runner, SchedulerOutput, StateOp,
-    StepResult,
+    StepResult, TokenMask,
 };
 
 use crate::reference::{self, Poison};
@@ -152,8 +152,9 @@ impl Runner for ToyModel {
         Ok(())
     }
 
-    /// All the work happens here: what is freed too early is overwritten by then.
-    fn collect(&mut self) -> Result<StepResult, Infallible> {
+    /// All the work happens here: what is freed too early is overwritten by then. Its tokens follow
+    /// from the context alone, so it has no use for masks.
+    fn collect(&mut self, _masks: &[Option<TokenMask>]) -> Result<StepResult, Infallible> {
         let plan = self.in_flight.take().expect("a step is in flight");
         for op in plan.ops {
             self.apply(op);

@@ -219,7 +219,7 @@ impl Player {
     fn land(&mut self) {
         assert!(self.launched, "land follows launch");
         self.launched = false;
-        let Ok(mut result) = self.model.collect();
+        let Ok(mut result) = self.model.collect(&[]);
         for RowResult { sequence, outcome } in &mut result.rows {
             let name = self.name(*sequence);
             if self

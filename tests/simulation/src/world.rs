@@ -115,7 +115,7 @@ impl World<'_> {
         self.report.plans.push(plan.clone());
         let Ok(()) = self.model.submit(plan);
         self.end_some(turn, &[Standing::InFlight]);
-        let Ok(result) = self.model.collect();
+        let Ok(result) = self.model.collect(&[]);
         let news = self.scheduler.update(result);
         self.scheduler.check_invariants();
         self.clients.hear(news);

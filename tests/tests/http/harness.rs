@@ -18,7 +18,7 @@ use nemoserve::router::route_labels;
 use nemoserve::state::{AppState, Phase, ServerConfig};
 use scheduler::{
     CacheConfig, RowOutput, RowResult, Runner, SchedulerConfig, SchedulerOutput, StepResult,
-    TokenLogprobs,
+    TokenLogprobs, TokenMask,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -130,7 +130,7 @@ impl Runner for ScriptedRunner {
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepResult, Scripted> {
+    fn collect(&mut self, _masks: &[Option<TokenMask>]) -> Result<StepResult, Scripted> {
         if self.script.wait_for_step() {
             return Err(Scripted);
         }

@@ -1,0 +1,150 @@
+//! How far each choice has come through its guide.
+//!
+//! A state depends on the tokens that its choice has sampled and on nothing else, so preemption
+//! leaves it alone. The scheduler never sees it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use constraint::{Guide, GuideError, GuideState, TokenMask};
+use parking_lot::Mutex;
+use scheduler::{RequestId, RowFault, SchedulerOutput, StepResult};
+
+/// Guides of the requests in flight.
+#[derive(Default)]
+pub(crate) struct Constraints {
+    requests: HashMap<RequestId, Vec<Option<Choice>>>,
+}
+
+/// One choice's way. The state begins with its first token: a copy of a large grammar takes a while,
+/// and choices that wait have time.
+struct Choice {
+    guide: Arc<Guide>,
+    state: Option<GuideState>,
+    failed: Option<GuideError>,
+}
+
+/// The rows of a plan that sample under a guide: row, request, choice.
+pub(crate) struct Constrained {
+    num_rows: usize,
+    rows: Vec<(usize, RequestId, usize)>,
+}
+
+impl Constraints {
+    /// Begins a request.
+    pub(crate) fn add(&mut self, id: RequestId, num_choices: u32, guide: &Arc<Guide>) {
+        let choice = || {
+            Some(Choice {
+                guide: Arc::clone(guide),
+                state: None,
+                failed: None,
+            })
+        };
+        let choices = (0..num_choices).map(|_| choice()).collect();
+        self.requests.insert(id, choices);
+    }
+
+    /// Forgets a choice that has ended.
+    pub(crate) fn finish_choice(&mut self, id: RequestId, choice: u32) {
+        let Some(choices) = self.requests.get_mut(&id) else {
+            return;
+        };
+        choices[choice as usize] = None;
+        if choices.iter().all(Option::is_none) {
+            self.requests.remove(&id);
+        }
+    }
+
+    /// Forgets a request.
+    pub(crate) fn drop_request(&mut self, id: RequestId) {
+        self.requests.remove(&id);
+    }
+
+    /// Who in this plan needs a mask.
+    pub(crate) fn of(&self, plan: &SchedulerOutput) -> Constrained {
+        let rows = plan.rows.iter().enumerate().filter_map(|(at, row)| {
+            let sample = row.sample.as_ref()?;
+            let choice = sample.choice as usize;
+            self.requests.get(&sample.request)?[choice].as_ref()?;
+            Some((at, sample.request, choice))
+        });
+        Constrained {
+            num_rows: plan.rows.len(),
+            rows: rows.collect(),
+        }
+    }
+
+    /// What the rows of the plan may draw, in its order, made while the runner works.
+    pub(crate) fn masks(&mut self, constrained: &Constrained) -> Vec<Option<TokenMask>> {
+        // A mask costs some ten microseconds, more than handing it over.
+        const COST: usize = 1 << 20;
+        let num_constrained = constrained.rows.len();
+        let jobs: Vec<_> = constrained
+            .rows
+            .iter()
+            .map(|(_, id, choice)| Mutex::new((self.take(*id, *choice), None)))
+            .collect();
+        kernels::share(num_constrained, num_constrained * COST, |at| {
+            let (choice, mask) = &mut *jobs[at].lock();
+            *mask = choice.mask();
+        });
+        let mut masks = vec![None; constrained.num_rows];
+        for ((row, id, at), job) in constrained.rows.iter().zip(jobs) {
+            let (choice, mask) = job.into_inner();
+            masks[*row] = mask;
+            self.choice(*id, *at).replace(choice);
+        }
+        masks
+    }
+
+    /// Moves on by what was sampled. A row whose guide failed becomes a fault.
+    pub(crate) fn advance(&mut self, constrained: &Constrained, result: &mut StepResult) {
+        for (row, id, at) in &constrained.rows {
+            let choice = self.choice(*id, *at);
+            let choice = choice.as_mut().expect("masks put it back");
+            let outcome = &mut result.rows[*row].outcome;
+            if let Ok(output) = outcome {
+                choice.advance(&output.tokens);
+                if let Some(error) = &choice.failed {
+                    tracing::error!(request = id.0, choice = at, %error, "a guide failed");
+                    *outcome = Err(RowFault::Constraint);
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, id: RequestId, choice: usize) -> Choice {
+        self.choice(id, choice)
+            .take()
+            .expect("found when the plan was made, and nobody ends meanwhile")
+    }
+
+    fn choice(&mut self, id: RequestId, choice: usize) -> &mut Option<Choice> {
+        let choices = self.requests.get_mut(&id);
+        &mut choices.expect("found when the plan was made, and nobody ends meanwhile")[choice]
+    }
+}
+
+impl Choice {
+    fn mask(&mut self) -> Option<TokenMask> {
+        let state = self
+            .state
+            .get_or_insert_with(|| GuideState::new(&self.guide));
+        match state.mask() {
+            Ok(mask) => mask,
+            Err(error) => {
+                self.failed = Some(error);
+                None
+            }
+        }
+    }
+
+    fn advance(&mut self, tokens: &[u32]) {
+        let state = self.state.as_mut().expect("a mask was made");
+        for token in tokens {
+            if self.failed.is_none() {
+                self.failed = state.advance(*token).err();
+            }
+        }
+    }
+}
