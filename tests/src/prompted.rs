@@ -8,8 +8,10 @@ use std::collections::HashMap;
 
 use scheduler::{
     BlockId, PromptLogprobs, Row, RowOutput, RowResult, Runner, Sample, SchedulerOutput,
-    SequenceId, StateOp, StepResult, TokenLogprobs,
+    SequenceId, StateOp, StepResult, TokenLogprobs, TokenMask,
 };
+
+use crate::scripted::obey;
 
 /// What to say after a prompt: called once per choice, before its first token.
 pub trait Author: Send + 'static {
@@ -56,7 +58,7 @@ impl<A: Author> PromptedRunner<A> {
         }
     }
 
-    fn play(&mut self, row: &Row) -> RowOutput {
+    fn play(&mut self, row: &Row, mask: Option<&TokenMask>) -> RowOutput {
         self.remember(row);
         let mut output = RowOutput::default();
         if let Some(PromptLogprobs { targets, top }) = &row.prompt_logprobs {
@@ -66,7 +68,7 @@ impl<A: Author> PromptedRunner<A> {
                 .collect();
         }
         if let Some(sample) = &row.sample {
-            let token = self.token(row, sample);
+            let token = obey(mask, self.token(row, sample), self.end);
             output.tokens.push(token);
             let before = *row.input_ids.last().expect("a row has tokens");
             let top = sample.params.logprobs;
@@ -152,14 +154,14 @@ impl<A: Author> Runner for PromptedRunner<A> {
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepResult, Never> {
+    fn collect(&mut self, masks: &[Option<TokenMask>]) -> Result<StepResult, Never> {
         let plan = self.plan.take().expect("submit comes first");
         for op in plan.ops {
             self.apply(op);
         }
-        let rows = plan.rows.iter().map(|row| RowResult {
+        let rows = plan.rows.iter().enumerate().map(|(at, row)| RowResult {
             sequence: row.sequence,
-            outcome: Ok(self.play(row)),
+            outcome: Ok(self.play(row, masks.get(at).and_then(Option::as_ref))),
         });
         Ok(StepResult {
             step: plan.step,

@@ -150,7 +150,7 @@ impl Lines {
     ) -> RowOutput {
         let mut output = RowOutput::default();
         if let Some(sample) = sample {
-            let token = self.obey(mask, self.token(sample));
+            let token = obey(mask, self.token(sample), self.end);
             output.tokens.push(token);
             let top = sample.params.logprobs;
             output
@@ -162,16 +162,6 @@ impl Lines {
             output.prompt_logprobs.extend(scores);
         }
         output
-    }
-
-    /// What the script says if the mask allows it, else the lowest token that it does allow, ending
-    /// only if nothing else is left.
-    fn obey(&self, mask: Option<&TokenMask>, token: u32) -> u32 {
-        let Some(mask) = mask.filter(|mask| !mask.allows(token)) else {
-            return token;
-        };
-        let mut allowed = mask.iter().filter(|token| *token != self.end);
-        allowed.next().unwrap_or(self.end)
     }
 
     /// As a sampler would: bias forces, and no stop id comes too early.
@@ -207,4 +197,14 @@ impl Lines {
             top: (0..top).map(alternative).collect(),
         }
     }
+}
+
+/// The token that was meant if the mask allows it, else the lowest that it does allow, ending only if
+/// nothing else is left.
+pub(crate) fn obey(mask: Option<&TokenMask>, meant: u32, end: u32) -> u32 {
+    let Some(mask) = mask.filter(|mask| !mask.allows(meant)) else {
+        return meant;
+    };
+    let mut others = mask.iter().filter(|token| *token != end);
+    others.next().unwrap_or(end)
 }
