@@ -1,5 +1,6 @@
 //! `/v1/chat/completions`, and the one way from a chat request to a generation.
 
+mod calls;
 mod request;
 mod view;
 
@@ -15,8 +16,9 @@ use super::flavours::{self, nvidia};
 use super::generation::{Generation, GenerationOptions, PromptRequest, ThinkingStart};
 use super::prompt::{self, ChatPrompt};
 use super::stream;
+use crate::chat::{ToolCallFormat, ToolSet};
 use crate::error::ApiError;
-use crate::state::{RequestContext, Response};
+use crate::state::{AppState, RequestContext, Response};
 
 pub use request::ChatRequest;
 pub use view::ChatView;
@@ -95,6 +97,7 @@ pub fn start(
             min_tokens: sampling.min_tokens,
             logprobs: request.logprobs,
             force_nonempty_content: request.thinking.force_nonempty_content,
+            calls: call_format(&ctx.state, &request.tools),
         },
     };
     let prompts = vec![PromptRequest {
@@ -103,4 +106,10 @@ pub fn start(
         guide: None,
     }];
     Generation::start(ctx.clone(), prompts, &options)
+}
+
+/// What calls look like in the answer, if there may be any.
+fn call_format(state: &AppState, tools: &ToolSet) -> Option<Arc<ToolCallFormat>> {
+    let dialect = state.template.as_ref()?.dialect()?;
+    ToolCallFormat::new(dialect, state.tokenizer.as_ref()?, tools)
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use scheduler::TokenLogprobs;
 
-use crate::chat::{Placement, ReasoningSplitter};
-use crate::text::{Detokenizer, StopMatcher, StopStrings, Tokenizer, Utf8Stream};
+use super::calls::CallReader;
+use crate::chat::{Placement, ReasoningSplitter, ToolCallFormat};
+use crate::text::{Detokenizer, StopMatch, StopMatcher, StopStrings, Tokenizer, Utf8Stream};
 
 /// What became certain since it was last taken.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,6 +39,8 @@ pub struct CallDelta {
     pub index: usize,
     /// Set when the call begins.
     pub start: Option<CallStart>,
+    /// The tool takes text instead of JSON.
+    pub custom: bool,
     /// More of its arguments (JSON text, which the deltas of a call add up to) or of a custom
     /// tool's input.
     pub arguments: String,
@@ -50,8 +53,6 @@ pub struct CallStart {
     pub id: String,
     /// The tool.
     pub name: String,
-    /// The tool takes text instead of JSON.
-    pub custom: bool,
 }
 
 /// Why a choice ended.
@@ -61,7 +62,7 @@ pub enum Finish {
     Stop,
     /// `max_tokens` or the window.
     Length,
-    /// The model waits for what it called.
+    /// The model waits for the results of its calls.
     ToolCalls,
 }
 
@@ -92,7 +93,8 @@ pub enum TokenText {
 pub struct ChoiceOptions {
     /// `None`: only ids are known.
     pub tokenizer: Option<Arc<Tokenizer>>,
-    /// Strings that end the answer.
+    /// Strings that end the answer. They are looked for in its text only: not in thoughts, which
+    /// the contract excludes, nor in calls, whose arguments a stop string would break.
     pub stop: StopStrings,
     /// Stop strings count from this many tokens on.
     pub min_tokens: u32,
@@ -100,6 +102,8 @@ pub struct ChoiceOptions {
     pub logprobs: bool,
     /// Whether a blank answer is replaced by the thought.
     pub force_nonempty_content: bool,
+    /// What calls look like; `None`: all is text.
+    pub calls: Option<Arc<ToolCallFormat>>,
 }
 
 /// The state of one choice.
@@ -108,6 +112,8 @@ pub struct Choice {
     detokenizer: Detokenizer,
     /// Chat only.
     splitter: Option<ReasoningSplitter>,
+    /// With tools only.
+    calls: Option<CallReader>,
     matcher: StopMatcher,
     pipe: TextPipe,
     /// Bytes of an echoed prompt, in which no stop string is looked for.
@@ -134,6 +140,7 @@ impl Choice {
             }),
             matcher: StopMatcher::new(options.stop.clone()),
             splitter,
+            calls: options.calls.clone().map(CallReader::new),
             pipe: TextPipe::default(),
             num_echoed: 0,
             thought: String::new(),
@@ -186,36 +193,43 @@ impl Choice {
                 }
             }
         };
-        self.pipe
-            .push(content, entry.map(|entry| entry.clipped(content)));
-        if self.options.stop.is_empty() {
-            self.pipe.release_all(&mut self.delta);
-            return false;
+        let Some(calls) = &mut self.calls else {
+            return self.answer(content, entry, self.num_tokens);
+        };
+        calls.push(id, content, entry, self.num_tokens);
+        if self.take_calls() {
+            return true;
         }
-        if self.num_tokens < u64::from(self.options.min_tokens) {
-            self.matcher.skip(content);
-        } else if let Some(start) = self.matcher.push(content) {
-            self.pipe.cut(self.num_echoed + start);
+        let over = self.calls.as_ref().is_some_and(CallReader::is_over);
+        if over && self.num_tokens >= u64::from(self.options.min_tokens) {
             self.finish(Finish::Stop);
             return true;
         }
-        let safe = self.num_echoed + self.matcher.safe_end();
-        self.pipe.release(safe, &mut self.delta);
         false
     }
 
     /// The choice is over: what was held back is released.
-    pub fn finish(&mut self, finish: Finish) {
+    pub fn finish(&mut self, mut finish: Finish) {
         assert!(!self.finished, "a choice ends once");
-        self.finished = true;
         if let Some(splitter) = &mut self.splitter {
             splitter.finish();
             take_thought(splitter, &mut self.delta, &mut self.thought, &self.options);
         }
+        if let Some(calls) = &mut self.calls {
+            calls.finish(finish == Finish::Length);
+            if self.take_calls() {
+                return;
+            }
+        }
+        self.finished = true;
         self.pipe.finish(&mut self.delta);
         self.note_blank();
-        if self.options.force_nonempty_content && self.blank {
+        let num_calls = self.calls.as_ref().map_or(0, CallReader::num_calls);
+        if self.options.force_nonempty_content && self.blank && num_calls == 0 {
             self.delta.content.push_str(&self.thought);
+        }
+        if num_calls > 0 && finish == Finish::Stop {
+            finish = Finish::ToolCalls;
         }
         self.delta.finish = Some(finish);
     }
@@ -241,6 +255,44 @@ impl Choice {
         self.splitter
             .as_ref()
             .map_or(0, |splitter| splitter.num_tokens().into())
+    }
+
+    /// Takes a token's part of the answer, sampled as the `num_tokens`-th. True when it completes
+    /// a stop string, which ends the choice.
+    fn answer(&mut self, content: &[u8], entry: Option<Entry>, num_tokens: u64) -> bool {
+        self.pipe
+            .push(content, entry.map(|entry| entry.clipped(content)));
+        if self.options.stop.is_empty() {
+            self.pipe.release_all(&mut self.delta);
+            return false;
+        }
+        if num_tokens < u64::from(self.options.min_tokens) {
+            self.matcher.skip(content);
+        } else if let Some(StopMatch { start, index }) = self.matcher.push(content) {
+            self.pipe.cut(self.num_echoed + start);
+            self.delta.stop_string = Some(self.options.stop.get(index).to_owned());
+            // What came behind it never did.
+            if let Some(calls) = &mut self.calls {
+                calls.abandon();
+            }
+            self.finish(Finish::Stop);
+            return true;
+        }
+        let safe = self.num_echoed + self.matcher.safe_end();
+        self.pipe.release(safe, &mut self.delta);
+        false
+    }
+
+    /// Takes what the calls' reader is sure of. True when a stop string ended the choice.
+    fn take_calls(&mut self) -> bool {
+        while let Some(calls) = &mut self.calls
+            && let Some(token) = calls.next_token(&mut self.delta.calls)
+        {
+            if self.answer(&token.text, token.entry, token.num_tokens) {
+                return true;
+            }
+        }
+        false
     }
 
     fn note_blank(&mut self) {
@@ -441,6 +493,7 @@ mod tests {
             min_tokens: 0,
             logprobs: true,
             force_nonempty_content: false,
+            calls: None,
         }
     }
 

@@ -129,6 +129,7 @@ fn start(ctx: &RequestContext, request: &CompletionRequest) -> Result<Generation
             min_tokens: params.sampling.min_tokens,
             logprobs: params.sampling.logprobs.is_some(),
             force_nonempty_content: false,
+            calls: None,
         },
     };
     Generation::start(ctx.clone(), prompts, &options)

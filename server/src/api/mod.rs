@@ -10,11 +10,12 @@
 //! | `params`, `thinking`, `messages`, `tools` | parameters, reasoning settings, the history, what may be called |
 //! | `prompt` | text to ids, away from the threads that serve sockets |
 //! | `generation` | all prompts and choices of a request, in flight |
-//! | `choice` | one choice: tokens in, text and log-probabilities out |
+//! | `choice`, `calls` | one choice: tokens in; text, calls and log-probabilities out |
 //! | `stream` | a generation as events |
 //! | `render` | the prompt and parameters of a request that is not run |
 //! | `types` | what goes over the wire |
 
+pub mod calls;
 pub mod chat;
 pub mod choice;
 pub mod completions;

@@ -246,8 +246,8 @@ pub struct ChatChoice<'a> {
 pub struct ChatMessage<'a> {
     /// Always `assistant`.
     pub role: &'static str,
-    /// The answer.
-    pub content: &'a str,
+    /// The answer; `null` only beside calls.
+    pub content: Option<&'a str>,
     /// Always `null`.
     pub refusal: Option<&'static str>,
     /// Always empty.
@@ -255,6 +255,60 @@ pub struct ChatMessage<'a> {
     /// What was thought before.
     #[serde(flatten)]
     pub thoughts: Thoughts<'a>,
+    /// What is called.
+    #[serde(flatten)]
+    pub calls: Calls<'a>,
+}
+
+/// A call of a tool, whole or what is new of it.
+#[derive(Default, Serialize)]
+pub struct CallItem<'a> {
+    /// Which; chunks only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<usize>,
+    /// With the name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a str>,
+    /// With the name: `function` or `custom`.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    /// A function.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function: Option<FunctionItem<'a>>,
+    /// A custom tool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom: Option<CustomItem<'a>>,
+}
+
+/// A function with its arguments.
+#[derive(Serialize)]
+pub struct FunctionItem<'a> {
+    /// First of a call only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    /// JSON text.
+    pub arguments: &'a str,
+}
+
+/// A custom tool with its input.
+#[derive(Serialize)]
+pub struct CustomItem<'a> {
+    /// First of a call only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    /// Text.
+    pub input: &'a str,
+}
+
+/// Calls, where a message or a delta has them.
+#[derive(Default, Serialize)]
+pub struct Calls<'a> {
+    /// As tools.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<CallItem<'a>>,
+    /// As the one function that `functions` allow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionItem<'a>>,
 }
 
 /// A choice of a chat chunk.
@@ -285,6 +339,9 @@ pub struct ChatDelta<'a> {
     /// Thoughts.
     #[serde(flatten)]
     pub thoughts: Thoughts<'a>,
+    /// What is called.
+    #[serde(flatten)]
+    pub calls: Calls<'a>,
 }
 
 /// Log-probabilities as chat shows them.

@@ -3,7 +3,7 @@
 //! Where the tokenizer has `</think>` as one token, its id decides, so that text which merely
 //! spells it cannot confuse; where it has not, the spelling decides.
 
-use crate::text::{StopMatcher, StopStrings, Tokenizer, Utf8Stream};
+use crate::text::{StopMatch, StopMatcher, StopStrings, Tokenizer, Utf8Stream};
 
 const OPEN: &str = "<think>";
 const CLOSE: &str = "</think>";
@@ -130,7 +130,7 @@ impl ReasoningSplitter {
                 let before = self.text.num_bytes();
                 let found = matcher.push(bytes);
                 self.text.hold(bytes);
-                if let Some(start) = found {
+                if let Some(StopMatch { start, .. }) = found {
                     self.text.release(start);
                     self.text.held.clear();
                     self.close();

@@ -15,6 +15,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
 use super::message::Message;
+use super::tool_calls::Dialect;
 use super::{clock, python};
 use crate::text::{AddedToken, Marked, Tokenizer};
 
@@ -38,6 +39,7 @@ pub struct ChatTemplate {
     added: Vec<AddedToken>,
     bos_token: String,
     eos_token: String,
+    dialect: Option<Dialect>,
 }
 
 /// Why a template is unusable or does not render.
@@ -98,7 +100,13 @@ impl ChatTemplate {
             bos_token: token("bos_token"),
             eos_token: token("eos_token"),
             added: added.to_vec(),
+            dialect: Dialect::of_template(source),
         })
+    }
+
+    /// How the model is taught to write calls, if it is.
+    pub fn dialect(&self) -> Option<Dialect> {
+        self.dialect
     }
 
     /// Renders a conversation. The error is what the template says, or which limit was met.

@@ -7,5 +7,5 @@ mod stop;
 mod tokenizer;
 
 pub use detokenizer::{Detokenizer, Utf8Stream};
-pub use stop::{StopMatcher, StopStrings};
+pub use stop::{StopMatch, StopMatcher, StopStrings};
 pub use tokenizer::{AddedToken, Marked, Tokenizer, TokenizerError};

@@ -19,6 +19,7 @@ fn added_tokens() -> Value {
         token(5, "<think>", false),
         token(6, "</think>", false),
         token(7, "<tool_call>", false),
+        token(8, "</tool_call>", false),
     ])
 }
 

@@ -9,6 +9,15 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default)]
 pub struct StopStrings(Arc<[Needle]>);
 
+/// A stop string that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopMatch {
+    /// The text ends before this byte.
+    pub start: usize,
+    /// Which string, by its place among those given.
+    pub index: usize,
+}
+
 #[derive(Debug)]
 struct Needle {
     bytes: Vec<u8>,
@@ -37,6 +46,11 @@ impl StopStrings {
         self.0.iter().map(text).collect()
     }
 
+    /// The string given at this place.
+    pub fn get(&self, index: usize) -> &str {
+        std::str::from_utf8(&self.0[index].bytes).expect("made from a string")
+    }
+
     /// Whether nothing can match.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -54,21 +68,23 @@ impl StopMatcher {
         }
     }
 
-    /// Reads on, one token at a time. `Some(start)` once a match is complete: the text ends before
-    /// byte `start`. Of several that one token completes, the one that starts first counts.
-    pub fn push(&mut self, bytes: &[u8]) -> Option<usize> {
-        let mut earliest: Option<usize> = None;
-        for (needle, matched) in self.needles.0.iter().zip(&mut self.matched) {
+    /// Reads on, one token at a time. Of several matches that one token completes, the one that
+    /// starts first counts, and of those the shortest.
+    pub fn push(&mut self, bytes: &[u8]) -> Option<StopMatch> {
+        let mut earliest: Option<(usize, usize, usize)> = None;
+        let needles = self.needles.0.iter().zip(&mut self.matched);
+        for (index, (needle, matched)) in needles.enumerate() {
             for (i, &byte) in bytes.iter().enumerate() {
                 *matched = needle.step(*matched, byte);
                 if *matched as usize == needle.bytes.len() {
                     let start = self.num_seen + i + 1 - needle.bytes.len();
-                    earliest = Some(earliest.map_or(start, |other| other.min(start)));
+                    let found = (start, needle.bytes.len(), index);
+                    earliest = Some(earliest.map_or(found, |other| other.min(found)));
                 }
             }
         }
         self.num_seen += bytes.len();
-        earliest
+        earliest.map(|(start, _, index)| StopMatch { start, index })
     }
 
     /// Reads on where nothing may match yet.
@@ -122,7 +138,7 @@ mod tests {
         let mut matcher = StopMatcher::new(StopStrings::new(stops));
         let (text, mut emitted) = (tokens.concat(), 0);
         for token in tokens {
-            if let Some(start) = matcher.push(token.as_bytes()) {
+            if let Some(StopMatch { start, .. }) = matcher.push(token.as_bytes()) {
                 assert!(start >= emitted, "emitted part of a match");
                 return (text[..start].into(), true);
             }
@@ -163,7 +179,21 @@ mod tests {
         let mut matcher = StopMatcher::new(StopStrings::new(&["ab"]));
         matcher.skip(b"aba");
         assert_eq!(matcher.push(b"b"), None);
-        assert_eq!(matcher.push(b"ab"), Some(4));
+        let found = StopMatch { start: 4, index: 0 };
+        assert_eq!(matcher.push(b"ab"), Some(found));
+    }
+
+    #[test]
+    fn tells_which_string_was_found() {
+        let check = |stops: &[&str], text: &str, expect: &str| {
+            let stops = StopStrings::new(stops);
+            let found = StopMatcher::new(stops.clone()).push(text.as_bytes());
+            assert_eq!(stops.get(found.unwrap().index), expect, "{text}");
+        };
+        check(&["b", "a"], "xab", "a");
+        check(&["cd", "bcd"], "abcd", "bcd");
+        check(&["ab", "a"], "ab", "a");
+        check(&["é", "z"], "zé", "z");
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! A generation as chat completions, whole and in chunks.
 
+use super::calls;
 use super::request::ChatRequest;
 use crate::api::choice::{Choice, Delta, Finish};
 use crate::api::flavour::Flavour;
@@ -27,6 +28,8 @@ pub struct ChatView {
     logprobs: bool,
     return_token_ids: bool,
     prompt_logprobs: bool,
+    /// Calls go back as `function_call`.
+    legacy_calls: bool,
     /// `None`: thoughts are not returned.
     reasoning_field: Option<ReasoningField>,
 }
@@ -55,6 +58,7 @@ impl ChatView {
             logprobs: request.logprobs,
             return_token_ids: params.return_token_ids,
             prompt_logprobs: params.prompt_logprobs.is_some(),
+            legacy_calls: request.tools.legacy,
             reasoning_field: (!request.thinking.exclude).then_some(reasoning_field),
         }
     }
@@ -75,13 +79,14 @@ impl ChatView {
                 index,
                 message: ChatMessage {
                     role: "assistant",
-                    content: &delta.content,
+                    content: content(delta),
                     refusal: None,
                     annotations: [],
                     thoughts: self.thoughts(index, &delta.reasoning),
+                    calls: calls::message(&delta.calls, self.legacy_calls),
                 },
                 logprobs: self.logprobs(delta),
-                finish_reason: delta.finish.map(Finish::as_str),
+                finish_reason: delta.finish.map(|finish| self.finish_reason(finish)),
                 extras: Extras {
                     prompt_token_ids: self
                         .return_token_ids
@@ -101,6 +106,10 @@ impl ChatView {
         self.prompt_logprobs
             .then(|| generation.prompt_scores(choice))
             .flatten()
+    }
+
+    fn finish_reason(&self, finish: Finish) -> &'static str {
+        calls::finish_reason(finish, self.legacy_calls)
     }
 
     fn logprobs<'a>(&self, delta: &'a Delta) -> Option<ChatLogprobs<'a>> {
@@ -134,6 +143,12 @@ impl ChatView {
             }),
         }
     }
+}
+
+/// The answer's text, unless there is none beside calls.
+fn content(delta: &Delta) -> Option<&str> {
+    let blank = delta.content.trim().is_empty();
+    Some(&*delta.content).filter(|_| delta.calls.is_empty() || !blank)
 }
 
 impl Chunks for ChatView {
@@ -192,6 +207,13 @@ impl Chunks for ChatView {
             };
             chunk(shown, self.logprobs(&delta), extras());
         }
+        for calls in calls::deltas(&delta.calls, self.legacy_calls) {
+            let shown = ChatDelta {
+                calls,
+                ..ChatDelta::default()
+            };
+            chunk(shown, None, extras());
+        }
         let Some(finish) = delta.finish else {
             if token_ids.is_some() {
                 let extras = Extras {
@@ -208,7 +230,7 @@ impl Chunks for ChatView {
             index,
             delta: ChatDelta::default(),
             logprobs: None,
-            finish_reason: Some(finish.as_str()),
+            finish_reason: Some(self.finish_reason(finish)),
             extras: Extras {
                 token_ids,
                 prompt_logprobs: scores.as_ref(),
