@@ -5,4 +5,5 @@ mod bad_requests;
 mod chat;
 mod completions;
 mod server;
+mod tool_calls;
 mod utility;
