@@ -2,8 +2,14 @@
 //! script.
 
 mod bad_requests;
+mod billing;
 mod chat;
+mod cloudflare;
 mod completions;
+mod deepinfra;
+mod nvidia;
+mod openrouter;
+mod render;
 mod server;
 mod tool_calls;
 mod utility;

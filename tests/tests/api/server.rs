@@ -59,6 +59,15 @@ impl Server {
     }
 
     pub(crate) async fn serving(folder: Folder, defaults: Defaults) -> Self {
+        Self::configured(folder, defaults, ServerConfig::default()).await
+    }
+
+    /// With a configuration of the operator's.
+    pub(crate) async fn operated(config: ServerConfig) -> Self {
+        Self::configured(Folder::Whole, Defaults::default(), config).await
+    }
+
+    async fn configured(folder: Folder, defaults: Defaults, operator: ServerConfig) -> Self {
         let script = Script::new(IM_END, VOCAB_SIZE);
         let read = |name: &str| {
             let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/demo/model");
@@ -114,7 +123,7 @@ impl Server {
             },
             config: ServerConfig {
                 sse_keepalive: Duration::from_millis(50),
-                ..ServerConfig::default()
+                ..operator
             },
             receipts: Receipts::default(),
             phase: watch::Sender::new(Phase::Serving),
@@ -149,9 +158,20 @@ impl Server {
     }
 
     pub(crate) async fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Reply {
+        self.post_with(path, "", body).await
+    }
+
+    /// With more headers, each a line.
+    pub(crate) async fn post_with(
+        &self,
+        path: &str,
+        headers: &str,
+        body: impl AsRef<[u8]>,
+    ) -> Reply {
         let body = body.as_ref();
         let mut request = format!(
-            "POST {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            "POST {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\
+             content-length: {}\r\n\r\n",
             body.len()
         )
         .into_bytes();
@@ -223,6 +243,15 @@ impl Server {
 }
 
 impl Reply {
+    /// The value of a header, which must be there.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        let found = lines.find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found
+            .unwrap_or_else(|| panic!("no {name} in {}", self.head))
+            .1
+    }
+
     pub(crate) fn parse(bytes: &[u8]) -> Self {
         let end = bytes.windows(4).position(|w| w == b"\r\n\r\n");
         let end = end.unwrap_or_else(|| panic!("no head in {:?}", String::from_utf8_lossy(bytes)));

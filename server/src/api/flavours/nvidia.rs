@@ -8,7 +8,6 @@
 //! | `top_p` | 0.95, unless given |
 //! | `max_tokens` | 1 to 32768; unless given 16384, or what the window has left |
 //! | `reasoning_effort` | none, low, high |
-//! | `reasoning_budget` | 16384, unless given |
 //! | first message | may have the role `context`: text that the question is about |
 //!
 //! Completions have no defaults of NVIDIA's; there only `model` is optional.
@@ -22,7 +21,6 @@ use crate::state::AppState;
 
 const MAX_TOKENS: i128 = 32_768;
 const DEFAULT_MAX_TOKENS: u64 = 16_384;
-const DEFAULT_BUDGET: u64 = 16_384;
 const DEFAULT_TOP_P: f64 = 0.95;
 const EFFORTS: &[&str] = &["none", "low", "high"];
 
@@ -39,7 +37,6 @@ pub fn chat(
     fields.word("reasoning_effort", EFFORTS)?;
     unless_given(&mut body, "stream", true);
     unless_given(&mut body, "top_p", DEFAULT_TOP_P);
-    unless_given(&mut body, "reasoning_budget", DEFAULT_BUDGET);
     if let Some(Value::Array(messages)) = body.get_mut("messages") {
         context_is_system(messages);
     }
