@@ -16,7 +16,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::api::flavour::Flavour;
 use crate::api::flavours::{cloudflare, openrouter};
-use crate::api::{chat, completions, models, render, utility};
+use crate::api::{chat, completions, models, openapi, render, utility};
 use crate::connection::RequestMark;
 use crate::cors;
 use crate::error::ApiError;
@@ -34,6 +34,7 @@ const ROUTES: &[(&str, Endpoint, Flavour)] = {
     &[
         ("/", E::Playground, F::OpenAi),
         ("/playground/{id}", E::PlaygroundFile, F::OpenAi),
+        ("/openapi.json", E::OpenApi, F::OpenAi),
         ("/v1/chat/completions", E::Chat, F::OpenAi),
         ("/v1/completions", E::Completions, F::OpenAi),
         ("/v1/models", E::Models, F::OpenAi),
@@ -83,10 +84,16 @@ pub fn route_labels() -> impl Iterator<Item = &'static str> {
         .chain([UNMATCHED])
 }
 
+/// Patterns, what answers them, whose manners they have.
+pub(crate) fn routes() -> impl Iterator<Item = (&'static str, Endpoint, Flavour)> {
+    ROUTES.iter().copied()
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Endpoint {
+pub(crate) enum Endpoint {
     Playground,
     PlaygroundFile,
+    OpenApi,
     Chat,
     Completions,
     /// The model is in the path.
@@ -106,7 +113,7 @@ enum Endpoint {
 
 impl Endpoint {
     /// Whether it answers `method`, which is not `HEAD`.
-    fn serves(self, method: &Method) -> bool {
+    pub(crate) fn serves(self, method: &Method) -> bool {
         self.allow().split(", ").any(|one| one == method.as_str())
     }
 
@@ -115,6 +122,7 @@ impl Endpoint {
         match self {
             Self::Playground
             | Self::PlaygroundFile
+            | Self::OpenApi
             | Self::Models
             | Self::Model
             | Self::Receipt
@@ -133,17 +141,21 @@ impl Endpoint {
     }
 
     /// Needs the engine, so it waits for weights and is refused while draining.
-    fn generates(self) -> bool {
+    pub(crate) fn generates(self) -> bool {
         matches!(self, Self::Chat | Self::Completions | Self::Run)
     }
 
-    /// Probes and scrapers need no key. Nor does the page, which asks for one.
-    fn is_operational(self) -> bool {
-        matches!(self, Self::Health | Self::Ready | Self::Metrics) || self.is_playground()
+    /// Probes and scrapers need no key. Nor do the page, which asks for one, and the document, which
+    /// says how to show it.
+    pub(crate) fn is_operational(self) -> bool {
+        matches!(
+            self,
+            Self::Health | Self::Ready | Self::Metrics | Self::OpenApi
+        ) || self.is_playground()
     }
 
     /// Gone under `--no-playground`.
-    fn is_playground(self) -> bool {
+    pub(crate) fn is_playground(self) -> bool {
         matches!(self, Self::Playground | Self::PlaygroundFile)
     }
 }
@@ -308,6 +320,7 @@ impl Router {
                 let name = id.expect("the pattern has an id");
                 playground::file(name).ok_or_else(|| unknown_path(&asked, name))
             }
+            Endpoint::OpenApi => Ok(openapi::document()),
             Endpoint::Chat => chat::create(ctx, body).await,
             Endpoint::Completions => completions::create(ctx, body).await,
             Endpoint::Run => {

@@ -13,6 +13,7 @@
 //! | `choice`, `calls` | one choice: tokens in; text, calls and log-probabilities out |
 //! | `stream` | a generation as events |
 //! | `render` | the prompt and parameters of a request that is not run |
+//! | `openapi` | `/openapi.json`: the routes and their bodies, for programs and people |
 //! | `types` | what goes over the wire |
 
 pub mod calls;
@@ -25,6 +26,7 @@ pub mod flavours;
 pub mod generation;
 pub mod messages;
 pub mod models;
+pub mod openapi;
 pub mod params;
 pub mod prices;
 pub mod prompt;
