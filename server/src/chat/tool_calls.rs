@@ -19,6 +19,8 @@
 //! - Blanks around calls are markup; blanks around text are text. Text after a call is text.
 //! - Output that was cut leaves a call with what was certain: half a string, never half a number.
 
+mod json;
+mod listed;
 mod values;
 mod xml;
 
@@ -38,6 +40,8 @@ const MAX_NAME: usize = 256;
 pub enum Dialect {
     /// Nemotron 3: `<tool_call>`, `<function=f>`, `<parameter=p>`, a value, and all of it closed.
     Tagged,
+    /// Nano v2: `<TOOLCALL>`, a JSON list of names and arguments, `</TOOLCALL>`.
+    Listed,
 }
 
 /// What calls look like and what they may be; shared by all choices of a request.
@@ -92,7 +96,7 @@ pub struct ToolCallParser {
 enum State {
     /// In the answer.
     Outside,
-    /// After an opening tag: a function must follow.
+    /// After an opening tag: a function or a list must follow.
     Opened,
     /// In the name after `<function=`.
     Header {
@@ -101,6 +105,13 @@ enum State {
         any: bool,
     },
     Inside(xml::Call),
+    List {
+        list: listed::List,
+        /// It has a call.
+        started: bool,
+        /// It is no JSON from here on.
+        broken: bool,
+    },
 }
 
 /// A tag in the answer.
@@ -114,18 +125,23 @@ enum Tag {
 impl Dialect {
     /// The one that a chat template teaches, if any.
     pub fn of_template(source: &str) -> Option<Self> {
+        if source.contains("<TOOLCALL>") {
+            return Some(Self::Listed);
+        }
         source.contains("<function=").then_some(Self::Tagged)
     }
 
     fn open(self) -> &'static str {
         match self {
             Self::Tagged => "<tool_call>",
+            Self::Listed => "<TOOLCALL>",
         }
     }
 
     fn close(self) -> &'static str {
         match self {
             Self::Tagged => "</tool_call>",
+            Self::Listed => "</TOOLCALL>",
         }
     }
 }
@@ -226,6 +242,7 @@ impl ToolCallParser {
                 self.take_arguments(&mut call);
                 self.accept_markup();
             }
+            State::List { list, started, .. } => self.end_list(list, started, cut),
         }
         self.held.clear();
     }
@@ -256,6 +273,7 @@ impl ToolCallParser {
                 self.num_undecided -= 1;
                 self.inside(&[byte]);
             }
+            State::List { .. } => self.list(byte),
         }
     }
 
@@ -307,7 +325,8 @@ impl ToolCallParser {
         let format = &*self.format;
         let open = format.spelled_open().filter(|_| self.prose.may_open());
         let close = format.spelled_close().filter(|_| self.in_block);
-        let function = self.in_block || self.prose.may_call();
+        let function = format.dialect == Dialect::Tagged;
+        let function = function && (self.in_block || self.prose.may_call());
         let tags = [
             (open, Tag::Open),
             (close, Tag::Close),
@@ -319,6 +338,17 @@ impl ToolCallParser {
     fn opened(&mut self, byte: u8) {
         if self.held.is_empty() && byte.is_ascii_whitespace() {
             return;
+        }
+        if self.format.dialect == Dialect::Listed {
+            if !matches!(byte, b'[' | b'{') {
+                return self.refuse(byte);
+            }
+            self.state = State::List {
+                list: listed::List::new(),
+                started: false,
+                broken: false,
+            };
+            return self.list(byte);
         }
         self.held.push(byte);
         match find(&self.held, [(Some(FUNCTION), Tag::Function)]) {
@@ -366,6 +396,13 @@ impl ToolCallParser {
         let tool = self.format.tool(&name);
         let custom = tool.is_some_and(|tool| matches!(tool.input, ToolInput::Custom(_)));
         self.state = State::Inside(xml::Call::new(&name, custom));
+        self.announce(name);
+    }
+
+    /// A call begins.
+    fn announce(&mut self, name: String) {
+        let tool = self.format.tool(&name);
+        let custom = tool.is_some_and(|tool| matches!(tool.input, ToolInput::Custom(_)));
         if self.num_calls == self.format.max_calls {
             self.over = true;
         }
@@ -413,6 +450,92 @@ impl ToolCallParser {
             self.feed(byte);
         }
         rest
+    }
+
+    fn list(&mut self, byte: u8) {
+        let State::List {
+            list,
+            started,
+            broken,
+        } = &mut self.state
+        else {
+            unreachable!("only called in this state");
+        };
+        if *broken {
+            return self.skip_to_close(byte);
+        }
+        let step = list.push(byte, &self.format);
+        let news = list.take();
+        *started |= !news.is_empty();
+        match step {
+            listed::Step::More if !*started => return,
+            listed::Step::Bad if !*started => return self.refuse(byte),
+            listed::Step::More | listed::Step::End => {}
+            listed::Step::Bad => *broken = true,
+        }
+        self.accept_markup();
+        self.tell(news);
+        match step {
+            listed::Step::More => {}
+            listed::Step::End => {
+                self.state = State::Outside;
+                self.blank = true;
+                self.in_block = true;
+                self.prose.end_line();
+            }
+            listed::Step::Bad => {
+                if let State::List { list, .. } = &mut self.state {
+                    list.finish(true);
+                    let news = list.take();
+                    self.tell(news);
+                }
+                self.skip_to_close(byte);
+            }
+        }
+    }
+
+    /// Nothing is understood until a closing tag.
+    fn skip_to_close(&mut self, byte: u8) {
+        self.accept_markup();
+        self.held.push(byte);
+        match find(&self.held, [(self.format.spelled_close(), ())]) {
+            Found::Prefix => {}
+            Found::Nothing => {
+                self.held.clear();
+                if byte == b'<' {
+                    self.held.push(byte);
+                }
+            }
+            Found::Tag(()) => {
+                self.held.clear();
+                self.state = State::Outside;
+                self.close_block();
+            }
+        }
+    }
+
+    /// The answer ended, or a token ended the list.
+    fn end_list(&mut self, mut list: listed::List, started: bool, cut: bool) {
+        list.finish(cut);
+        let news = list.take();
+        self.tell(news);
+        if cut || started {
+            self.accept_markup();
+        } else {
+            self.accept_text(0);
+        }
+    }
+
+    fn tell(&mut self, news: Vec<listed::News>) {
+        for news in news {
+            match news {
+                listed::News::Start(name) => self.announce(name),
+                listed::News::Arguments(more) if !self.over => {
+                    self.events.push(ToolCallEvent::Arguments(more));
+                }
+                listed::News::Arguments(_) => {}
+            }
+        }
     }
 
     fn close_block(&mut self) {
@@ -464,6 +587,30 @@ impl ToolCallParser {
                     self.accept_markup();
                     self.state = State::Opened;
                 }
+            }
+            State::List { list, started, .. } if open || close => {
+                self.held.clear();
+                self.end_list(list, started, false);
+                if close {
+                    self.close_block();
+                } else {
+                    self.state = State::Opened;
+                }
+            }
+            State::List {
+                mut list,
+                started,
+                broken,
+            } => {
+                list.quote(self.format.spelling(id).unwrap_or_default());
+                if started {
+                    self.accept_markup();
+                }
+                self.state = State::List {
+                    list,
+                    started,
+                    broken,
+                };
             }
             // In a value it is not structure but quoted.
             State::Inside(mut call) => {

@@ -32,10 +32,11 @@ fn request(extra: &Value) -> Value {
 }
 
 fn call(name: &str, parameters: &[(&str, &str)]) -> String {
-    let parameters: String = parameters
+    let parameters: Vec<String> = parameters
         .iter()
         .map(|(name, value)| format!("<parameter={name}>\n{value}\n</parameter>\n"))
         .collect();
+    let parameters = parameters.concat();
     format!("<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>\n")
 }
 
