@@ -21,7 +21,8 @@ pub(crate) struct Constraints {
 struct Choice {
     guide: Arc<Guide>,
     state: Option<GuideState>,
-    failed: Option<GuideError>,
+    /// Why no mask can be made any more.
+    exhausted: Option<GuideError>,
 }
 
 /// The rows of a plan that sample under a guide: row, request, choice.
@@ -37,7 +38,7 @@ impl Constraints {
             Some(Choice {
                 guide: Arc::clone(guide),
                 state: None,
-                failed: None,
+                exhausted: None,
             })
         };
         let choices = (0..num_choices).map(|_| choice()).collect();
@@ -97,18 +98,22 @@ impl Constraints {
         masks
     }
 
-    /// Moves on by what was sampled. A row whose guide failed becomes a fault.
+    /// Moves on by what was sampled. A choice whose next mask was beyond the limits of a step ends
+    /// here: what it has is the beginning of a text that obeys. A token that its own guide refuses is
+    /// a fault.
     pub(crate) fn advance(&mut self, constrained: &Constrained, result: &mut StepResult) {
         for (row, id, at) in &constrained.rows {
             let choice = self.choice(*id, *at);
             let choice = choice.as_mut().expect("masks put it back");
             let outcome = &mut result.rows[*row].outcome;
-            if let Ok(output) = outcome {
-                choice.advance(&output.tokens);
-                if let Some(error) = &choice.failed {
-                    tracing::error!(request = id.0, choice = at, %error, "a guide failed");
-                    *outcome = Err(RowFault::Constraint);
-                }
+            let Ok(output) = outcome else { continue };
+            if let Some(error) = &choice.exhausted {
+                tracing::warn!(request = id.0, choice = at, %error, "a grammar ended a choice");
+                output.tokens.clear();
+                output.logprobs.clear();
+            } else if let Err(error) = choice.advance(&output.tokens) {
+                tracing::error!(request = id.0, choice = at, %error, "a guide failed");
+                *outcome = Err(RowFault::Constraint);
             }
         }
     }
@@ -133,18 +138,14 @@ impl Choice {
         match state.mask() {
             Ok(mask) => mask,
             Err(error) => {
-                self.failed = Some(error);
+                self.exhausted = Some(error);
                 None
             }
         }
     }
 
-    fn advance(&mut self, tokens: &[u32]) {
+    fn advance(&mut self, tokens: &[u32]) -> Result<(), GuideError> {
         let state = self.state.as_mut().expect("a mask was made");
-        for token in tokens {
-            if self.failed.is_none() {
-                self.failed = state.advance(*token).err();
-            }
-        }
+        tokens.iter().try_for_each(|token| state.advance(*token))
     }
 }

@@ -102,7 +102,8 @@ pub struct RowResult {
 /// A row that went well.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RowOutput {
-    /// Tokens accepted: one if the row samples (more with drafts, later), else none.
+    /// Tokens accepted: one if the row samples (more with drafts, later), else none. None where one
+    /// was asked for ends the choice as its limit would: nothing can be drawn any more.
     pub tokens: Vec<u32>,
     /// One entry per token if asked for, else empty.
     pub logprobs: Vec<TokenLogprobs>,
@@ -115,7 +116,7 @@ pub struct RowOutput {
 pub enum RowFault {
     /// A logit was NaN, or all were minus infinity.
     BadLogits,
-    /// The row's grammar failed, which no client should be able to bring about.
+    /// The row's token does not obey its own mask, or its mask is empty: a fault of ours.
     Constraint,
 }
 

@@ -92,7 +92,7 @@ pub struct Request {
 pub enum FinishReason {
     /// A stop id was sampled; it is the last of the new tokens.
     Stop(u32),
-    /// `max_tokens` or the context window is used up.
+    /// `max_tokens` or the context window is used up, or a grammar grew beyond its limits.
     Length,
     /// The client's side ended it: a stop string matched, or the stream was dropped.
     Aborted,

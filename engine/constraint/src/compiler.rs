@@ -18,7 +18,7 @@ pub struct Limits {
     /// Bytes of a grammar's text, parts included. Default 512 KiB.
     pub max_bytes: usize,
     /// Brackets that may be open at once in a schema, a regular expression or a Lark grammar. The
-    /// library descends once for each. Default 64.
+    /// library descends once for each. Default 100.
     pub max_depth: usize,
     /// Time until a grammar is refused. Default 800 ms, so that the refusal comes within a second.
     pub timeout: Duration,
@@ -30,7 +30,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_bytes: 512 << 10,
-            max_depth: 64,
+            max_depth: 100,
             timeout: Duration::from_millis(800),
             cache_bytes: 256 << 20,
         }

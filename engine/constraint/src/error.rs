@@ -33,7 +33,7 @@ pub enum GrammarError {
     #[error("{what} is {size}, at most {max} is allowed")]
     TooLarge {
         /// What was counted.
-        what: &'static str,
+        what: String,
         /// How many.
         size: u64,
         /// The limit.

@@ -8,6 +8,7 @@
 //! | `grammar`, `error` | [`Grammar`]: JSON schema, Lark, regex, by content; [`GrammarError`]: why one is refused |
 //! | `compiler` | [`Compiler`]: grammars into automata, within [`Limits`], each content once |
 //! | `translate` | our grammars as the library's, its errors as ours |
+//! | `schema`, `formats` | JSON schemas read before the library: what no mask can hold is refused by name |
 //! | `guide` | [`Guide`]: what a request's answers must obey |
 //! | `state` | [`GuideState`]: how far one choice has come; makes the mask of its next token |
 //! | `thought` | the thinking before an answer: budget, closing marker |
@@ -17,8 +18,10 @@
 
 mod compiler;
 mod error;
+mod formats;
 mod grammar;
 mod guide;
+mod schema;
 mod state;
 mod thought;
 mod translate;

@@ -1,14 +1,15 @@
 //! How far one choice has come, and what may come next.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use llguidance::Matcher;
 use scheduler::TokenMask;
 
-use crate::thought::{Ended, Thought};
-use crate::{Guide, ThinkingGuide};
+use crate::guide::{GrammarGuide, Guide, ThinkingGuide};
+use crate::thought::{self, Ended, Thought};
 
-/// The grammar and the tokens do not go together, or the grammar is beyond its limits.
+/// A mask is beyond the limits of a step, or a token was sampled that the mask did not allow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct GuideError(String);
@@ -17,180 +18,211 @@ pub struct GuideError(String);
 pub struct GuideState {
     guide: Arc<Guide>,
     phase: Phase,
-    /// The masks that do not depend on the grammar's state, made when first needed.
     masks: FixedMasks,
 }
 
 enum Phase {
     Thinking(Thought),
-    /// The answer, before its first token that counts.
-    Opening {
-        /// The newline that belongs to the marker may still come.
-        newline: bool,
-        /// Something must come.
-        must_answer: bool,
+    /// Text, with no grammar or one that waits for its trigger.
+    Free(Opening),
+    Grammar {
+        matcher: Box<Matcher>,
+        opening: Opening,
     },
-    /// Free text: no grammar, or one that waits for its trigger.
-    Free,
-    Grammar(Box<Matcher>),
     /// The grammar's text is whole, and an end id was sampled.
     Ended,
 }
 
+/// What is special about the first token of an answer.
+#[derive(Clone, Copy, Default)]
+struct Opening {
+    /// The newline that belongs to the marker may still come.
+    newline: bool,
+    /// Something must come.
+    must_answer: bool,
+}
+
+/// The masks that do not depend on a grammar's state, made when first needed.
 #[derive(Default)]
 struct FixedMasks {
     end_ids: Option<TokenMask>,
     not_banned: Option<TokenMask>,
     no_end: Option<TokenMask>,
-    thinking: Option<TokenMask>,
+    /// While a grammar waits, by how much of the closing marker is there.
+    thinking: HashMap<usize, TokenMask>,
 }
 
 impl GuideState {
     /// Before the first token.
     pub fn new(guide: &Arc<Guide>) -> Self {
-        let mut state = Self {
-            guide: Arc::clone(guide),
-            phase: Phase::Free,
-            masks: FixedMasks::default(),
+        let phase = match &guide.thinking {
+            Some(thinking) => Phase::Thinking(Thought::new(thinking)),
+            None => answer(guide, Opening::default()),
         };
-        match &guide.thinking {
-            Some(thinking) => state.phase = Phase::Thinking(Thought::new(thinking)),
-            None => state.open(false, false),
+        Self {
+            guide: Arc::clone(guide),
+            phase,
+            masks: FixedMasks::default(),
         }
-        state
     }
 
-    /// What may come next; `None` is everything.
+    /// What may come next; `None` is everything. An error is for good: the grammar has grown beyond
+    /// the limits of a step.
     pub fn mask(&mut self) -> Result<Option<TokenMask>, GuideError> {
-        let guide = Arc::clone(&self.guide);
+        let guide = &*self.guide;
         let size = guide.vocabulary.size();
         let end_ids = guide.vocabulary.end_ids();
-        match &mut self.phase {
+        let masks = &mut self.masks;
+        Ok(match &mut self.phase {
             Phase::Thinking(thought) => {
                 let thinking = guide.thinking.as_ref().expect("it thinks by this guide");
-                if let Some(token) = thought.forced(thinking) {
-                    return Ok(Some(TokenMask::only(&[token], size)));
-                }
-                Ok(self.thinking_mask(thinking))
-            }
-            Phase::Opening {
-                must_answer: true, ..
-            } if guide.grammar.is_none() => {
-                let no_end = self.masks.no_end.get_or_insert_with(|| {
-                    TokenMask::all(size).without(end_ids).without(&guide.banned)
-                });
-                Ok(Some(no_end.clone()))
-            }
-            Phase::Opening { .. } | Phase::Free => Ok(self.free_mask()),
-            Phase::Grammar(matcher) => {
-                let mask = grammar_mask(matcher)?;
-                if guide.banned.is_empty() {
-                    return Ok(Some(mask));
-                }
-                let allowed = mask.without(&guide.banned);
-                Ok(Some(if allowed.is_empty() { mask } else { allowed }))
-            }
-            Phase::Ended => {
-                let end_ids = self
-                    .masks
-                    .end_ids
-                    .get_or_insert_with(|| TokenMask::only(end_ids, size));
-                Ok(Some(end_ids.clone()))
-            }
-        }
-    }
-
-    /// Takes the token that was sampled.
-    pub fn advance(&mut self, token: u32) -> Result<(), GuideError> {
-        let guide = Arc::clone(&self.guide);
-        match &mut self.phase {
-            Phase::Thinking(thought) => {
-                let thinking = guide.thinking.as_ref().expect("it thinks by this guide");
-                match thought.advance(token, thinking, &guide.vocabulary) {
-                    Ended::No => {}
-                    Ended::ByModel => self.open(true, false),
-                    Ended::ByForce => self.open(true, true),
-                    Ended::ByCall => {
-                        self.open(false, false);
-                        return self.advance(token);
+                match (thought.forced(thinking), waiting_grammar(guide)) {
+                    (Some(token), _) => Some(TokenMask::only(&[token], size)),
+                    (None, None) => masks.not_banned(guide),
+                    (None, Some(grammar)) => {
+                        let num_spelled = thought.num_spelled(thinking, &guide.vocabulary);
+                        let mask = masks.thinking.entry(num_spelled).or_insert_with(|| {
+                            thinking_mask(guide, thinking, grammar, num_spelled)
+                        });
+                        Some(mask.clone())
                     }
                 }
-                Ok(())
             }
-            Phase::Opening { newline, .. } => {
-                let is_newline = guide.thinking.as_ref().and_then(|t| t.newline) == Some(token);
-                if *newline && is_newline {
-                    *newline = false;
+            Phase::Free(opening) if opening.must_answer => {
+                let mask = masks.no_end.get_or_insert_with(|| {
+                    TokenMask::all(size).without(end_ids).without(&guide.banned)
+                });
+                Some(mask.clone())
+            }
+            Phase::Free(_) => masks.not_banned(guide),
+            Phase::Grammar { matcher, opening } => {
+                let mut mask = grammar_mask(matcher)?;
+                if !guide.banned.is_empty() {
+                    let allowed = mask.without(&guide.banned);
+                    if !allowed.is_empty() {
+                        mask = allowed;
+                    }
+                }
+                let newline = newline(guide).filter(|_| opening.newline);
+                Some(newline.map_or(mask.clone(), |newline| mask.with(&[newline])))
+            }
+            Phase::Ended => {
+                let mask = masks
+                    .end_ids
+                    .get_or_insert_with(|| TokenMask::only(end_ids, size));
+                Some(mask.clone())
+            }
+        })
+    }
+
+    /// Takes the token that was sampled. An error means that it was not one of those allowed.
+    pub fn advance(&mut self, token: u32) -> Result<(), GuideError> {
+        let guide = &*self.guide;
+        match &mut self.phase {
+            Phase::Thinking(thought) => {
+                let thinking = guide.thinking.as_ref().expect("it thinks by this guide");
+                let ended = thought.advance(token, thinking, &guide.vocabulary);
+                if ended == Ended::No {
                     return Ok(());
                 }
-                self.phase = Phase::Free;
-                self.advance(token)
-            }
-            Phase::Free => {
-                let Some(grammar) = &guide.grammar else {
-                    return Ok(());
-                };
-                if grammar.trigger == Some(token) {
-                    self.phase = Phase::Grammar(Box::new(grammar.grammar.start()));
+                self.phase = answer(
+                    guide,
+                    Opening {
+                        newline: ended != Ended::ByCall,
+                        must_answer: ended == Ended::ByForce,
+                    },
+                );
+                if ended == Ended::ByCall {
                     return self.advance(token);
                 }
-                Ok(())
             }
-            Phase::Grammar(matcher) => {
+            Phase::Free(opening) => {
+                if opening.newline && newline(guide) == Some(token) {
+                    opening.newline = false;
+                    return Ok(());
+                }
+                *opening = Opening::default();
+                if let Some(grammar) = &guide.grammar
+                    && grammar.trigger == Some(token)
+                {
+                    self.phase = Phase::Grammar {
+                        matcher: Box::new(grammar.grammar.start()),
+                        opening: Opening::default(),
+                    };
+                    return self.advance(token);
+                }
+            }
+            Phase::Grammar { matcher, opening } => {
+                if opening.newline && newline(guide) == Some(token) {
+                    opening.newline = false;
+                    return Ok(());
+                }
+                *opening = Opening::default();
                 if guide.vocabulary.end_ids().contains(&token) {
                     self.phase = Phase::Ended;
                     return Ok(());
                 }
-                matcher.consume_token(token).map_err(|error| failed(&error))
+                return matcher.consume_token(token).map_err(|error| failed(&error));
             }
-            Phase::Ended => Ok(()),
+            Phase::Ended => {}
         }
+        Ok(())
     }
+}
 
-    fn open(&mut self, newline: bool, must_answer: bool) {
-        self.phase = match &self.guide.grammar {
-            Some(grammar) if grammar.trigger.is_none() => {
-                Phase::Grammar(Box::new(grammar.grammar.start()))
-            }
-            _ => Phase::Opening {
-                newline,
-                must_answer,
-            },
-        };
-    }
-
-    fn free_mask(&mut self) -> Option<TokenMask> {
-        let guide = &self.guide;
+impl FixedMasks {
+    fn not_banned(&mut self, guide: &Guide) -> Option<TokenMask> {
         if guide.banned.is_empty() {
             return None;
         }
         let mask = self
-            .masks
             .not_banned
             .get_or_insert_with(|| TokenMask::all(guide.vocabulary.size()).without(&guide.banned));
         Some(mask.clone())
     }
+}
 
-    fn thinking_mask(&mut self, thinking: &ThinkingGuide) -> Option<TokenMask> {
-        let guide = &self.guide;
-        let waits = guide
-            .grammar
-            .as_ref()
-            .filter(|grammar| grammar.trigger.is_none());
-        let Some(waiting) = waits else {
-            return self.free_mask();
-        };
-        let mask = self.masks.thinking.get_or_insert_with(|| {
-            let call = thinking
-                .call
-                .filter(|call| !waiting.grammar.can_start_with(*call));
-            TokenMask::all(guide.vocabulary.size())
-                .without(&guide.banned)
-                .without(guide.vocabulary.end_ids())
-                .without(call.as_slice())
-        });
-        Some(mask.clone())
+/// How an answer begins.
+fn answer(guide: &Guide, opening: Opening) -> Phase {
+    match waiting_grammar(guide) {
+        Some(grammar) => Phase::Grammar {
+            matcher: Box::new(grammar.grammar.start()),
+            opening,
+        },
+        None => Phase::Free(opening),
     }
+}
+
+/// The grammar, if it starts with the answer.
+fn waiting_grammar(guide: &Guide) -> Option<&GrammarGuide> {
+    let grammar = guide.grammar.as_ref();
+    grammar.filter(|grammar| grammar.trigger.is_none())
+}
+
+fn newline(guide: &Guide) -> Option<u32> {
+    guide.thinking.as_ref()?.newline
+}
+
+/// While a grammar waits, the thought must be closed before the end; and where the marker ends, its
+/// token must end too, or the rest of that token would escape the grammar.
+fn thinking_mask(
+    guide: &Guide,
+    thinking: &ThinkingGuide,
+    grammar: &GrammarGuide,
+    num_spelled: usize,
+) -> TokenMask {
+    let call = thinking
+        .call
+        .filter(|call| !grammar.grammar.can_start_with(*call));
+    TokenMask::all(guide.vocabulary.size())
+        .without(&guide.banned)
+        .without(guide.vocabulary.end_ids())
+        .without(call.as_slice())
+        .without(&thought::overshooting(
+            thinking,
+            &guide.vocabulary,
+            num_spelled,
+        ))
 }
 
 fn grammar_mask(matcher: &mut Matcher) -> Result<TokenMask, GuideError> {

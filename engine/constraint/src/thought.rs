@@ -43,6 +43,18 @@ impl Thought {
         self.num_forced.map(|at| guide.close[at])
     }
 
+    /// How many bytes of a marker of several tokens the model has spelled.
+    pub(crate) fn num_spelled(&self, guide: &ThinkingGuide, vocabulary: &Vocabulary) -> usize {
+        if guide.close.len() < 2 {
+            return 0;
+        }
+        let marker = marker_text(guide, vocabulary);
+        let lens = (0..marker.len()).rev();
+        lens.into_iter()
+            .find(|len| self.text.ends_with(&marker[..*len]))
+            .unwrap_or(0)
+    }
+
     /// Takes the next token.
     pub(crate) fn advance(
         &mut self,
@@ -106,6 +118,31 @@ impl Thought {
             self.num_forced = Some(begun);
         }
     }
+}
+
+/// Tokens that would complete the marker, of which `num_spelled` bytes are there, and go on past it.
+pub(crate) fn overshooting(
+    guide: &ThinkingGuide,
+    vocabulary: &Vocabulary,
+    num_spelled: usize,
+) -> Vec<u32> {
+    if guide.close.len() < 2 {
+        return Vec::new();
+    }
+    let marker = marker_text(guide, vocabulary);
+    let (spelled, missing) = marker.split_at(num_spelled);
+    let goes_past = |id: &u32| {
+        let text = vocabulary.text(*id);
+        if text.len() <= missing.len() {
+            return false;
+        }
+        let bytes = [spelled, text].concat();
+        let before_last = &bytes[..bytes.len() - 1];
+        before_last
+            .windows(marker.len())
+            .any(|bytes| bytes == marker)
+    };
+    (0..vocabulary.size()).filter(goes_past).collect()
 }
 
 /// The marker as the model may spell it.

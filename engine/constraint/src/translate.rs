@@ -3,14 +3,14 @@
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use serde_json::{Value, json};
 
-use crate::{Grammar, GrammarError, Limits};
+use crate::{Grammar, GrammarError, Limits, schema};
 
 /// Refuses what is too large before anything is hashed, stored or parsed.
 pub(crate) fn check_size(grammar: &Grammar, limits: &Limits) -> Result<(), GrammarError> {
     let size = grammar.num_bytes();
     if size > limits.max_bytes {
         return Err(GrammarError::TooLarge {
-            what: "the number of bytes of the grammar",
+            what: "the size of the grammar in bytes".into(),
             size: size as u64,
             max: limits.max_bytes as u64,
         });
@@ -41,18 +41,9 @@ pub(crate) fn to_library(
     })
 }
 
-fn alone(grammar: &Grammar, _limits: &Limits) -> Result<GrammarWithLexer, GrammarError> {
+fn alone(grammar: &Grammar, limits: &Limits) -> Result<GrammarWithLexer, GrammarError> {
     Ok(match grammar {
-        Grammar::JsonSchema(text) => {
-            let mut schema: Value =
-                serde_json::from_str(text).map_err(|error| GrammarError::Malformed {
-                    message: format!("the schema is not JSON: {error}"),
-                })?;
-            if let Value::Object(schema) = &mut schema {
-                schema.insert("x-guidance".into(), json_options());
-            }
-            GrammarWithLexer::from_json_schema(schema)
-        }
+        Grammar::JsonSchema(text) => GrammarWithLexer::from_json_schema(json_schema(text, limits)?),
         Grammar::Lark(text) => GrammarWithLexer::from_lark(text.clone()),
         Grammar::Regex(pattern) => GrammarWithLexer::from_regex(pattern),
         Grammar::Composed { .. } => {
@@ -61,6 +52,25 @@ fn alone(grammar: &Grammar, _limits: &Limits) -> Result<GrammarWithLexer, Gramma
             });
         }
     })
+}
+
+fn json_schema(text: &str, limits: &Limits) -> Result<Value, GrammarError> {
+    let depth = schema::depth(text);
+    if depth > limits.max_depth {
+        return Err(GrammarError::TooLarge {
+            what: "the depth of the schema".into(),
+            size: depth as u64,
+            max: limits.max_depth as u64,
+        });
+    }
+    let schema = serde_json::from_str(text).map_err(|error| GrammarError::Malformed {
+        message: format!("the schema is not JSON: {error}"),
+    })?;
+    let mut schema = schema::prepare(schema)?;
+    if let Value::Object(schema) = &mut schema {
+        schema.insert("x-guidance".into(), json_options());
+    }
+    Ok(schema)
 }
 
 /// How JSON is written: compactly, but a model may put the space that it is used to after a comma
@@ -90,6 +100,19 @@ pub(crate) fn error(error: impl std::fmt::Display) -> GrammarError {
         return GrammarError::TooComplex {
             message: message.to_owned(),
         };
+    }
+    for (sign, keyword) in [
+        ("patternProperty", "patternProperties"),
+        ("min/maxProperties", "maxProperties"),
+        ("circular references", "$ref"),
+    ] {
+        if message.contains(sign) {
+            return GrammarError::Unsupported {
+                keyword: keyword.into(),
+                at: "some place".into(),
+                why: message.to_owned(),
+            };
+        }
     }
     if let Some(why) = message.strip_prefix("Unsatisfiable schema: ") {
         return GrammarError::Unsatisfiable {
