@@ -173,3 +173,5 @@ fn append(calls: &mut Vec<CallDelta>, index: usize, custom: bool, more: &str) {
 
 #[cfg(test)]
 mod corpus;
+#[cfg(test)]
+mod properties;

@@ -419,7 +419,7 @@ const LISTED: &[Case] = &[
     ),
 ];
 
-pub(in crate::api) fn tools() -> ToolSet {
+pub(super) fn tools() -> ToolSet {
     let function = |name: &str, properties: Value| Tool {
         name: name.into(),
         description: None,
@@ -458,7 +458,7 @@ pub(in crate::api) fn tools() -> ToolSet {
 }
 
 /// Tags are tokens except between `§`.
-pub(in crate::api) fn encode(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+pub(super) fn encode(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
     let parts = text.split('§').enumerate();
     let encoded = parts.map(|(i, part)| {
         if i % 2 == 0 && !tokenizer.added().is_empty() {
@@ -471,7 +471,7 @@ pub(in crate::api) fn encode(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
 }
 
 /// Every byte as a token of its own.
-fn split_bytes(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
+pub(super) fn split_bytes(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
     let by_byte: HashMap<u8, u32> = (16..272)
         .map(|id| (tokenizer.bytes(None, id)[0], id))
         .collect();
@@ -482,12 +482,7 @@ fn split_bytes(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
     ids.iter().flat_map(split).collect()
 }
 
-pub(in crate::api) fn choice(
-    tokenizer: &Arc<Tokenizer>,
-    dialect: Dialect,
-    tools: &ToolSet,
-    thinking: bool,
-) -> Choice {
+fn choice(tokenizer: &Arc<Tokenizer>, dialect: Dialect, tools: &ToolSet) -> Choice {
     let options = ChoiceOptions {
         tokenizer: Some(Arc::clone(tokenizer)),
         stop: StopStrings::default(),
@@ -496,7 +491,7 @@ pub(in crate::api) fn choice(
         force_nonempty_content: false,
         calls: ToolCallFormat::new(dialect, tokenizer, tools),
     };
-    let splitter = ReasoningSplitter::new(tokenizer, thinking, true);
+    let splitter = ReasoningSplitter::new(tokenizer, false, true);
     Choice::new(options, &[], Some(splitter))
 }
 
@@ -524,7 +519,7 @@ fn run(mut choice: Choice, ids: &[u32], finish: Finish, take: &dyn Fn(usize) -> 
 }
 
 /// As a client adds deltas up.
-pub(in crate::api) fn join(whole: &mut Delta, delta: Delta) {
+pub(super) fn join(whole: &mut Delta, delta: Delta) {
     whole.reasoning.push_str(&delta.reasoning);
     whole.content.push_str(&delta.content);
     whole.entries.extend(delta.entries);
@@ -552,8 +547,8 @@ fn calls(delta: &Delta) -> Vec<(&str, &str)> {
     named.collect()
 }
 
-/// The text that log-probabilities cover is the content.
-fn check_entries(delta: &Delta, text: &str) {
+/// The text that log-probabilities cover.
+pub(super) fn text_of(delta: &Delta) -> String {
     let bytes: Vec<u8> = delta
         .entries
         .iter()
@@ -563,7 +558,7 @@ fn check_entries(delta: &Delta, text: &str) {
         })
         .copied()
         .collect();
-    assert_eq!(String::from_utf8_lossy(&bytes), delta.content, "{text:?}");
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Tokenizers with tags as tokens and without, each with merged tokens and byte by byte.
@@ -610,14 +605,14 @@ fn outputs_become_what_they_mean() {
             if spelled && dialect == Dialect::Tagged && !holds_spelled(text, content) {
                 continue;
             }
-            let make = || choice(&tokenizer, dialect, &tools(), false);
+            let make = || choice(&tokenizer, dialect, &tools());
             let whole = run(make(), &ids, Finish::Stop, &|_| false);
             if (&*whole.content, calls(&whole)) != (content, expect.to_vec()) {
                 let found = (&whole.content, calls(&whole));
                 wrong.push(format!("{text:?} ({} tokens): {found:?}", ids.len()));
                 continue;
             }
-            check_entries(&whole, text);
+            assert_eq!(text_of(&whole), whole.content, "{text:?}");
             let finish = if expect.is_empty() {
                 Finish::Stop
             } else {
@@ -639,12 +634,12 @@ fn outputs_become_what_they_mean() {
 fn outputs_cut_anywhere_lose_and_invent_nothing() {
     for (dialect, text, ..) in cases() {
         for (tokenizer, ids) in encodings(text) {
-            let make = || choice(&tokenizer, dialect, &tools(), false);
+            let make = || choice(&tokenizer, dialect, &tools());
             let full = run(make(), &ids, Finish::Length, &|_| false);
             for len in 0..ids.len() {
                 let cut = run(make(), &ids[..len], Finish::Length, &|i| i % 3 == 0);
                 assert_eq!(cut.finish, Some(Finish::Length));
-                check_entries(&cut, text);
+                assert_eq!(text_of(&cut), cut.content, "{text:?}");
                 check_cut(&cut, &full, &format!("{text:?} after {len} tokens"));
             }
         }
