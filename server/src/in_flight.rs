@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tracing::field;
 
 use crate::connection::RequestMark;
 use crate::state::{Body, RequestContext};
@@ -67,6 +68,10 @@ impl Drop for InFlight {
                 metrics.count_cancelled();
             }
         }
+        let usage = ctx.counted();
+        let prices = &ctx.state.config.prices;
+        let cost = prices.cost(ctx.flavour, &usage);
+        let cost = cost.filter(|_| self.generates);
         tracing::info!(
             target: "nemoserve::request",
             id = %ctx.request_id,
@@ -74,9 +79,10 @@ impl Drop for InFlight {
             route = ctx.route,
             status = status.as_u16(),
             ms = took.as_millis() as u64,
-            prompt_tokens = ctx.tokens.prompt.load(Ordering::Relaxed),
-            cached_tokens = ctx.tokens.cached.load(Ordering::Relaxed),
-            generated_tokens = ctx.tokens.generated.load(Ordering::Relaxed),
+            prompt_tokens = usage.prompt,
+            cached_tokens = usage.cached,
+            generated_tokens = usage.completion,
+            cost_usd = cost.map(|cost| field::display(cost.total())),
             cancelled = !self.complete,
             "request"
         );

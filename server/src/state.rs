@@ -15,6 +15,7 @@ use crate::api::flavour::Flavour;
 use crate::api::models::ModelNames;
 use crate::api::params::Defaults;
 use crate::api::prices::Prices;
+use crate::api::types::Usage;
 use crate::chat::ChatTemplate;
 use crate::metrics::Metrics;
 use crate::receipts::Receipts;
@@ -194,6 +195,22 @@ impl RequestContext {
         self.tokens.prompt.fetch_add(prompt, Ordering::Relaxed);
         self.tokens.cached.fetch_add(cached, Ordering::Relaxed);
         self.state.metrics.count_prompt(prompt, cached);
+    }
+
+    /// What was counted so far. Thoughts are counted where they are told from answers.
+    pub fn counted(&self) -> Usage {
+        let [prompt, cached, completion] = [
+            &self.tokens.prompt,
+            &self.tokens.cached,
+            &self.tokens.generated,
+        ]
+        .map(|count| count.load(Ordering::Relaxed));
+        Usage {
+            prompt,
+            cached,
+            completion,
+            ..Usage::default()
+        }
     }
 
     /// Counts sampled tokens as they come.

@@ -111,6 +111,19 @@ impl Daemon {
         ))
     }
 
+    /// What is counted, once it has a line that begins so.
+    fn metrics_with(&self, line: &str) -> String {
+        let begin = Instant::now();
+        loop {
+            let text = self.get("/metrics");
+            if text.contains(&format!("\n{line}")) {
+                return text;
+            }
+            assert!(begin.elapsed() < PATIENCE, "never {line}: {text}");
+            std::thread::yield_now();
+        }
+    }
+
     /// Begins a stream that will not end by itself for long, and waits for its first bytes.
     fn endless_stream(&self) -> TcpStream {
         let body = r#"{"model":"nemoserve-demo","prompt":"Once upon a time","max_tokens":3900,"ignore_eos":true,"stream":true}"#;
@@ -243,6 +256,65 @@ fn logs_are_json_and_tell_no_secret() {
     for line in log.lines().filter(|line| line.contains("timestamp")) {
         assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
     }
+}
+
+#[test]
+fn the_log_bills_what_the_counters_count() {
+    let daemon = Daemon::start(&["--log-format", "json"]);
+    let ask = |path: &str, extra: &str| {
+        let body = format!(
+            r#"{{"model":"nemoserve-demo","messages":[{{"role":"user","content":"Hello"}}],"prompt":"Once"{extra}}}"#
+        );
+        daemon.send(&post(path, "", &body))
+    };
+    let whole = |mut stream: TcpStream| {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("an answer");
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    };
+    let paths = [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/api/v1/chat/completions",
+        "/v1/openai/completions",
+        "/ai/run/nemoserve-demo",
+    ];
+    for path in paths {
+        whole(ask(path, r#","max_tokens":5"#));
+        whole(ask(path, r#","max_tokens":5,"n":2,"stream":true"#));
+        // Left in the middle of a stream, and while the whole answer is being made.
+        let long = r#","max_tokens":3900,"ignore_eos":true"#;
+        let mut stream = ask(path, &format!(r#"{long},"stream":true"#));
+        stream.read_exact(&mut [0; 600]).expect("it begins");
+        drop(stream);
+        daemon.metrics_with("nemoserve_requests_running 0");
+        let waiting = ask(path, long);
+        daemon.metrics_with("nemoserve_requests_running 1");
+        drop(waiting);
+    }
+    let metrics = daemon.metrics_with("nemoserve_requests_cancelled_total 10");
+    daemon.signal("-TERM");
+    let (_, log) = daemon.end();
+    let lines = log
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    let lines: Vec<serde_json::Value> = lines.collect();
+    for (field, counter) in [
+        ("prompt_tokens", "nemoserve_prompt_tokens_total"),
+        ("cached_tokens", "nemoserve_cached_prompt_tokens_total"),
+        ("generated_tokens", "nemoserve_generation_tokens_total"),
+    ] {
+        let billed: u64 = lines.iter().filter_map(|line| line[field].as_u64()).sum();
+        assert!(
+            metrics.contains(&format!("\n{counter} {billed}\n")),
+            "{counter} {billed}: {metrics}"
+        );
+    }
+    let priced = lines
+        .iter()
+        .filter(|line| line["cost_usd"].is_string())
+        .count();
+    assert_eq!(priced, 3 * 4, "three of the routes have prices: {lines:?}");
 }
 
 #[test]

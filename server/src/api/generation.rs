@@ -241,16 +241,9 @@ impl Generation {
     /// What was counted. Once a request is complete that is its [`usage`](Self::usage); of one that
     /// failed or was left it is what the machine did until then.
     pub fn counted(&self) -> Usage {
-        let tokens = &self.ctx.tokens;
-        let [prompt, cached, completion] =
-            [&tokens.prompt, &tokens.cached, &tokens.generated].map(|n| n.load(Ordering::Relaxed));
-        let reasoning = self.choices.iter().map(Choice::num_reasoning_tokens).sum();
         self.priced(Usage {
-            prompt,
-            cached,
-            completion,
-            reasoning,
-            cost: None,
+            reasoning: self.choices.iter().map(Choice::num_reasoning_tokens).sum(),
+            ..self.ctx.counted()
         })
     }
 

@@ -153,7 +153,7 @@ pub fn list(ctx: &RequestContext) -> Response {
         })
     };
     let data: Vec<Value> = state.models.ids.iter().map(describe).collect();
-    models::json(&json!({"data": data}))
+    models::json(&json!({"data": data, "total_count": data.len(), "links": {"next": null}}))
 }
 
 /// `/api/v1/generation?id=`.
