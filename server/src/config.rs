@@ -17,7 +17,7 @@ use crate::state::ServerConfig;
 use crate::text::Tokenizer;
 
 /// Names under which the family is known to clients; all resolve to the one loaded model.
-const FAMILY_NAMES: [&str; 3] = [
+pub const FAMILY_NAMES: [&str; 3] = [
     "nvidia/nemotron-3-super-120b-a12b",
     "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B",
     "@cf/nvidia/nemotron-3-120b-a12b",

@@ -184,7 +184,15 @@ pub fn integer(value: &Value) -> Option<i128> {
         return Some(int.into());
     }
     let float = number.as_f64()?;
-    (float.fract() == 0.0 && float.abs() < 1e30).then_some(float as i128)
+    if float.fract() != 0.0 || float.abs() >= 1e30 {
+        return None;
+    }
+    // What 64 bits could hold was taken above: this is less, though it was rounded back to it.
+    let lowest = i128::from(i64::MIN);
+    Some(match float as i128 {
+        int if int == lowest => lowest - 1,
+        int => int,
+    })
 }
 
 /// A token id below `vocab_size`.
@@ -238,6 +246,7 @@ mod tests {
         check("5.0", Some(5));
         check("5e0", Some(5));
         check("-9223372036854775808", Some(-(1 << 63)));
+        check("-9223372036854775809", Some(-(1 << 63) - 1));
         check("18446744073709551615", Some((1 << 64) - 1));
         check("18446744073709552000", Some(1 << 64));
         check("5.5", None);

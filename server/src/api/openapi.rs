@@ -264,7 +264,7 @@ impl Operation {
         flavour: Flavour,
         schemas: &mut Schemas,
     ) -> Value {
-        let mut parameters = path_parameters(pattern);
+        let mut parameters = path_parameters(pattern, schemas);
         parameters.extend(self.query.map(|(name, description)| {
             json!({
                 "name": name, "in": "query", "required": true, "description": description,
@@ -283,14 +283,16 @@ impl Operation {
         if let Some(chunk) = self.chunk {
             content.insert(
                 "text/event-stream".to_owned(),
-                json!({
-                    "schema": {
+                json!({"schema": {
+                    "description": "Events; the last one is `[DONE]`. Comments keep the connection alive.",
+                    "type": "object",
+                    "required": ["data"],
+                    "properties": {"data": {
                         "type": "string",
-                        "description": "Events: one chunk of JSON in each `data:`, then `data: [DONE]`. \
-                            Comments keep the connection alive.",
-                    },
-                    "x-item-schema": chunk,
-                }),
+                        "contentMediaType": JSON,
+                        "contentSchema": chunk,
+                    }},
+                }}),
             );
         }
         let never = answer == Value::Bool(false);
@@ -345,7 +347,7 @@ fn path_template(pattern: &str) -> String {
     pattern.replace("{*", "{")
 }
 
-fn path_parameters(pattern: &str) -> Vec<Value> {
+fn path_parameters(pattern: &str, schemas: &mut Schemas) -> Vec<Value> {
     let names = pattern.split('{').skip(1);
     let names = names.map(|rest| rest.split('}').next().expect("split gives one"));
     names
@@ -355,12 +357,16 @@ fn path_parameters(pattern: &str) -> Vec<Value> {
             } else {
                 ""
             };
+            let schema = match name {
+                "*model" => schemas.request::<request::ModelName>(),
+                _ => json!({"type": "string", "minLength": 1}),
+            };
             json!({
                 "name": name.trim_start_matches('*'),
                 "in": "path",
                 "required": true,
                 "description": description,
-                "schema": {"type": "string", "minLength": 1},
+                "schema": schema,
             })
         })
         .collect()
@@ -471,7 +477,7 @@ impl Schemas {
             required.retain(|name| name != "model");
         }
         let properties = &mut schema["properties"];
-        properties["model"]["type"] = json!(["string", "null"]);
+        properties["model"] = json!({"anyOf": [properties["model"], {"type": "null"}]});
         if name.contains("Chat") {
             properties["stream"]["default"] = true.into();
             properties["temperature"]["maximum"] = 1.into();

@@ -8,6 +8,7 @@ mod cloudflare;
 mod completions;
 mod deepinfra;
 mod nvidia;
+mod openapi;
 mod openrouter;
 mod render;
 mod server;

@@ -229,7 +229,7 @@ impl Server {
         answered.expect("it answers in time")
     }
 
-    async fn send(&self, request: &[u8]) -> Reply {
+    pub(crate) async fn send(&self, request: &[u8]) -> Reply {
         let exchange = async {
             let mut socket = TcpStream::connect(self.address).await.expect("it listens");
             socket.write_all(request).await.expect("it reads");

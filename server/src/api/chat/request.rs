@@ -104,9 +104,14 @@ fn check_unserved(fields: &Fields<'_>) -> Result<(), ApiError> {
             None => return Err(prediction.missing("content")),
             Some(Value::String(_)) => {}
             Some(Value::Array(parts)) => {
+                let path = prediction.path("content");
+                if parts.is_empty() {
+                    return Err(ApiError::invalid_value(path, "must not be empty"));
+                }
                 for (j, part) in parts.iter().enumerate() {
-                    let path = format!("{}[{j}]", prediction.path("content"));
-                    let part = Fields::of(part, path)?;
+                    let part = Fields::of(part, format!("{path}[{j}]"))?;
+                    let kind = part.word("type", &["text"])?;
+                    kind.ok_or_else(|| part.missing("type"))?;
                     part.string("text")?.ok_or_else(|| part.missing("text"))?;
                 }
             }

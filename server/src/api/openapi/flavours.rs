@@ -53,16 +53,37 @@ pub struct UsageOption {
     pub include: Option<bool>,
 }
 
-/// Cloudflare's body: `prompt` or `messages`, which win. The path names the model, so that `model`
-/// is ignored.
+/// Cloudflare's body. The path names the model, so that `model` is ignored; `messages` win over a
+/// `prompt`.
 #[derive(JsonSchema)]
-pub struct RunBody {
-    /// A user's message.
-    #[schemars(length(min = 1))]
-    pub prompt: Option<String>,
+#[serde(untagged)]
+pub enum RunBody {
+    /// A conversation.
+    Messages(Box<RunMessages>),
+    /// A question.
+    Prompt(Box<RunPrompt>),
+}
+
+/// A conversation.
+#[derive(JsonSchema)]
+pub struct RunMessages {
     /// The conversation so far.
     #[schemars(length(min = 1))]
-    pub messages: Option<Vec<Message>>,
+    pub messages: Vec<Message>,
+    /// Parameters of every generating route.
+    #[serde(flatten)]
+    pub common: Common,
+    /// Parameters of chat.
+    #[serde(flatten)]
+    pub chat: ChatParams,
+}
+
+/// A question.
+#[derive(JsonSchema)]
+pub struct RunPrompt {
+    /// What a user says.
+    #[schemars(length(min = 1))]
+    pub prompt: String,
     /// Parameters of every generating route.
     #[serde(flatten)]
     pub common: Common,

@@ -3,12 +3,14 @@
 //! Nothing is read through these types: `Fields` reads by hand, so that errors name the path. That
 //! both say the same is checked from outside, parameter by parameter (`tests/tests/api/openapi.rs`).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value};
 
 use super::message::{Message, Tool, ToolChoice};
+use crate::config::FAMILY_NAMES;
 
 /// What chat and completions have in common.
 #[derive(JsonSchema)]
@@ -91,8 +93,7 @@ pub struct Common {
 pub struct ChatBody {
     /// Any of the names that `/v1/models` lists. OpenRouter's routing suffixes (`:free`, ...) are
     /// ignored.
-    #[schemars(length(min = 1))]
-    pub model: String,
+    pub model: ModelName,
     /// The conversation so far. Roles need not alternate.
     #[schemars(length(min = 1))]
     pub messages: Vec<Message>,
@@ -102,6 +103,24 @@ pub struct ChatBody {
     /// Parameters of chat.
     #[serde(flatten)]
     pub chat: ChatParams,
+}
+
+/// The operator's names, and the family's.
+pub struct ModelName;
+
+impl JsonSchema for ModelName {
+    fn schema_name() -> Cow<'static, str> {
+        "ModelName".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A name of the loaded model: an operator's, or one of the family's.",
+            "type": "string",
+            "minLength": 1,
+            "anyOf": [{"enum": FAMILY_NAMES}, {}],
+        })
+    }
 }
 
 /// What only chat has.
@@ -162,8 +181,7 @@ pub struct ChatParams {
 pub struct CompletionBody {
     /// Any of the names that `/v1/models` lists. OpenRouter's routing suffixes (`:free`, ...) are
     /// ignored.
-    #[schemars(length(min = 1))]
-    pub model: String,
+    pub model: ModelName,
     /// Text, token ids, or a list of either.
     pub prompt: Prompt,
     /// Parameters of every generating route.

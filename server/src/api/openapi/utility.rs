@@ -4,35 +4,69 @@ use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
 use super::message::{Message, Tool};
-use super::request::TemplateSettings;
+use super::request::{ModelName, TemplateSettings};
 
-/// Text or a conversation; `messages` win over `prompt`, that over `content`.
+/// A conversation, a `prompt` or a `content`; the first that is there counts.
 #[derive(JsonSchema)]
-pub struct TokenizeBody {
+#[serde(untagged)]
+pub enum TokenizeBody {
+    /// A conversation.
+    Chat(TokenizeChat),
+    /// A text.
+    Prompt(TokenizePrompt),
+    /// A text by the other name.
+    Content(TokenizeContent),
+}
+
+/// A conversation, which the chat template renders.
+#[derive(JsonSchema)]
+pub struct TokenizeChat {
     /// Must be a name of the loaded model, if given.
+    pub model: Option<ModelName>,
+    /// The conversation.
     #[schemars(length(min = 1))]
-    pub model: Option<String>,
-    /// The text.
-    pub prompt: Option<String>,
-    /// The same by another name.
-    pub content: Option<String>,
-    /// A conversation, which the chat template renders.
-    #[schemars(length(min = 1))]
-    pub messages: Option<Vec<Message>>,
+    pub messages: Vec<Message>,
     /// What the model may call.
     #[schemars(length(max = 128))]
     pub tools: Option<Vec<Tool>>,
     /// Ends with the beginning of an answer.
     #[schemars(extend("default" = true))]
     pub add_generation_prompt: Option<bool>,
+    /// Settings of the chat template.
+    pub chat_template_kwargs: Option<TemplateSettings>,
+}
+
+/// A text.
+#[derive(JsonSchema)]
+pub struct TokenizePrompt {
+    /// The text.
+    pub prompt: String,
+    /// How to read it.
+    #[serde(flatten)]
+    pub options: TextOptions,
+}
+
+/// A text by the other name.
+#[derive(JsonSchema)]
+pub struct TokenizeContent {
+    /// The text.
+    pub content: String,
+    /// How to read it.
+    #[serde(flatten)]
+    pub options: TextOptions,
+}
+
+/// How to read a text.
+#[derive(JsonSchema)]
+pub struct TextOptions {
+    /// Must be a name of the loaded model, if given.
+    pub model: Option<ModelName>,
     /// Begins with what the tokenizer puts before every text.
     #[schemars(extend("default" = true))]
     pub add_special_tokens: Option<bool>,
     /// Reads the names of special tokens in the text as those tokens.
     #[schemars(extend("default" = false))]
     pub parse_special: Option<bool>,
-    /// Settings of the chat template.
-    pub chat_template_kwargs: Option<TemplateSettings>,
 }
 
 /// Token ids.
@@ -50,8 +84,7 @@ pub struct Tokens {
 #[derive(JsonSchema)]
 pub struct DetokenizeBody {
     /// Must be a name of the loaded model, if given.
-    #[schemars(length(min = 1))]
-    pub model: Option<String>,
+    pub model: Option<ModelName>,
     /// Ids of the vocabulary.
     pub tokens: Vec<u32>,
 }
