@@ -1,15 +1,15 @@
 //! Formats of strings as regular expressions, where the library's are too loose or too narrow.
 
-/// What a string of this format matches as a whole, if it is one of ours.
-pub(crate) fn pattern(format: &str) -> Option<String> {
-    Some(match format {
-        "date" => DATE.to_owned(),
-        "time" => time(),
-        "date-time" => format!("(?:{DATE})[tT](?:{})", time()),
-        "email" => email(),
-        "ipv6" => ipv6(),
-        _ => return None,
-    })
+/// What a string of this format matches as a whole, each of them, if it is one of ours.
+pub(crate) fn patterns(format: &str) -> Vec<String> {
+    match format {
+        "date" => vec![DATE.to_owned()],
+        "time" => vec![time()],
+        "date-time" => vec![format!("(?:{DATE})[tT](?:{})", time())],
+        "email" => vec![email(), EMAIL_LENGTHS.to_owned()],
+        "ipv6" => vec![ipv6()],
+        _ => Vec::new(),
+    }
 }
 
 /// The 29th of February exists in every fourth year, but in one of four centuries only.
@@ -30,15 +30,19 @@ fn time() -> String {
     format!("{ordinary}|{leap}")
 }
 
+/// At most 64 characters before the `@` and 253 after it: see [`EMAIL_LENGTHS`].
 fn email() -> String {
     let atom = r"[a-zA-Z0-9!#$%&'*+\-/=?^_`{|}~]+";
-    let quoted = r#""(?:[ !#-\[\]-~]|\\[ -~])*""#;
+    let quoted = r#""(?:[ !#-\[\]-~]|\\[ -~]){0,31}""#;
     let label = "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?";
     let (ipv4, ipv6) = (IPV4, ipv6());
     format!(
         r"(?:{atom}(?:\.{atom})*|{quoted})@(?:{label}(?:\.{label})*|\[{ipv4}\]|\[IPv6:(?:{ipv6})\])"
     )
 }
+
+/// What [`email`] cannot count while it looks at dots.
+const EMAIL_LENGTHS: &str = r#"(?:[^"@]{1,64}|"[^\n]*")@.{1,253}"#;
 
 const IPV4: &str = r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\.){3}(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])";
 

@@ -243,8 +243,11 @@ impl Visit<'_> {
             return Ok(());
         }
         if FORMATS.contains(&format) {
-            if let Some(pattern) = formats::pattern(format) {
+            let patterns = formats::patterns(format);
+            if !patterns.is_empty() {
                 schema.shift_remove("format");
+            }
+            for pattern in patterns {
                 and(schema, json!({"pattern": format!("^(?:{pattern})$")}));
             }
             return Ok(());

@@ -8,9 +8,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use common::{accepts, compile_schema, workspace};
+use common::{accepts, as_any_of, compile_schema, workspace};
 use constraint::GrammarError;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 /// Valid, and left out by the masks: leap seconds at other offsets than zero, see `formats.rs`.
 const LEFT_OUT: [&str; 5] = [
@@ -102,25 +102,6 @@ fn files(folder: &Path) -> BTreeSet<std::path::PathBuf> {
         }
     }
     found
-}
-
-fn as_any_of(schema: &Value) -> Value {
-    match schema {
-        Value::Object(members) => {
-            let mut coerced: Map<String, Value> = members
-                .iter()
-                .map(|(key, value)| (key.to_owned(), as_any_of(value)))
-                .collect();
-            if let Some(Value::Array(options)) = coerced.remove("oneOf") {
-                let all = coerced.entry("allOf").or_insert_with(|| json!([]));
-                let all = all.as_array_mut().expect("the suite is well-formed");
-                all.push(json!({"anyOf": options}));
-            }
-            coerced.into()
-        }
-        Value::Array(items) => items.iter().map(as_any_of).collect(),
-        other => other.clone(),
-    }
 }
 
 /// The compact texts of a value: with its keys in every order, because the schema's order is the only

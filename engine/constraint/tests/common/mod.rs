@@ -10,7 +10,7 @@ use constraint::{
     Compiled, Compiler, Grammar, GrammarError, GrammarGuide, Guide, GuideState, Limits, Piece,
     Vocabulary,
 };
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 /// A file of the workspace.
 pub(crate) fn workspace(path: &str) -> PathBuf {
@@ -126,4 +126,24 @@ pub(crate) fn accepts(grammar: &Arc<Compiled>, text: &str) -> bool {
         .expect("the grammar holds")
         .expect("it constrains");
     mask.allows(end)
+}
+
+/// `oneOf` is held as `anyOf`: what the judge is asked instead.
+pub(crate) fn as_any_of(schema: &Value) -> Value {
+    match schema {
+        Value::Object(members) => {
+            let mut coerced: Map<String, Value> = members
+                .iter()
+                .map(|(key, value)| (key.to_owned(), as_any_of(value)))
+                .collect();
+            if let Some(Value::Array(options)) = coerced.remove("oneOf") {
+                let all = coerced.entry("allOf").or_insert_with(|| json!([]));
+                let all = all.as_array_mut().expect("the suite is well-formed");
+                all.push(json!({"anyOf": options}));
+            }
+            coerced.into()
+        }
+        Value::Array(items) => items.iter().map(as_any_of).collect(),
+        other => other.clone(),
+    }
 }
