@@ -12,6 +12,7 @@
 //! | `router` | the route table, one line per endpoint; what all answers have in common |
 //! | `request_body`, `request_id`, `cors` | bounded bodies, `x-request-id`, cross-origin rules |
 //! | `in_flight` | one request to its last byte: counted, timed, logged |
+//! | `grammars` | the compiler of grammars for the loaded model's tokens |
 //! | `error` | `ApiError` to status and body |
 //! | `sse` | framing and the streaming body |
 //! | `metrics`, `health` | every metric's name and help; alive and ready |
@@ -40,6 +41,7 @@ mod connection;
 mod cors;
 pub mod demo;
 pub mod error;
+pub mod grammars;
 pub mod health;
 pub mod http;
 mod in_flight;

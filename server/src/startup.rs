@@ -17,6 +17,7 @@ use tokio::time::interval;
 use crate::api::models::ModelNames;
 use crate::api::params::Defaults;
 use crate::config::{ConfigError, Settings};
+use crate::grammars::Grammars;
 use crate::metrics::Metrics;
 use crate::receipts::Receipts;
 use crate::router::route_labels;
@@ -42,8 +43,13 @@ pub fn assemble(
     let template = settings.template(tokenizer.as_deref())?;
     let main_name = settings.names.ids.first().expect("the family has names");
     let metrics = Metrics::new(main_name, &info, route_labels());
+    let end_ids = &defaults.eos_token_ids;
+    let grammars = Grammars::new(tokenizer.clone(), info.vocab_size, end_ids);
+    let engine = start()?;
+    grammars.warm_up();
     Ok(AppState {
-        engine: start()?,
+        engine,
+        grammars,
         info,
         tokenizer,
         template,

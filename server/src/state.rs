@@ -17,6 +17,7 @@ use crate::api::params::Defaults;
 use crate::api::prices::Prices;
 use crate::api::types::Usage;
 use crate::chat::ChatTemplate;
+use crate::grammars::Grammars;
 use crate::metrics::Metrics;
 use crate::receipts::Receipts;
 use crate::text::Tokenizer;
@@ -105,6 +106,8 @@ pub struct AppState {
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// `None` if the model folder has none: then chat answers a clear 400.
     pub template: Option<Arc<ChatTemplate>>,
+    /// What answers can be bound to.
+    pub grammars: Arc<Grammars>,
     /// Names that the loaded model answers to.
     pub models: ModelNames,
     /// The model's and the operator's defaults for parameters.

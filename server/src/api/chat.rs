@@ -1,6 +1,7 @@
 //! `/v1/chat/completions`, and the one way from a chat request to a generation.
 
 mod calls;
+mod guide;
 mod request;
 mod view;
 
@@ -59,7 +60,7 @@ where
     F: FnOnce() -> Result<Map<String, Value>, ApiError> + Send + 'static,
 {
     let (state, flavour) = (Arc::clone(&ctx.state), ctx.flavour);
-    prompt::off_thread(move || {
+    let (mut request, prompt) = prompt::off_thread(move || {
         let request = ChatRequest::read(&body()?, &state, flavour)?;
         let ChatRequest {
             messages,
@@ -70,7 +71,16 @@ where
         let prompt = prompt::render_chat(&state, messages, tools, thinking, true)?;
         Ok((request, prompt))
     })
-    .await
+    .await?;
+    if request.is_bound() {
+        let state = Arc::clone(&ctx.state);
+        request = prompt::compile(move || {
+            request.grammar = guide::compile(&state, &request)?;
+            Ok(request)
+        })
+        .await?;
+    }
+    Ok((request, prompt))
 }
 
 /// Submits a request whose prompt is ready.
@@ -103,7 +113,7 @@ pub fn start(
     let prompts = vec![PromptRequest {
         ids: prompt.ids.as_slice().into(),
         sampling: Arc::new(sampling),
-        guide: None,
+        guide: guide::guide(&ctx.state, request, prompt),
     }];
     Generation::start(ctx.clone(), prompts, &options)
 }

@@ -20,13 +20,36 @@ static WORKERS: LazyLock<Semaphore> = LazyLock::new(|| {
     Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 });
 
+/// One hostile grammar may take a while; it must not keep all others from their prompts.
+static COMPILERS: LazyLock<Semaphore> = LazyLock::new(|| {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Semaphore::new(cores.div_ceil(2))
+});
+
 /// Runs `work` (parsing, rendering, encoding) where it may take its time.
 pub async fn off_thread<T, F>(work: F) -> Result<T, ApiError>
 where
     T: Send + 'static,
     F: FnOnce() -> Result<T, ApiError> + Send + 'static,
 {
-    let _permit = WORKERS.acquire().await.expect("never closed");
+    run(&WORKERS, work).await
+}
+
+/// Runs `work`, which compiles grammars, where it may take its time.
+pub async fn compile<T, F>(work: F) -> Result<T, ApiError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, ApiError> + Send + 'static,
+{
+    run(&COMPILERS, work).await
+}
+
+async fn run<T, F>(places: &Semaphore, work: F) -> Result<T, ApiError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, ApiError> + Send + 'static,
+{
+    let _permit = places.acquire().await.expect("never closed");
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => {

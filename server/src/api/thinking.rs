@@ -3,6 +3,7 @@
 //! Per setting, `chat_template_kwargs` wins over `reasoning`, that over `reasoning_effort`.
 
 use super::fields::Fields;
+use super::flavour::Flavour;
 use crate::error::ApiError;
 
 const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max"];
@@ -17,15 +18,17 @@ pub struct Thinking {
     pub exclude: bool,
     /// A blank answer is replaced by the thought.
     pub force_nonempty_content: bool,
+    /// Tokens of thoughts at most; `None` is no limit.
+    pub budget: Option<u32>,
     /// For the template; absent ones have its own defaults.
     pub settings: Vec<(&'static str, bool)>,
 }
 
 impl Thinking {
     /// Reads and checks.
-    pub fn read(fields: &Fields<'_>) -> Result<Self, ApiError> {
+    pub fn read(fields: &Fields<'_>, flavour: Flavour) -> Result<Self, ApiError> {
         let effort = fields.word("reasoning_effort", EFFORTS)?;
-        no_budget(fields, "reasoning_budget")?;
+        let mut budget = budget(fields)?;
         let mut exclude = !fields.bool("include_reasoning")?.unwrap_or(true);
         let mut effort = effort.unwrap_or("high");
         if let Some(reasoning) = fields.object("reasoning")? {
@@ -36,9 +39,7 @@ impl Thinking {
                 let message = "must not have both 'effort' and 'max_tokens'";
                 return Err(ApiError::invalid_value(path, message));
             }
-            if max_tokens.is_some() {
-                return Err(unsupported_budget(reasoning.path("max_tokens")));
-            }
+            budget = max_tokens.or(budget);
             exclude = reasoning.bool("exclude")?.unwrap_or(exclude);
             effort = match (reasoning.bool("enabled")?, own) {
                 (Some(false), _) => "none",
@@ -50,39 +51,38 @@ impl Thinking {
         let mut low_effort = matches!(effort, "minimal" | "low");
         let mut force_nonempty_content = false;
         let mut settings = Vec::new();
+        // Their clients send all reasoning back and mean it to be read.
+        let mut truncated = match flavour {
+            Flavour::OpenRouter | Flavour::Cloudflare | Flavour::CloudflareRest => Some(false),
+            Flavour::OpenAi | Flavour::Anthropic | Flavour::DeepInfra | Flavour::Nvidia => None,
+        };
         if let Some(kwargs) = fields.object("chat_template_kwargs")? {
-            no_budget(&kwargs, "reasoning_budget")?;
+            budget = self::budget(&kwargs)?.or(budget);
             enabled = kwargs.bool("enable_thinking")?.unwrap_or(enabled);
             low_effort = kwargs.bool("low_effort")?.unwrap_or(low_effort);
             force_nonempty_content = kwargs.bool("force_nonempty_content")?.unwrap_or(false);
             let clear = kwargs.bool("clear_thinking")?;
             let truncate = kwargs.bool("truncate_history_thinking")?.or(clear);
-            settings.extend(truncate.map(|on| ("truncate_history_thinking", on)));
+            truncated = truncate.or(truncated);
             let medium = kwargs.bool("medium_effort")?;
             settings.extend(medium.map(|on| ("medium_effort", on)));
         }
+        settings.extend(truncated.map(|on| ("truncate_history_thinking", on)));
         settings.push(("enable_thinking", enabled));
         settings.push(("low_effort", low_effort && enabled));
         Ok(Self {
             enabled,
             exclude,
             force_nonempty_content,
+            // -1 is no limit, also where another place gives one.
+            budget: budget.and_then(|tokens| u32::try_from(tokens).ok()),
             settings,
         })
     }
 }
 
-/// A limit on thoughts needs them to be closed by force, which is not served yet.
-fn no_budget(fields: &Fields<'_>, name: &str) -> Result<(), ApiError> {
-    match fields.int(name, -1..=MAX_BUDGET)? {
-        None | Some(-1) => Ok(()),
-        Some(_) => Err(unsupported_budget(fields.path(name))),
-    }
-}
-
-fn unsupported_budget(path: String) -> ApiError {
-    let message = format!("'{path}' is not served yet: only -1, no limit");
-    ApiError::unsupported(path, message)
+fn budget(fields: &Fields<'_>) -> Result<Option<i128>, ApiError> {
+    fields.int("reasoning_budget", -1..=MAX_BUDGET)
 }
 
 #[cfg(test)]
@@ -91,7 +91,8 @@ mod tests {
     use crate::api::fields::parse_object;
 
     fn read(json: &str) -> Result<Thinking, ApiError> {
-        Thinking::read(&Fields::root(&parse_object(json.as_bytes()).unwrap()))
+        let map = parse_object(json.as_bytes()).unwrap();
+        Thinking::read(&Fields::root(&map), Flavour::OpenAi)
     }
 
     #[test]
@@ -138,6 +139,43 @@ mod tests {
             true,
             false,
         );
+    }
+
+    #[test]
+    fn budgets() {
+        let check = |json, expect| assert_eq!(read(json).unwrap().budget, expect, "{json}");
+        check("{}", None);
+        check(r#"{"reasoning_budget": 0}"#, Some(0));
+        check(r#"{"reasoning_budget": -1}"#, None);
+        check(
+            r#"{"reasoning": {"max_tokens": 5}, "reasoning_budget": 9}"#,
+            Some(5),
+        );
+        check(
+            r#"{"chat_template_kwargs": {"reasoning_budget": 7}, "reasoning": {"max_tokens": 5}}"#,
+            Some(7),
+        );
+        check(
+            r#"{"chat_template_kwargs": {"reasoning_budget": -1}, "reasoning_budget": 5}"#,
+            None,
+        );
+    }
+
+    #[test]
+    fn flavours_that_keep_old_thoughts() {
+        let truncated = |json: &str, flavour| {
+            let map = parse_object(json.as_bytes()).unwrap();
+            let thinking = Thinking::read(&Fields::root(&map), flavour).unwrap();
+            let mut settings = thinking.settings.into_iter();
+            let found = settings.find(|(name, _)| *name == "truncate_history_thinking");
+            found.map(|(_, on)| on)
+        };
+        assert_eq!(truncated("{}", Flavour::OpenAi), None);
+        assert_eq!(truncated("{}", Flavour::OpenRouter), Some(false));
+        assert_eq!(truncated("{}", Flavour::Cloudflare), Some(false));
+        let cleared = r#"{"chat_template_kwargs": {"clear_thinking": true}}"#;
+        assert_eq!(truncated(cleared, Flavour::CloudflareRest), Some(true));
+        assert_eq!(truncated(cleared, Flavour::OpenAi), Some(true));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::fields::{Fields, parse_object, token_id};
+use super::flavour::Flavour;
 use super::messages;
 use super::models::json;
 use super::prompt::{self, encode, no_tokenizer};
@@ -75,7 +76,10 @@ fn read_tokens(fields: &Fields<'_>, state: &AppState) -> Result<Vec<u32>, ApiErr
     let parse_special = fields.bool("parse_special")?.unwrap_or(false);
     if fields.get("messages").is_some() {
         let messages = messages::read(fields)?;
-        let (tools, thinking) = (tools::read(fields)?, Thinking::read(fields)?);
+        let (tools, thinking) = (
+            tools::read(fields)?,
+            Thinking::read(fields, Flavour::OpenAi)?,
+        );
         let add = add_generation_prompt;
         return Ok(prompt::render_chat(state, &messages, &tools, &thinking, add)?.ids);
     }

@@ -1,6 +1,7 @@
 //! The family: how to talk.
 
 mod clock;
+mod grammar;
 mod message;
 mod python;
 mod reasoning;
@@ -9,6 +10,7 @@ mod tool_calls;
 mod tools;
 
 pub(crate) use clock::strftime;
+pub use grammar::{AnswerGrammar, CallTags, Place, Refused, ResponseFormat, answer};
 pub use message::{Message, Role, ToolCall};
 pub use reasoning::{Placement, ReasoningSplitter};
 pub use template::{ChatTemplate, Rendered, TemplateError, Variables};

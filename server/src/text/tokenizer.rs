@@ -175,6 +175,18 @@ impl Tokenizer {
         matches!(self.piece(id), Piece::Unknown | Piece::Control(_))
     }
 
+    /// As grammars see it. Where a token's bytes depend on the token before it, they are those in
+    /// the midst of a text.
+    pub fn piece_for_grammars(&self, id: u32) -> constraint::Piece {
+        match self.piece(id) {
+            Piece::Unknown => constraint::Piece::None,
+            Piece::Control(_) => constraint::Piece::Control(self.name(id).into_owned()),
+            Piece::Bytes(_) | Piece::InContext(_) => {
+                constraint::Piece::Text(self.bytes(Some(id), id).into_owned())
+            }
+        }
+    }
+
     /// What a control token is called.
     pub fn name(&self, id: u32) -> Cow<'_, str> {
         match self.piece(id) {

@@ -11,6 +11,7 @@ use engine::{EngineInfo, EngineStatus};
 use nemoserve::api::models::ModelNames;
 use nemoserve::api::params::Defaults;
 use nemoserve::chat::ChatTemplate;
+use nemoserve::grammars::Grammars;
 use nemoserve::metrics::Metrics;
 use nemoserve::receipts::Receipts;
 use nemoserve::router::route_labels;
@@ -105,11 +106,13 @@ impl Server {
             num_slots: 64,
             ..EngineInfo::default()
         };
+        let tokens = (folder != Folder::NoTokenizer).then(|| Arc::clone(&tokenizer));
         let state = Arc::new(AppState {
+            grammars: Grammars::new(tokens.clone(), VOCAB_SIZE, &[2, IM_END]),
             engine,
             metrics: Metrics::new("test", &info, route_labels()),
             info,
-            tokenizer: (folder != Folder::NoTokenizer).then(|| Arc::clone(&tokenizer)),
+            tokenizer: tokens,
             template: template.filter(|_| folder == Folder::Whole).map(Arc::new),
             models: ModelNames {
                 ids: vec!["test".into(), "org/test".into()],

@@ -11,6 +11,7 @@ use engine::{EngineError, EngineHandle, EngineInfo, EngineStatus};
 use nemoserve::api::models::ModelNames;
 use nemoserve::args::ServeArgs;
 use nemoserve::config::Settings;
+use nemoserve::grammars::Grammars;
 use nemoserve::http::{ServeError, serve};
 use nemoserve::metrics::Metrics;
 use nemoserve::receipts::Receipts;
@@ -368,6 +369,7 @@ fn app_state(script: &Arc<Script>, plan: Plan) -> AppState {
     AppState {
         engine,
         template: settings.template(tokenizer.as_deref()).expect("valid"),
+        grammars: Grammars::new(tokenizer.clone(), info.vocab_size, &defaults.eos_token_ids),
         tokenizer,
         models: ModelNames {
             ids: vec![MODEL.into(), "org/other@name".into()],

@@ -1,5 +1,6 @@
 //! A chat request: one form for every flavour.
 
+use constraint::GrammarGuide;
 use serde_json::Value;
 
 use crate::api::fields::Fields;
@@ -8,7 +9,7 @@ use crate::api::messages;
 use crate::api::params::{Loaded, Params, Route};
 use crate::api::thinking::Thinking;
 use crate::api::tools;
-use crate::chat::{Message, ToolSet};
+use crate::chat::{Message, ResponseFormat, ToolSet};
 use crate::error::ApiError;
 use crate::state::AppState;
 
@@ -20,6 +21,10 @@ pub struct ChatRequest {
     pub messages: Vec<Message>,
     /// What the model may call, and must.
     pub tools: ToolSet,
+    /// What its answer must look like, where it is no call.
+    pub format: ResponseFormat,
+    /// The two as a grammar, once it is compiled.
+    pub grammar: Option<GrammarGuide>,
     /// How much it may think.
     pub thinking: Thinking,
     /// Whether the choice shows log-probabilities.
@@ -31,7 +36,7 @@ impl ChatRequest {
     pub fn read(
         body: &serde_json::Map<String, Value>,
         state: &AppState,
-        _flavour: Flavour,
+        flavour: Flavour,
     ) -> Result<Self, ApiError> {
         let fields = Fields::root(body);
         let mut params = Params::read(&fields, Route::Chat, &Loaded::of(state))?;
@@ -44,39 +49,53 @@ impl ChatRequest {
             ));
         }
         params.sampling.logprobs = logprobs.then_some(top_logprobs.unwrap_or(0) as u32);
-        check_format(&fields)?;
         check_unserved(&fields)?;
         Ok(Self {
-            thinking: Thinking::read(&fields)?,
+            thinking: Thinking::read(&fields, flavour)?,
+            format: response_format(&fields)?,
             messages: messages::read(&fields)?,
             tools: tools::read(&fields)?,
+            grammar: None,
             params,
             logprobs,
         })
     }
 }
 
-/// Only text, until grammars are served.
-fn check_format(fields: &Fields<'_>) -> Result<(), ApiError> {
+impl ChatRequest {
+    /// Whether a grammar may be needed.
+    pub fn is_bound(&self) -> bool {
+        self.format != ResponseFormat::Text || !self.tools.callable().is_empty()
+    }
+}
+
+/// `response_format`, whose schema is judged where it is compiled.
+fn response_format(fields: &Fields<'_>) -> Result<ResponseFormat, ApiError> {
     let Some(format) = fields.object("response_format")? else {
-        return Ok(());
+        return Ok(ResponseFormat::Text);
     };
     let kinds = &["text", "json_object", "json_schema"];
     let kind = format.word("type", kinds)?;
     match kind.ok_or_else(|| format.missing("type"))? {
-        "text" => return Ok(()),
-        "json_schema" => {
-            let schema = format
-                .object("json_schema")?
-                .ok_or_else(|| format.missing("json_schema"))?;
-            tools::name(&schema)?;
-        }
+        "text" => return Ok(ResponseFormat::Text),
+        "json_object" => return Ok(ResponseFormat::JsonObject),
         _ => {}
     }
-    Err(ApiError::unsupported(
-        fields.path("response_format"),
-        "constrained output is not served yet: only {\"type\": \"text\"}",
-    ))
+    let named = format.object("json_schema")?;
+    let named = named.ok_or_else(|| format.missing("json_schema"))?;
+    tools::name(&named)?;
+    named.string("description")?;
+    named.bool("strict")?;
+    match named.get("schema") {
+        None => Err(named.missing("schema")),
+        Some(schema @ (Value::Object(_) | Value::Bool(_))) => {
+            Ok(ResponseFormat::JsonSchema(schema.clone()))
+        }
+        Some(other) => {
+            let path = named.path("schema");
+            Err(ApiError::invalid_type(path, "a JSON schema", other))
+        }
+    }
 }
 
 /// What other servers of this API do with more than text, and what has no effect here.

@@ -39,6 +39,25 @@ impl ValueTypes {
         self == Self(Self::STRING.0 | Self::NULL.0)
     }
 
+    /// Of `schema`, whose references are in `root`.
+    pub fn of(schema: &Value, root: &Value) -> Self {
+        of(schema, root, &mut { MAX_VISITS })
+    }
+
+    /// A string, perhaps among others.
+    pub fn admits_string(self) -> bool {
+        self.admits(Self::STRING)
+    }
+
+    /// Names of the types that are no strings.
+    pub fn others_than_string(self) -> Vec<&'static str> {
+        const NAMES: [&str; 6] = ["null", "integer", "number", "boolean", "object", "array"];
+        let admitted = NAMES.into_iter();
+        admitted
+            .filter(|name| self.admits(Self::named(name)))
+            .collect()
+    }
+
     /// The JSON of `text` if it is of one of these types, strings aside. More specific types come
     /// first.
     pub fn convert(self, text: &str) -> Option<String> {
