@@ -10,7 +10,7 @@ pub enum Grammar {
     /// A regular expression for the whole text.
     Regex(String),
     /// A Lark grammar of our own around grammars of clients: it may name control tokens as
-    /// `<tool_call>`, embed schemas as `%json {..}` and refer to a part as `@name`.
+    /// `<tool_call>` or `<[14]>`, and refers to a part as `@name`.
     Composed {
         /// The grammar of our own.
         root: String,

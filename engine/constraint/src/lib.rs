@@ -9,6 +9,7 @@
 //! | `compiler` | [`Compiler`]: grammars into automata, within [`Limits`], each content once |
 //! | `translate` | our grammars as the library's, its errors as ours |
 //! | `schema`, `formats` | JSON schemas read before the library: what no mask can hold is refused by name |
+//! | `lark` | Lark grammars of clients: nothing of the library's own language |
 //! | `guide` | [`Guide`]: what a request's answers must obey |
 //! | `state` | [`GuideState`]: how far one choice has come; makes the mask of its next token |
 //! | `thought` | the thinking before an answer: budget, closing marker |
@@ -21,6 +22,7 @@ mod error;
 mod formats;
 mod grammar;
 mod guide;
+mod lark;
 mod schema;
 mod state;
 mod thought;

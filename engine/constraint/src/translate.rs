@@ -3,7 +3,7 @@
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use serde_json::{Value, json};
 
-use crate::{Grammar, GrammarError, Limits, schema};
+use crate::{Grammar, GrammarError, Limits, lark, schema};
 
 /// Refuses what is too large before anything is hashed, stored or parsed.
 pub(crate) fn check_size(grammar: &Grammar, limits: &Limits) -> Result<(), GrammarError> {
@@ -44,7 +44,10 @@ pub(crate) fn to_library(
 fn alone(grammar: &Grammar, limits: &Limits) -> Result<GrammarWithLexer, GrammarError> {
     Ok(match grammar {
         Grammar::JsonSchema(text) => GrammarWithLexer::from_json_schema(json_schema(text, limits)?),
-        Grammar::Lark(text) => GrammarWithLexer::from_lark(text.clone()),
+        Grammar::Lark(text) => {
+            lark::check(text)?;
+            GrammarWithLexer::from_lark(text.clone())
+        }
         Grammar::Regex(pattern) => GrammarWithLexer::from_regex(pattern),
         Grammar::Composed { .. } => {
             return Err(GrammarError::Malformed {
@@ -67,16 +70,21 @@ fn json_schema(text: &str, limits: &Limits) -> Result<Value, GrammarError> {
         message: format!("the schema is not JSON: {error}"),
     })?;
     let mut schema = schema::prepare(schema)?;
+    let options = json_options(&schema);
     if let Value::Object(schema) = &mut schema {
-        schema.insert("x-guidance".into(), json_options());
+        schema.insert("x-guidance".into(), options);
     }
     Ok(schema)
 }
 
 /// How JSON is written: compactly, but a model may put the space that it is used to after a comma
-/// or a colon. More would let it write white space for ever.
-fn json_options() -> Value {
+/// or a colon. More would let it write white space for ever. Characters have one spelling, or
+/// `"\u0061"` would be an additional property beside `"a"`; only a schema that has control characters
+/// of its own, which have no other, lets them be escaped by number.
+fn json_options(schema: &Value) -> Value {
+    let needs_numbers = schema.to_string().contains("\\u00");
     json!({
+        "json_allowed_escapes": if needs_numbers { r#"nrbtf\"u"# } else { r#"nrbtf\""# },
         "whitespace_flexible": false,
         "item_separator": ", ?",
         "key_separator": ": ?",
