@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::choice::{Choice, ChoiceOptions, Delta, Finish};
+use super::extras::ExtraFields;
 use super::fields::{Fields, parse_object};
 use super::flavours;
 use super::generation::{Generation, GenerationOptions, PromptRequest};
@@ -13,7 +14,7 @@ use super::models::json;
 use super::params::{Loaded, Params, Route};
 use super::prompt;
 use super::stream::{self, Chunks, Head};
-use super::types::{Extras, NativeFinish, PromptScores, TextChoice, TextLogprobs};
+use super::types::{PromptScores, TextChoice, TextLogprobs};
 use crate::error::ApiError;
 use crate::sse;
 use crate::state::{AppState, RequestContext, Response};
@@ -140,8 +141,7 @@ struct TextView {
     head: Head,
     stream: bool,
     logprobs: Option<u32>,
-    return_token_ids: bool,
-    prompt_logprobs: bool,
+    extras: ExtraFields,
     num_choices: usize,
     best_of: usize,
 }
@@ -150,14 +150,13 @@ impl TextView {
     fn new(ctx: &RequestContext, request: CompletionRequest) -> Self {
         let params = request.params;
         Self {
+            extras: ExtraFields::of(&params, ctx.flavour),
             head: Head {
                 include_usage: params.include_usage || ctx.flavour.always_counts(),
                 ..Head::new(ctx, "cmpl-", "text_completion", params.model)
             },
             stream: params.stream,
             logprobs: request.logprobs,
-            return_token_ids: params.return_token_ids,
-            prompt_logprobs: params.prompt_logprobs.is_some(),
             num_choices: params.num_choices as usize,
             best_of: request.best_of as usize,
         }
@@ -175,8 +174,10 @@ impl TextView {
                     .map(move |i| first + i)
             })
             .collect();
-        let scores: Vec<Option<PromptScores>> =
-            chosen.iter().map(|i| self.scores(generation, *i)).collect();
+        let scores: Vec<Option<PromptScores>> = chosen
+            .iter()
+            .map(|i| self.extras.scores(generation, *i))
+            .collect();
         let choices: Vec<TextChoice<'_>> = chosen
             .iter()
             .zip(&scores)
@@ -186,25 +187,12 @@ impl TextView {
                 text: &deltas[i].content,
                 logprobs: self.logprobs(&deltas[i]),
                 finish_reason: deltas[i].finish.map(Finish::as_str),
-                extras: Extras {
-                    prompt_token_ids: self.return_token_ids.then(|| &**generation.prompt_of(i)),
-                    token_ids: self.return_token_ids.then_some(&deltas[i].token_ids),
-                    prompt_logprobs: scores.as_ref(),
-                    native_finish_reason: self.native(deltas[i].finish),
-                },
+                extras: self
+                    .extras
+                    .whole(generation.prompt_of(i), &deltas[i], scores.as_ref()),
             })
             .collect();
         json(&self.head.answer(&choices, &generation.usage()))
-    }
-
-    fn scores(&self, generation: &Generation, choice: usize) -> Option<PromptScores> {
-        self.prompt_logprobs
-            .then(|| generation.prompt_scores(choice))
-            .flatten()
-    }
-
-    fn native(&self, finish: Option<Finish>) -> NativeFinish {
-        NativeFinish::of(self.head.flavour, finish)
     }
 
     fn logprobs<'a>(&self, delta: &'a Delta) -> Option<TextLogprobs<'a>> {
@@ -236,17 +224,12 @@ impl Chunks for TextView {
         for index in 0..generation.choices().len() {
             // An echo without scores is known at once.
             let delta = generation.choices()[index].take();
-            let ids = generation.prompt_of(index);
             let choice = TextChoice {
                 index,
                 text: &delta.content,
                 logprobs: None,
                 finish_reason: None,
-                extras: Extras {
-                    prompt_token_ids: self.return_token_ids.then_some(ids),
-                    native_finish_reason: self.native(None),
-                    ..Extras::default()
-                },
+                extras: self.extras.opening(generation.prompt_of(index)),
             };
             self.head.chunk(choice, frame);
         }
@@ -254,39 +237,26 @@ impl Chunks for TextView {
 
     fn update(&mut self, generation: &mut Generation, index: usize, frame: &mut Vec<u8>) {
         let delta = generation.choices()[index].take();
-        let mut token_ids =
-            Some(delta.token_ids.as_slice()).filter(|ids| self.return_token_ids && !ids.is_empty());
-        if !delta.content.is_empty() || !delta.entries.is_empty() {
+        let mut extras = self.extras.chunks(&delta);
+        let mut chunk = |text, logprobs, finish: Option<Finish>, extras| {
             let choice = TextChoice {
                 index,
-                text: &delta.content,
-                logprobs: self.logprobs(&delta),
-                finish_reason: None,
-                extras: Extras {
-                    token_ids: token_ids.take(),
-                    native_finish_reason: self.native(None),
-                    ..Extras::default()
-                },
+                text,
+                logprobs,
+                finish_reason: finish.map(Finish::as_str),
+                extras,
             };
             self.head.chunk(choice, frame);
-        }
-        if delta.finish.is_none() && token_ids.is_none() {
-            return;
-        }
-        let scores = delta.finish.and_then(|_| self.scores(generation, index));
-        let choice = TextChoice {
-            index,
-            text: "",
-            logprobs: None,
-            finish_reason: delta.finish.map(Finish::as_str),
-            extras: Extras {
-                token_ids,
-                prompt_logprobs: scores.as_ref(),
-                native_finish_reason: self.native(delta.finish),
-                ..Extras::default()
-            },
         };
-        self.head.chunk(choice, frame);
+        if !delta.content.is_empty() || !delta.entries.is_empty() {
+            chunk(&delta.content, self.logprobs(&delta), None, extras.chunk());
+        }
+        let scores = delta
+            .finish
+            .and_then(|_| self.extras.scores(generation, index));
+        if let Some(extras) = extras.last(delta.finish, scores.as_ref()) {
+            chunk("", None, delta.finish, extras);
+        }
     }
 
     fn close(

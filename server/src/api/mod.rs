@@ -14,12 +14,13 @@
 //! | `stream` | a generation as events |
 //! | `render` | the prompt and parameters of a request that is not run |
 //! | `openapi` | `/openapi.json`: the routes and their bodies, for programs and people |
-//! | `types` | what goes over the wire |
+//! | `types`, `extras` | what goes over the wire, and what of it on request |
 
 pub mod calls;
 pub mod chat;
 pub mod choice;
 pub mod completions;
+pub mod extras;
 pub mod fields;
 pub mod flavour;
 pub mod flavours;

@@ -19,42 +19,24 @@
 //! - Blanks around calls are markup; blanks around text are text. Text after a call is text.
 //! - Output that was cut leaves a call with what was certain: half a string, never half a number.
 
+mod format;
 mod json;
 mod listed;
+mod tags;
 mod values;
 mod xml;
 
 use std::sync::Arc;
 
-use super::tools::{Tool, ToolChoice, ToolInput, ToolSet};
-use crate::text::Tokenizer;
+use super::tools::ToolInput;
+use tags::{Found, Prose, find};
 
+pub use format::{Dialect, ToolCallFormat};
 pub use values::ValueTypes;
 
 const FUNCTION: &[u8] = b"<function=";
 /// Longer names are no names.
 const MAX_NAME: usize = 256;
-
-/// How a model family writes calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
-    /// Nemotron 3: `<tool_call>`, `<function=f>`, `<parameter=p>`, a value, and all of it closed.
-    Tagged,
-    /// Nano v2: `<TOOLCALL>`, a JSON list of names and arguments, `</TOOLCALL>`.
-    Listed,
-}
-
-/// What calls look like and what they may be; shared by all choices of a request.
-pub struct ToolCallFormat {
-    dialect: Dialect,
-    tokenizer: Arc<Tokenizer>,
-    /// The opening tag, where it is one token.
-    open: Option<u32>,
-    /// The closing tag, where it is one token.
-    close: Option<u32>,
-    tools: Vec<Tool>,
-    max_calls: usize,
-}
 
 /// What is known of the next symbols or of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,76 +102,6 @@ enum Tag {
     Open,
     Close,
     Function,
-}
-
-impl Dialect {
-    /// The one that a chat template teaches, if any.
-    pub fn of_template(source: &str) -> Option<Self> {
-        if source.contains("<TOOLCALL>") {
-            return Some(Self::Listed);
-        }
-        source.contains("<function=").then_some(Self::Tagged)
-    }
-
-    fn open(self) -> &'static str {
-        match self {
-            Self::Tagged => "<tool_call>",
-            Self::Listed => "<TOOLCALL>",
-        }
-    }
-
-    fn close(self) -> &'static str {
-        match self {
-            Self::Tagged => "</tool_call>",
-            Self::Listed => "</TOOLCALL>",
-        }
-    }
-}
-
-impl ToolCallFormat {
-    /// For a request; `None` if it allows no calls.
-    pub fn new(dialect: Dialect, tokenizer: &Arc<Tokenizer>, tools: &ToolSet) -> Option<Arc<Self>> {
-        if tools.tools.is_empty() || tools.choice == ToolChoice::None {
-            return None;
-        }
-        let token = |tag| {
-            tokenizer
-                .added_id(tag)
-                .filter(|id| tokenizer.is_control(*id))
-        };
-        let many = tools.parallel && !tools.legacy;
-        Some(Arc::new(Self {
-            dialect,
-            tokenizer: Arc::clone(tokenizer),
-            open: token(dialect.open()),
-            close: token(dialect.close()),
-            tools: tools.tools.clone(),
-            max_calls: if many { usize::MAX } else { 1 },
-        }))
-    }
-
-    /// How a token without text is spelled, if it is one of the tokenizer's own.
-    fn spelling(&self, id: u32) -> Option<&str> {
-        let mut added = self.tokenizer.added().iter();
-        let token = added.find(|token| token.id == id);
-        token.map(|token| &*token.content)
-    }
-
-    fn tool(&self, name: &str) -> Option<&Tool> {
-        self.tools.iter().find(|tool| tool.name == name)
-    }
-
-    /// The opening tag where it is spelled.
-    fn spelled_open(&self) -> Option<&'static [u8]> {
-        self.open.is_none().then(|| self.dialect.open().as_bytes())
-    }
-
-    /// The closing tag where it is spelled.
-    fn spelled_close(&self) -> Option<&'static [u8]> {
-        self.close
-            .is_none()
-            .then(|| self.dialect.close().as_bytes())
-    }
 }
 
 impl ToolCallParser {
@@ -645,80 +557,5 @@ impl ToolCallParser {
             self.events.push(verdict(num));
             self.num_undecided -= num;
         }
-    }
-}
-
-/// What a beginning `<...` may be.
-enum Found<T> {
-    Tag(T),
-    Prefix,
-    Nothing,
-}
-
-/// Looks `text` up among tags, of which some do not count.
-fn find<T: Copy>(
-    text: &[u8],
-    tags: impl IntoIterator<Item = (Option<&'static [u8]>, T)>,
-) -> Found<T> {
-    let mut found = Found::Nothing;
-    for (tag, what) in tags {
-        match tag {
-            Some(tag) if tag == text => return Found::Tag(what),
-            Some(tag) if tag.starts_with(text) => found = Found::Prefix,
-            _ => {}
-        }
-    }
-    found
-}
-
-/// What the answer's text says about whether a spelled tag is meant.
-#[derive(Debug, Default)]
-struct Prose {
-    /// First characters of the line that are not blank.
-    first: [u8; 3],
-    num_first: usize,
-    /// In a block of code.
-    fenced: bool,
-    last: u8,
-    /// How much of a spelled `<tool_call>` ends the text, blanks aside.
-    num_quoted: usize,
-}
-
-impl Prose {
-    const QUOTE: &'static [u8] = b"<tool_call>";
-
-    fn push(&mut self, byte: u8) {
-        self.last = byte;
-        if byte == b'\n' {
-            return self.end_line();
-        }
-        if byte.is_ascii_whitespace() {
-            return;
-        }
-        if let Some(place) = self.first.get_mut(self.num_first) {
-            *place = byte;
-            self.num_first += 1;
-        }
-        self.num_quoted = match byte {
-            _ if Self::QUOTE.get(self.num_quoted) == Some(&byte) => self.num_quoted + 1,
-            b'<' => 1,
-            _ => 0,
-        };
-    }
-
-    fn end_line(&mut self) {
-        let fence = self.num_first == 3 && matches!(&self.first, b"```" | b"~~~");
-        self.fenced ^= fence;
-        self.num_first = 0;
-    }
-
-    /// A spelled opening tag counts here.
-    fn may_open(&self) -> bool {
-        !self.fenced && self.last != b'`'
-    }
-
-    /// A function counts here without an opening tag.
-    fn may_call(&self) -> bool {
-        !self.fenced && self.num_first == 0 && self.num_quoted < Self::QUOTE.len()
     }
 }

@@ -3,31 +3,27 @@
 use super::calls;
 use super::request::ChatRequest;
 use crate::api::choice::{Choice, Delta, Finish};
+use crate::api::extras::ExtraFields;
 use crate::api::flavour::Flavour;
 use crate::api::generation::Generation;
 use crate::api::models;
 use crate::api::params::ReasoningField;
 use crate::api::stream::{Chunks, Head};
 use crate::api::types::{
-    self, ChatChoice, ChatChunkChoice, ChatDelta, ChatEntries, ChatLogprobs, ChatMessage, Extras,
-    NativeFinish, ReasoningDetail, Thoughts,
+    ChatChoice, ChatChunkChoice, ChatDelta, ChatEntries, ChatLogprobs, ChatMessage,
+    ReasoningDetail, Thoughts,
 };
 use crate::error::ApiError;
 use crate::sse;
 use crate::state::{RequestContext, Response};
 
 /// How a generation looks as chat.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a switch of the request"
-)]
 pub struct ChatView {
     head: Head,
     /// Events instead of one answer.
     pub stream: bool,
     logprobs: bool,
-    return_token_ids: bool,
-    prompt_logprobs: bool,
+    extras: ExtraFields,
     /// Calls go back as `function_call`.
     legacy_calls: bool,
     /// `None`: thoughts are not returned.
@@ -49,6 +45,7 @@ impl ChatView {
             ctx.state.defaults.reasoning_field
         };
         Self {
+            extras: ExtraFields::of(&params, ctx.flavour),
             head: Head {
                 service_tier: Some("default"),
                 include_usage: params.include_usage || ctx.flavour.always_counts(),
@@ -56,8 +53,6 @@ impl ChatView {
             },
             stream: params.stream,
             logprobs: request.logprobs,
-            return_token_ids: params.return_token_ids,
-            prompt_logprobs: params.prompt_logprobs.is_some(),
             legacy_calls: request.tools.legacy,
             reasoning_field: (!request.thinking.exclude).then_some(reasoning_field),
         }
@@ -71,7 +66,7 @@ impl ChatView {
     /// The body of the whole answer, for flavours that wrap it.
     pub fn text(&self, generation: &mut Generation) -> Vec<u8> {
         let deltas: Vec<Delta> = generation.choices().iter_mut().map(Choice::take).collect();
-        let scores = self.scores(generation, 0);
+        let scores = self.extras.scores(generation, 0);
         let choices: Vec<ChatChoice<'_>> = deltas
             .iter()
             .enumerate()
@@ -87,25 +82,14 @@ impl ChatView {
                 },
                 logprobs: self.logprobs(delta),
                 finish_reason: delta.finish.map(|finish| self.finish_reason(finish)),
-                extras: Extras {
-                    prompt_token_ids: self
-                        .return_token_ids
-                        .then(|| &**generation.prompt_of(index)),
-                    token_ids: self.return_token_ids.then_some(&delta.token_ids),
-                    prompt_logprobs: scores.as_ref(),
-                    native_finish_reason: self.native(delta.finish),
-                },
+                extras: self
+                    .extras
+                    .whole(generation.prompt_of(index), delta, scores.as_ref()),
             })
             .collect();
         let usage = generation.usage();
         let answer = self.head.answer(&choices, &usage);
         serde_json::to_vec(&answer).expect("our own types are JSON")
-    }
-
-    fn scores(&self, generation: &Generation, choice: usize) -> Option<types::PromptScores> {
-        self.prompt_logprobs
-            .then(|| generation.prompt_scores(choice))
-            .flatten()
     }
 
     fn finish_reason(&self, finish: Finish) -> &'static str {
@@ -117,10 +101,6 @@ impl ChatView {
             content: ChatEntries(&delta.entries),
             refusal: None,
         })
-    }
-
-    fn native(&self, finish: Option<Finish>) -> NativeFinish {
-        NativeFinish::of(self.head.flavour, finish)
     }
 
     /// What a choice thought, as far as it is shown.
@@ -154,7 +134,6 @@ fn content(delta: &Delta) -> Option<&str> {
 impl Chunks for ChatView {
     fn open(&mut self, generation: &mut Generation, frame: &mut Vec<u8>) {
         for index in 0..generation.choices().len() {
-            let ids = generation.prompt_of(index);
             let choice = ChatChunkChoice {
                 index,
                 delta: ChatDelta {
@@ -164,11 +143,7 @@ impl Chunks for ChatView {
                 },
                 logprobs: None,
                 finish_reason: None,
-                extras: Extras {
-                    prompt_token_ids: self.return_token_ids.then_some(ids),
-                    native_finish_reason: self.native(None),
-                    ..Extras::default()
-                },
+                extras: self.extras.opening(generation.prompt_of(index)),
             };
             self.head.chunk(choice, frame);
         }
@@ -176,69 +151,44 @@ impl Chunks for ChatView {
 
     fn update(&mut self, generation: &mut Generation, index: usize, frame: &mut Vec<u8>) {
         let delta = generation.choices()[index].take();
-        let mut token_ids =
-            Some(delta.token_ids.as_slice()).filter(|ids| self.return_token_ids && !ids.is_empty());
-        let mut chunk = |shown: ChatDelta<'_>, logprobs, extras| {
+        let mut extras = self.extras.chunks(&delta);
+        let mut chunk = |shown: ChatDelta<'_>, logprobs, finish: Option<Finish>, extras| {
             let choice = ChatChunkChoice {
                 index,
                 delta: shown,
                 logprobs,
-                finish_reason: None,
+                finish_reason: finish.map(|finish| self.finish_reason(finish)),
                 extras,
             };
             self.head.chunk(choice, frame);
-        };
-        let mut extras = || Extras {
-            token_ids: token_ids.take(),
-            native_finish_reason: self.native(None),
-            ..Extras::default()
         };
         if self.reasoning_field.is_some() && !delta.reasoning.is_empty() {
             let shown = ChatDelta {
                 thoughts: self.thoughts(index, &delta.reasoning),
                 ..ChatDelta::default()
             };
-            chunk(shown, None, extras());
+            chunk(shown, None, None, extras.chunk());
         }
         if !delta.content.is_empty() || !delta.entries.is_empty() {
             let shown = ChatDelta {
                 content: Some(&delta.content),
                 ..ChatDelta::default()
             };
-            chunk(shown, self.logprobs(&delta), extras());
+            chunk(shown, self.logprobs(&delta), None, extras.chunk());
         }
         for calls in calls::deltas(&delta.calls, self.legacy_calls) {
             let shown = ChatDelta {
                 calls,
                 ..ChatDelta::default()
             };
-            chunk(shown, None, extras());
+            chunk(shown, None, None, extras.chunk());
         }
-        let Some(finish) = delta.finish else {
-            if token_ids.is_some() {
-                let extras = Extras {
-                    token_ids,
-                    native_finish_reason: self.native(None),
-                    ..Extras::default()
-                };
-                chunk(ChatDelta::default(), None, extras);
-            }
-            return;
-        };
-        let scores = self.scores(generation, index);
-        let choice = ChatChunkChoice {
-            index,
-            delta: ChatDelta::default(),
-            logprobs: None,
-            finish_reason: Some(self.finish_reason(finish)),
-            extras: Extras {
-                token_ids,
-                prompt_logprobs: scores.as_ref(),
-                native_finish_reason: self.native(Some(finish)),
-                ..Extras::default()
-            },
-        };
-        self.head.chunk(choice, frame);
+        let scores = delta
+            .finish
+            .and_then(|_| self.extras.scores(generation, index));
+        if let Some(extras) = extras.last(delta.finish, scores.as_ref()) {
+            chunk(ChatDelta::default(), None, delta.finish, extras);
+        }
     }
 
     fn close(

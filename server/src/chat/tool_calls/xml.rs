@@ -1,7 +1,8 @@
 //! The inside of a call in Nemotron 3's format: parameters to JSON.
 
+use super::tags::{Found, find};
 use super::values::ValueTypes;
-use super::{FUNCTION, Found, MAX_NAME, ToolCallFormat, find};
+use super::{FUNCTION, MAX_NAME, ToolCallFormat};
 use crate::chat::tools::ToolInput;
 use crate::text::Utf8Stream;
 
