@@ -289,8 +289,10 @@ impl Operation {
                     "required": ["data"],
                     "properties": {"data": {
                         "type": "string",
-                        "contentMediaType": JSON,
-                        "contentSchema": chunk,
+                        "anyOf": [
+                            {"const": "[DONE]"},
+                            {"contentMediaType": JSON, "contentSchema": chunk},
+                        ],
                     }},
                 }}),
             );

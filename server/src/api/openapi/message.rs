@@ -120,22 +120,50 @@ pub struct ReasoningDetail {
 
 /// A call of a tool.
 #[derive(JsonSchema)]
-#[serde(tag = "type", rename_all = "lowercase")]
+#[serde(untagged)]
 pub enum Call {
     /// Of a function.
-    Function {
-        /// Names the call.
-        id: String,
-        /// What is called.
-        function: CalledFunction,
-    },
+    Function(FunctionCall),
     /// Of a custom tool.
-    Custom {
-        /// Names the call.
-        id: String,
-        /// What is called.
-        custom: CalledCustom,
-    },
+    Custom(CustomCall),
+}
+
+/// A call of a function.
+#[derive(JsonSchema)]
+pub struct FunctionCall {
+    /// Names the call.
+    pub id: String,
+    /// What it is, unless said otherwise.
+    pub r#type: Option<FunctionType>,
+    /// What is called.
+    pub function: CalledFunction,
+}
+
+/// A call of a custom tool.
+#[derive(JsonSchema)]
+pub struct CustomCall {
+    /// Names the call.
+    pub id: String,
+    /// Says that it is one.
+    pub r#type: CustomType,
+    /// What is called.
+    pub custom: CalledCustom,
+}
+
+/// Always `function`.
+#[derive(JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FunctionType {
+    /// A function.
+    Function,
+}
+
+/// Always `custom`.
+#[derive(JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CustomType {
+    /// A custom tool.
+    Custom,
 }
 
 /// A function and its arguments.

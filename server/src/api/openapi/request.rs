@@ -49,8 +49,10 @@ pub struct Common {
     /// Decimal token ids to what is added to their logits: 100 forces, -100 bans.
     pub logit_bias: Option<BTreeMap<String, Bias>>,
     /// The same request, seed and `system_fingerprint` give the same output, whatever else is
-    /// running. Default: random.
-    #[schemars(extend("minimum" = i64::MIN, "maximum" = 18_446_744_073_709_552_000_f64))]
+    /// running. Up to 18446744073709552000, which is NVIDIA's maximum and counts as 2^64 - 1.
+    /// Default: random.
+    // No `maximum`: what is a little beyond it is rounded to it when it is read.
+    #[schemars(extend("minimum" = i64::MIN))]
     pub seed: Option<i128>,
     /// Text at which a choice ends; it is not returned.
     pub stop: Option<Stop>,
