@@ -134,19 +134,27 @@ impl ApiError {
             400..500 => "invalid_request_error",
             _ => "api_error",
         };
-        let message = match &self.param {
-            _ if self.code == "context_length_exceeded" => {
-                // Clients that speak this dialect match these words instead, to compact and retry.
-                format!("prompt is too long: {}", self.message)
-            }
-            Some(param) if !self.message.contains(param) => format!("{param}: {}", self.message),
-            _ => self.message.clone(),
+        let message = if self.code == "context_length_exceeded" {
+            // Clients that speak this dialect match these words instead, to compact and retry.
+            format!("prompt is too long: {}", self.message)
+        } else {
+            self.naming_message()
         };
         serde_json::json!({
             "type": "error",
             "error": {"type": kind, "message": message},
             "request_id": request_id,
         })
+    }
+
+    /// The message with the parameter's name in it, for bodies that have no other place for it.
+    pub fn naming_message(&self) -> String {
+        match &self.param {
+            Some(param) if !self.message.contains(&format!("'{param}'")) => {
+                format!("'{param}': {}", self.message)
+            }
+            _ => self.message.clone(),
+        }
     }
 
     /// The status, as the flavour's own clients know it.

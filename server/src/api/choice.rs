@@ -124,7 +124,7 @@ pub struct Choice {
     thought: String,
     blank: bool,
     num_tokens: u64,
-    finished: bool,
+    ended: Option<Finish>,
     delta: Delta,
 }
 
@@ -148,7 +148,7 @@ impl Choice {
             thought: String::new(),
             blank: true,
             num_tokens: 0,
-            finished: false,
+            ended: None,
             delta: Delta::default(),
             options,
         }
@@ -172,7 +172,7 @@ impl Choice {
     /// Takes one sampled token. `ends` if it is a stop id, which is no text. True when a stop
     /// string is complete: the choice is over and further tokens are not its.
     pub fn push(&mut self, id: u32, logprobs: Option<&TokenLogprobs>, ends: bool) -> bool {
-        assert!(!self.finished, "nothing follows the end");
+        assert!(!self.is_finished(), "nothing follows the end");
         self.num_tokens += 1;
         self.delta.token_ids.push(id);
         if ends {
@@ -212,7 +212,7 @@ impl Choice {
 
     /// The choice is over: what was held back is released.
     pub fn finish(&mut self, mut finish: Finish) {
-        assert!(!self.finished, "a choice ends once");
+        assert!(!self.is_finished(), "a choice ends once");
         if let Some(splitter) = &mut self.splitter {
             splitter.finish();
             take_thought(splitter, &mut self.delta, &mut self.thought, &self.options);
@@ -223,7 +223,6 @@ impl Choice {
                 return;
             }
         }
-        self.finished = true;
         self.pipe.finish(&mut self.delta);
         self.note_blank();
         let num_calls = self.calls.as_ref().map_or(0, CallReader::num_calls);
@@ -233,6 +232,7 @@ impl Choice {
         if num_calls > 0 && finish == Finish::Stop {
             finish = Finish::ToolCalls;
         }
+        self.ended = Some(finish);
         self.delta.finish = Some(finish);
     }
 
@@ -244,7 +244,12 @@ impl Choice {
 
     /// Whether [`finish`](Self::finish) was called.
     pub fn is_finished(&self) -> bool {
-        self.finished
+        self.ended.is_some()
+    }
+
+    /// Why it ended, if it has.
+    pub fn ended(&self) -> Option<Finish> {
+        self.ended
     }
 
     /// Sampled tokens up to its end.

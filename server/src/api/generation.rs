@@ -81,7 +81,7 @@ pub struct Generation {
     first_token: Option<Instant>,
     streamed: bool,
     /// Why it ended; of several choices the last one's.
-    finish: Option<&'static str>,
+    finish: Option<Finish>,
     failed: bool,
     settled: bool,
 }
@@ -340,7 +340,7 @@ impl Generation {
                 Some(FinishReason::Length) if !stopped => "length",
                 _ => "stop",
             };
-            self.finish = Some(reason);
+            self.finish = self.choices[index].ended();
             self.ctx.state.metrics.count_finished(reason);
         }
         Ok(Some(index))

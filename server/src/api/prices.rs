@@ -206,7 +206,7 @@ mod tests {
             "1099511627774.900488372224",
         );
         let text = serde_json::to_string(&usage_cost("0.10,0.50,0.04", 12, 34)).unwrap();
-        assert_eq!(text, "1.82e-5");
+        assert_eq!(text, "0.0000182");
     }
 
     fn usage_cost(price: &str, prompt: u64, completion: u64) -> Usd {

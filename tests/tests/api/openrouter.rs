@@ -293,3 +293,66 @@ async fn models_have_prices() {
         assert!(parameters.contains(&json!("temperature")) && parameters.contains(&json!("tools")));
     }
 }
+
+#[tokio::test]
+async fn thoughts_of_earlier_turns_come_back_into_the_prompt() {
+    let server = Server::start().await;
+    server.say("why</think>so");
+    let first = server.ask(PATH, &request(&json!({}))).await;
+    let said = first["choices"][0]["message"].clone();
+    let history = |kwargs: Value| {
+        let details = &said["reasoning_details"];
+        json!({
+            "model": "test",
+            "chat_template_kwargs": kwargs,
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": said["content"], "reasoning_details": details},
+                {"role": "user", "content": "Sure?"},
+            ],
+        })
+    };
+    let count = async |path: &str, kwargs: Value| {
+        let answer = server.ask(path, &history(kwargs)).await;
+        answer["usage"]["prompt_tokens"].as_u64().expect("a count")
+    };
+    let short = count("/v1/chat/completions", json!({})).await;
+    let long = count("/v1/chat/completions", json!({"clear_thinking": false})).await;
+    assert!(short < long);
+    for path in [PATH, "/ai/run/test", "/client/v4/accounts/a/ai/run/test"] {
+        for kwargs in [
+            json!({}),
+            Value::Null,
+            json!({"truncate_history_thinking": null}),
+        ] {
+            assert_eq!(count(path, kwargs).await, long, "{path}");
+        }
+        for kwargs in [
+            json!({"clear_thinking": true}),
+            json!({"truncate_history_thinking": true}),
+        ] {
+            assert_eq!(count(path, kwargs).await, short, "{path}");
+        }
+        let reply = server.post(path, history(json!("x")).to_string()).await;
+        assert_eq!(reply.status, 400);
+        assert!(
+            reply.body.contains("chat_template_kwargs"),
+            "{}",
+            reply.body
+        );
+    }
+}
+
+#[tokio::test]
+async fn calls_of_tools_are_reasons_to_finish() {
+    let server = Server::start().await;
+    server.say("</think><tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>");
+    let tools = json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": {
+        "type": "object", "properties": {"x": {"type": "integer"}}}}}]});
+    let answer = server.ask(PATH, &request(&tools)).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
+    assert_eq!(choice["native_finish_reason"], "tool_calls");
+    let kept = receipt(&server, answer["id"].as_str().expect("an id")).await;
+    assert_eq!(kept["finish_reason"], "tool_calls");
+}

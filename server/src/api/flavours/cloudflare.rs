@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
+use super::with_old_thoughts;
 use crate::api::chat::{self, ChatView};
 use crate::api::fields::{Fields, parse_object};
 use crate::api::flavour::Flavour;
@@ -33,7 +34,7 @@ pub async fn run(ctx: RequestContext, model: &str, body: Bytes) -> Result<Respon
         ));
     }
     let (request, prompt) = chat::prepare(&ctx, move || {
-        let mut body = to_chat(parse_object(&body)?)?;
+        let mut body = with_old_thoughts(to_chat(parse_object(&body)?)?);
         body.extend(named);
         Ok(body)
     })
@@ -90,15 +91,10 @@ pub fn status(error: &ApiError) -> StatusCode {
 
 /// `{"result":null,"success":false,"errors":[{code,message}],"messages":[]}`.
 pub fn error(error: &ApiError) -> Value {
-    let named = |param: &String| !error.message.contains(param.as_str());
-    let message = match error.param.as_ref().filter(|param| named(param)) {
-        Some(param) => format!("'{param}': {}", error.message),
-        None => error.message.clone(),
-    };
     json!({
         "result": null,
         "success": false,
-        "errors": [{"code": code(error), "message": message}],
+        "errors": [{"code": code(error), "message": error.naming_message()}],
         "messages": [],
     })
 }
@@ -118,5 +114,41 @@ fn code(error: &ApiError) -> u32 {
         (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, _) => 3040,
         (status, _) if status.is_server_error() => 3043,
         _ => 5006,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_has_a_code() {
+        let check = |status: u16, code: &'static str, expect: (u16, u32)| {
+            let given = StatusCode::from_u16(status).unwrap();
+            let refusal = ApiError::new(given, "", code, "no");
+            let got = (self::status(&refusal).as_u16(), self::code(&refusal));
+            assert_eq!(got, expect, "{status} {code}");
+        };
+        check(400, "invalid_value", (400, 5006));
+        check(400, "missing_body", (400, 3003));
+        check(401, "invalid_api_key", (401, 10000));
+        check(404, "model_not_found", (400, 5007));
+        check(404, "not_found", (404, 7003));
+        check(405, "method_not_allowed", (405, 10405));
+        check(408, "request_timeout", (408, 3007));
+        check(413, "request_too_large", (413, 3006));
+        check(429, "rate_limit_exceeded", (429, 3040));
+        check(503, "not_ready", (503, 3040));
+        check(500, "internal_error", (500, 3043));
+    }
+
+    #[test]
+    fn messages_name_the_parameter() {
+        let message = |param: &str, message: &str| {
+            let refusal = ApiError::bad_request("invalid_value", Some(param.into()), message);
+            error(&refusal)["errors"][0]["message"].clone()
+        };
+        assert_eq!(message("n", "must not be empty"), "'n': must not be empty");
+        assert_eq!(message("top_p", "'top_p' is odd"), "'top_p' is odd");
     }
 }

@@ -280,3 +280,25 @@ fn error_type(error: &ApiError) -> &'static str {
         _ => "invalid_request",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_have_types_that_the_sdk_knows() {
+        let check = |status: u16, code: &'static str, expect: &str| {
+            let status = StatusCode::from_u16(status).unwrap();
+            let refusal = error(&ApiError::new(status, "", code, "no"));
+            let refusal = &refusal["error"];
+            assert_eq!(refusal["code"], status.as_u16());
+            assert_eq!(refusal["metadata"]["error_type"], expect, "{status} {code}");
+        };
+        check(400, "invalid_value", "invalid_request");
+        check(400, "context_length_exceeded", "context_length_exceeded");
+        check(408, "request_timeout", "timeout");
+        check(429, "rate_limit_exceeded", "rate_limit_exceeded");
+        check(500, "internal_error", "server");
+        check(503, "not_ready", "provider_unavailable");
+    }
+}

@@ -14,6 +14,7 @@ use futures_util::stream::{SelectAll, StreamExt as _};
 use tokio::task::unconstrained;
 
 use super::Generation;
+use crate::api::choice::Finish;
 use crate::receipts::Receipt;
 
 impl Generation {
@@ -85,7 +86,7 @@ impl Generation {
             finish: if self.failed {
                 Some("error")
             } else {
-                self.finish
+                self.finish.map(Finish::as_str)
             },
             usage,
             cost: ctx.state.config.prices.cost(ctx.flavour, &usage),
