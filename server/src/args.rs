@@ -195,6 +195,10 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_MAX_BODY", value_name = "SIZE")]
     pub max_body: Option<String>,
 
+    /// Memory for stored answers of /v1/responses; 0 stores none [default: 64MiB]
+    #[arg(long, env = "NEMOSERVE_MAX_STORED_RESPONSES", value_name = "SIZE")]
+    pub max_stored_responses: Option<String>,
+
     /// Open connections; more wait [default: 4096]
     #[arg(long, env = "NEMOSERVE_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<usize>,
@@ -348,6 +352,7 @@ impl ServeArgs {
             price_deepinfra: self.price_deepinfra.or(base.price_deepinfra),
             sse_keepalive_ms: self.sse_keepalive_ms.or(base.sse_keepalive_ms),
             max_body: self.max_body.or(base.max_body),
+            max_stored_responses: self.max_stored_responses.or(base.max_stored_responses),
             max_connections: self.max_connections.or(base.max_connections),
             drain_seconds: self.drain_seconds.or(base.drain_seconds),
             stall_seconds: self.stall_seconds.or(base.stall_seconds),

@@ -298,6 +298,11 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, ConfigError> {
             None => defaults.max_body_bytes,
             Some(text) => size("--max-body", text)? as usize,
         },
+        max_stored_bytes: match args.max_stored_responses.as_deref() {
+            None => defaults.max_stored_bytes,
+            Some("0") => 0,
+            Some(text) => size("--max-stored-responses", text)?,
+        },
         max_connections: connections.map_or(defaults.max_connections, |n| n as usize),
         drain: args
             .drain_seconds

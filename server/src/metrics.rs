@@ -15,6 +15,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::api::hosted;
+
 /// Native name, vLLM's name for the same thing.
 const ALIASES: &[(&str, &str)] = &[
     ("nemoserve_requests_running", "vllm:num_requests_running"),
@@ -81,6 +83,7 @@ pub struct Metrics {
     generation_tokens: IntCounter,
     cached_prompt_tokens: IntCounter,
     cancelled: IntCounter,
+    hosted_tools: IntCounterVec,
     finished: IntCounterVec,
     ttft: Histogram,
     inter_token: Histogram,
@@ -126,6 +129,14 @@ impl Metrics {
         );
         for reason in ["stop", "length", "abort", "error"] {
             finished.with_label_values(&[reason]);
+        }
+        let hosted_tools = of.counters(
+            "hosted_tools_skipped_total",
+            "Tools that requests offered and only a provider's own servers can run, by kind.",
+            &["type"],
+        );
+        for kind in hosted::KINDS {
+            hosted_tools.with_label_values(&[kind]);
         }
         let cache_config = of.gauges(
             "cache_config_info",
@@ -200,6 +211,7 @@ impl Metrics {
                 "requests_cancelled_total",
                 "Generating requests whose client left before the end.",
             ),
+            hosted_tools,
             finished,
             ttft: of.histogram(
                 "time_to_first_token_seconds",
@@ -240,6 +252,11 @@ impl Metrics {
     /// A choice ended, and why: one of `stop`, `length`, `abort`, `error`.
     pub fn count_finished(&self, reason: &'static str) {
         self.finished.with_label_values(&[reason]).inc();
+    }
+
+    /// A tool of this kind was offered and left out: one of [`hosted::KINDS`].
+    pub fn count_hosted_tool(&self, kind: &'static str) {
+        self.hosted_tools.with_label_values(&[kind]).inc();
     }
 
     pub(crate) fn count_prompt(&self, prompt: u64, cached: u64) {

@@ -16,7 +16,9 @@ use percent_encoding::percent_decode_str;
 
 use crate::api::flavour::Flavour;
 use crate::api::flavours::{cloudflare, openrouter};
-use crate::api::{chat, completions, models, openapi, render, utility};
+use crate::api::{
+    anthropic, chat, completions, models, openapi, render, responses, utility,
+};
 use crate::connection::RequestMark;
 use crate::cors;
 use crate::error::ApiError;
@@ -37,6 +39,10 @@ const ROUTES: &[(&str, Endpoint, Flavour)] = {
         ("/openapi.json", E::OpenApi, F::OpenAi),
         ("/v1/chat/completions", E::Chat, F::OpenAi),
         ("/v1/completions", E::Completions, F::OpenAi),
+        ("/v1/responses", E::Responses, F::OpenAi),
+        ("/v1/responses/{id}", E::StoredResponse, F::OpenAi),
+        ("/v1/messages", E::Messages, F::Anthropic),
+        ("/v1/messages/count_tokens", E::CountTokens, F::Anthropic),
         ("/v1/models", E::Models, F::OpenAi),
         ("/v1/models/{*id}", E::Model, F::OpenAi),
         ("/v1/embeddings", E::Embeddings, F::OpenAi),
@@ -100,6 +106,10 @@ pub(crate) enum Endpoint {
     Run,
     RenderChat,
     RenderCompletions,
+    Responses,
+    StoredResponse,
+    Messages,
+    CountTokens,
     Receipt,
     Models,
     Model,
@@ -134,15 +144,22 @@ impl Endpoint {
             | Self::Run
             | Self::RenderChat
             | Self::RenderCompletions
+            | Self::Responses
+            | Self::Messages
+            | Self::CountTokens
             | Self::Embeddings
             | Self::Tokenize
             | Self::Detokenize => "POST, OPTIONS",
+            Self::StoredResponse => "GET, HEAD, DELETE, OPTIONS",
         }
     }
 
     /// Needs the engine, so it waits for weights and is refused while draining.
     pub(crate) fn generates(self) -> bool {
-        matches!(self, Self::Chat | Self::Completions | Self::Run)
+        matches!(
+            self,
+            Self::Chat | Self::Completions | Self::Run | Self::Responses | Self::Messages
+        )
     }
 
     /// Probes and scrapers need no key. Nor do the page, which asks for one, and the document, which
@@ -331,6 +348,18 @@ impl Router {
             Endpoint::RenderChat => render::chat(ctx, body).await,
             Endpoint::RenderCompletions => render::completions(ctx, body).await,
             Endpoint::Receipt => openrouter::generation(&ctx),
+            Endpoint::Responses => responses::create(ctx, body).await,
+            Endpoint::StoredResponse => {
+                let id = id.expect("the pattern has an id");
+                let id = percent_decode_str(id).decode_utf8_lossy();
+                if asked == Method::DELETE {
+                    responses::delete(&ctx, &id)
+                } else {
+                    responses::get(&ctx, &id)
+                }
+            }
+            Endpoint::Messages => anthropic::create(ctx, body).await,
+            Endpoint::CountTokens => anthropic::count_tokens(ctx, body).await,
             Endpoint::Tokenize => utility::tokenize(ctx, body).await,
             Endpoint::Detokenize => utility::detokenize(ctx, body).await,
             Endpoint::Embeddings => Err(no_embeddings()),
@@ -435,6 +464,12 @@ mod tests {
                 Some("@cf/nvidia/x"),
             ),
             ("/v1/models/nvidia%2Fx", Endpoint::Model, Some("nvidia%2Fx")),
+            ("/v1/responses", Endpoint::Responses, None),
+            (
+                "/v1/responses/resp_1",
+                Endpoint::StoredResponse,
+                Some("resp_1"),
+            ),
         ] {
             let found = paths.at(path).expect(path);
             assert_eq!(
@@ -449,7 +484,7 @@ mod tests {
             "/v1",
             "/v1/models/",
             "/V1/models",
-            "/v1/responses",
+            "/v1/responses/",
         ] {
             assert!(paths.at(path).is_err(), "{path}");
         }

@@ -16,6 +16,7 @@ use tokio::time::interval;
 
 use crate::api::models::ModelNames;
 use crate::api::params::Defaults;
+use crate::api::responses::ResponseStore;
 use crate::config::{ConfigError, Settings};
 use crate::grammars::Grammars;
 use crate::metrics::Metrics;
@@ -47,6 +48,7 @@ pub fn assemble(
     let grammars = Grammars::new(tokenizer.clone(), info.vocab_size, end_ids);
     let engine = start()?;
     grammars.warm_up();
+    let responses = ResponseStore::new(settings.server.max_stored_bytes);
     Ok(AppState {
         engine,
         grammars,
@@ -58,6 +60,7 @@ pub fn assemble(
         config: settings.server,
         metrics,
         receipts: Receipts::default(),
+        responses,
         phase: watch::Sender::new(Phase::Serving),
         num_generating: AtomicU64::new(0),
     })

@@ -15,6 +15,7 @@ use crate::api::flavour::Flavour;
 use crate::api::models::ModelNames;
 use crate::api::params::Defaults;
 use crate::api::prices::Prices;
+use crate::api::responses::ResponseStore;
 use crate::api::types::Usage;
 use crate::chat::ChatTemplate;
 use crate::grammars::Grammars;
@@ -52,6 +53,8 @@ pub struct ServerConfig {
     pub sse_keepalive: Duration,
     /// Bytes of a request body; beyond it 413. Default 32 MiB.
     pub max_body_bytes: usize,
+    /// Bytes of stored responses; the least used go first. Default 64 MiB.
+    pub max_stored_bytes: u64,
     /// Open connections; more wait in the kernel's backlog. Default 4096.
     pub max_connections: usize,
     /// From a request's first byte to its last header. Default 15 s.
@@ -83,6 +86,7 @@ impl Default for ServerConfig {
             playground: true,
             sse_keepalive: Duration::from_secs(10),
             max_body_bytes: 32 << 20,
+            max_stored_bytes: 64 << 20,
             max_connections: 4096,
             header_timeout: Duration::from_secs(15),
             body_timeout: Duration::from_mins(1),
@@ -118,6 +122,8 @@ pub struct AppState {
     pub metrics: Metrics,
     /// What recent generations used.
     pub receipts: Receipts,
+    /// Answers that later requests may refer to.
+    pub responses: ResponseStore,
     /// Where the server is in its life.
     pub phase: watch::Sender<Phase>,
     /// Generating requests whose answer is not complete.

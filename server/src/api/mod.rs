@@ -3,6 +3,10 @@
 //! | File | Holds |
 //! |---|---|
 //! | `chat`, `completions`, `models`, `utility` | an endpoint each: what it reads, how it answers |
+//! | `responses`, `anthropic` | the two that are no chat: items and events, content blocks |
+//! | `mapping` | from another API's body to the chat form, and errors back |
+//! | `hosted` | tools that only a provider's servers can run |
+//! | `sealed` | thoughts in fields that clients hand back unread |
 //! | `flavour` | whose manners a route has |
 //! | `flavours/` | a provider each: how its bodies map to chat, what it says beside the answer |
 //! | `prices` | what tokens cost |
@@ -16,6 +20,7 @@
 //! | `openapi` | `/openapi.json`: the routes and their bodies, for programs and people |
 //! | `types`, `extras` | what goes over the wire, and what of it on request |
 
+pub mod anthropic;
 pub mod calls;
 pub mod chat;
 pub mod choice;
@@ -25,6 +30,8 @@ pub mod fields;
 pub mod flavour;
 pub mod flavours;
 pub mod generation;
+pub mod hosted;
+pub mod mapping;
 pub mod messages;
 pub mod models;
 pub mod openapi;
@@ -32,6 +39,8 @@ pub mod params;
 pub mod prices;
 pub mod prompt;
 pub mod render;
+pub mod responses;
+pub mod sealed;
 pub mod stream;
 pub mod thinking;
 pub mod tools;

@@ -166,6 +166,44 @@ fn describe(endpoint: Endpoint, flavour: Flavour, schemas: &mut Schemas) -> Opti
             (completion_body(schemas), completion),
             schemas.answer::<Vec<u::Rendered>>(),
         ),
+        Endpoint::Responses => Operation {
+            chunk: Some(schemas.answer::<u::AnyObject>()),
+            ..Operation::post(
+                "Responses",
+                "Answer items with items; events are named, and there is no `[DONE]`",
+                (
+                    schemas.request::<u::AnyObject>(),
+                    json!({"model": NAME, "input": "Hello", "max_output_tokens": 16}),
+                ),
+                schemas.answer::<u::AnyObject>(),
+            )
+        },
+        Endpoint::StoredResponse => Operation::get(
+            "Responses",
+            "A stored answer, to read or to forget",
+            schemas.answer::<u::AnyObject>(),
+        ),
+        Endpoint::Messages => Operation {
+            chunk: Some(schemas.answer::<u::AnyObject>()),
+            ..Operation::post(
+                "Messages",
+                "Answer content blocks with content blocks; events are named, and there is no `[DONE]`",
+                (
+                    schemas.request::<u::AnyObject>(),
+                    json!({"model": NAME, "messages": messages, "max_tokens": 16}),
+                ),
+                schemas.answer::<u::AnyObject>(),
+            )
+        },
+        Endpoint::CountTokens => Operation::post(
+            "Messages",
+            "How long the prompt of a request would be",
+            (
+                schemas.request::<u::AnyObject>(),
+                json!({"model": NAME, "messages": messages}),
+            ),
+            schemas.answer::<u::AnyObject>(),
+        ),
         Endpoint::Receipt => Operation {
             query: Some(("id", "Of a recent answer.")),
             ..Operation::get(

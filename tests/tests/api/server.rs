@@ -10,6 +10,7 @@ use std::time::Duration;
 use engine::{EngineInfo, EngineStatus};
 use nemoserve::api::models::ModelNames;
 use nemoserve::api::params::Defaults;
+use nemoserve::api::responses::ResponseStore;
 use nemoserve::chat::ChatTemplate;
 use nemoserve::grammars::Grammars;
 use nemoserve::metrics::Metrics;
@@ -129,6 +130,7 @@ impl Server {
                 ..operator
             },
             receipts: Receipts::default(),
+            responses: ResponseStore::new(1 << 20),
             phase: watch::Sender::new(Phase::Serving),
             num_generating: AtomicU64::new(0),
         });

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use engine::{EngineError, EngineHandle, EngineInfo, EngineStatus};
 use nemoserve::api::models::ModelNames;
+use nemoserve::api::responses::ResponseStore;
 use nemoserve::args::ServeArgs;
 use nemoserve::config::Settings;
 use nemoserve::grammars::Grammars;
@@ -382,6 +383,7 @@ fn app_state(script: &Arc<Script>, plan: Plan) -> AppState {
         metrics: Metrics::new(MODEL, &info, route_labels()),
         info,
         receipts: Receipts::default(),
+        responses: ResponseStore::new(1 << 20),
         phase: watch::Sender::new(Phase::Serving),
         num_generating: AtomicU64::new(0),
     }
