@@ -1,6 +1,7 @@
 //! The API over a real socket, with the demo's tokenizer and template and a model that follows a
 //! script.
 
+mod anthropic;
 mod bad_requests;
 mod billing;
 mod chat;
@@ -11,6 +12,7 @@ mod nvidia;
 mod openapi;
 mod openrouter;
 mod render;
+mod responses;
 mod server;
 mod tool_calls;
 mod utility;
