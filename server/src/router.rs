@@ -16,9 +16,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::api::flavour::Flavour;
 use crate::api::flavours::{cloudflare, openrouter};
-use crate::api::{
-    anthropic, chat, completions, models, openapi, render, responses, utility,
-};
+use crate::api::{anthropic, chat, completions, models, openapi, render, responses, utility};
 use crate::connection::RequestMark;
 use crate::cors;
 use crate::error::ApiError;
