@@ -1,5 +1,6 @@
 //! `/v1/messages` and `/v1/messages/count_tokens`, whole and streamed.
 
+use nemoserve::api::params::Defaults;
 use nemoserve::state::ServerConfig;
 use serde_json::{Value, json};
 
@@ -449,7 +450,7 @@ async fn all_errors_have_this_shape() {
     assert_eq!(last["type"], "error");
     assert_eq!(last["error"]["type"], "api_error");
 
-    let bare = Server::serving(Folder::NoTemplate, Default::default()).await;
+    let bare = Server::serving(Folder::NoTemplate, Defaults::default()).await;
     check(bare.post(PATH, &body).await, 400, "invalid_request_error");
 }
 
