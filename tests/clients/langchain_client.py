@@ -5,6 +5,7 @@ Usage: langchain_client.py DEMO_URL SCRIPTED_URL
 
 import asyncio
 from importlib.metadata import version
+from typing import Literal
 
 from checks import MODEL, base_urls, check, run
 from langchain_core.messages import HumanMessage, ToolMessage
@@ -30,9 +31,9 @@ def get_weather(city: str, days: int) -> str:
 class Person(BaseModel):
     """A person."""
 
-    name: str = Field(description="first name", max_length=20)
+    name: str = Field(description="first name", max_length=12)
     age: int = Field(ge=0, le=150)
-    languages: list[str] = Field(max_length=3)
+    languages: list[Literal["notes", "tables", "Rust"]] = Field(max_length=3)
 
 
 @check

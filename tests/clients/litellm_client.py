@@ -4,14 +4,16 @@ Usage: litellm_client.py DEMO_URL SCRIPTED_URL
 """
 
 import asyncio
+import json
 import os
 from importlib.metadata import version
+from typing import Literal
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # nothing is fetched
 
 import litellm
 from checks import MODEL, base_urls, check, run
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 demo, scripted = base_urls()
 TOOLS = [
@@ -33,9 +35,9 @@ COUNTED = "One, two, three, four, five. Ünïcödé 🦀 too."
 
 
 class Person(BaseModel):
-    name: str
-    age: int
-    languages: list[str]
+    name: str = Field(max_length=12)
+    age: int = Field(ge=0, le=150)
+    languages: list[Literal["notes", "tables", "Rust"]] = Field(max_length=3)
 
 
 def ask(base, question, route="openai", **options):
@@ -51,8 +53,6 @@ def ask(base, question, route="openai", **options):
 
 
 def calls_of(message):
-    import json
-
     return [(c.function.name, json.loads(c.function.arguments)) for c in message.tool_calls or []]
 
 

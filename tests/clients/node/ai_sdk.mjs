@@ -19,7 +19,11 @@ const compatible = (base) =>
 const openrouter = (base) =>
   createOpenRouter({ baseURL: `${base}/api/v1`, apiKey: 'unused', compatibility: 'strict' }).chat(MODEL);
 
-const Person = z.object({ name: z.string(), age: z.number().int(), languages: z.array(z.string()) });
+const Person = z.object({
+  name: z.string().max(12),
+  age: z.number().int().min(0).max(150),
+  languages: z.array(z.enum(['notes', 'tables', 'Rust'])).max(3),
+});
 
 function weather(asked) {
   return tool({

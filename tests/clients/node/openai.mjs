@@ -8,7 +8,11 @@ const client = (base) => new OpenAI({ baseURL: `${base}/v1`, apiKey: 'unused', m
 const script = client(scripted);
 const model = client(demo);
 const user = (content) => [{ role: 'user', content }];
-const Person = z.object({ name: z.string(), age: z.number().int(), languages: z.array(z.string()) });
+const Person = z.object({
+  name: z.string().max(12),
+  age: z.number().int().min(0).max(150),
+  languages: z.array(z.enum(['notes', 'tables', 'Rust'])).max(3),
+});
 const parameters = {
   type: 'object',
   properties: { city: { type: 'string' }, days: { type: 'integer' } },

@@ -13,20 +13,20 @@
 
 use std::sync::Arc;
 
-use engine::Engine;
 use nemoserve::args::ServeArgs;
 use nemoserve::config::Settings;
 use nemoserve::text::Tokenizer;
 use nemoserve::{serve, startup};
+use nemoserve_tests::front_end::{self, BLOCK_SIZE, Size};
 use nemoserve_tests::prompted::PromptedRunner;
-use scheduler::{CacheConfig, SchedulerConfig};
 use serde::Deserialize;
 
 /// Agents send long prompts, and a vocabulary of 2,048 makes them longer.
-const MAX_MODEL_LEN: u32 = 1 << 18;
-const MAX_NUM_SEQS: u32 = 1024;
-const BLOCK_SIZE: u32 = 32;
-const NUM_BLOCKS: u32 = 1 << 16;
+const SIZE: Size = Size {
+    max_model_len: 1 << 18,
+    max_num_seqs: 1024,
+    num_blocks: 1 << 16,
+};
 const END: &str = "<|im_end|>";
 /// How a prompt ends that asks for thoughts first.
 const THINKING: &str = "<think>\n";
@@ -130,53 +130,21 @@ async fn main() {
     let settings = Settings::new(&ServeArgs::default()).expect("the defaults are valid");
     let tokenizer = settings.tokenizer().expect("the demo's is valid");
     let tokenizer = tokenizer.expect("the demo has one");
-    let script = Script {
+    let end = tokenizer.added_id(END).expect("the demo has it");
+    let mut script = Script {
         rules,
         verbose: std::env::var_os("SCRIPT_VERBOSE").is_some(),
-        tokenizer: Arc::clone(&tokenizer),
+        tokenizer,
     };
     let listener = startup::listen(&address)
         .await
         .expect("the address is free");
     println!("http://{}", listener.local_addr().expect("it is bound"));
-    let state = state(settings, &tokenizer, script);
+    let state = front_end::state(SIZE, move |vocab_size| {
+        let author = move |prompt: &[u32]| script.answer(prompt);
+        PromptedRunner::new(author, end, vocab_size, BLOCK_SIZE, SIZE.num_blocks + 1)
+    });
     serve(listener, Arc::new(state), std::future::pending())
         .await
         .expect("nothing fails here");
-}
-
-fn state(
-    settings: Settings,
-    tokenizer: &Tokenizer,
-    mut script: Script,
-) -> nemoserve::state::AppState {
-    // The demo's headers say what its engine would be; the weights are never read.
-    let opened = Engine::open(settings.engine.clone()).expect("the demo opens");
-    let defaults = settings
-        .defaults(opened.model())
-        .expect("the demo has them");
-    let mut info = opened.info().clone();
-    info.max_model_len = MAX_MODEL_LEN;
-    info.max_num_seqs = MAX_NUM_SEQS;
-    (info.block_size, info.num_blocks) = (BLOCK_SIZE, NUM_BLOCKS);
-    info.num_slots = 2 * MAX_NUM_SEQS;
-    let scheduler = SchedulerConfig {
-        max_model_len: MAX_MODEL_LEN,
-        max_num_seqs: MAX_NUM_SEQS,
-        max_num_batched_tokens: 1 << 14,
-        ..SchedulerConfig::default()
-    };
-    let cache = CacheConfig {
-        block_size: BLOCK_SIZE,
-        num_blocks: NUM_BLOCKS + 1,
-        num_slots: info.num_slots + 1,
-    };
-    let end = tokenizer.added_id(END).expect("the demo has it");
-    let vocab_size = info.vocab_size;
-    let author = move |prompt: &[u32]| script.answer(prompt);
-    let runner = PromptedRunner::new(author, end, vocab_size, BLOCK_SIZE, NUM_BLOCKS + 1);
-    startup::assemble(settings, info, defaults, || {
-        engine::spawn(scheduler, cache, vocab_size, move |_| Ok(runner))
-    })
-    .expect("the demo is sound")
 }
