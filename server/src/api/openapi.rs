@@ -517,7 +517,10 @@ impl Schemas {
             required.retain(|name| name != "model");
         }
         let properties = &mut schema["properties"];
-        properties["model"] = json!({"anyOf": [properties["model"], {"type": "null"}]});
+        properties["model"] = json!({
+            "description": "Default: the loaded one.",
+            "anyOf": [properties["model"], {"type": "null"}],
+        });
         if name.contains("Chat") {
             properties["stream"]["default"] = true.into();
             properties["temperature"]["maximum"] = 1.into();
@@ -642,7 +645,7 @@ mod tests {
     #[test]
     fn everything_is_explained() {
         for (name, schema) in build()["components"]["schemas"].as_object().unwrap() {
-            assert!(schema["description"].is_string(), "{name}");
+            assert!(schema["description"].is_string(), "{name}: {schema}");
             let properties = schema["properties"].as_object();
             for (property, schema) in properties.into_iter().flatten() {
                 let explained = schema["description"].is_string()

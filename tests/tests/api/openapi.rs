@@ -207,10 +207,6 @@ async fn every_documented_parameter_is_read_within_its_range_and_not_beyond() {
                 .refuses(&server, name, misfit(&document.validator(schema, false)))
                 .await;
             for (end, beyond) in ends(&named) {
-                // Budgets are on their way.
-                if name == "reasoning_budget" {
-                    continue;
-                }
                 route.takes(&server, name, end).await;
                 if let Some(beyond) = beyond {
                     route.refuses(&server, name, beyond).await;

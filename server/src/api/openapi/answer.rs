@@ -476,6 +476,10 @@ pub struct ModelEntry {
 pub struct RouterModelList {
     /// One per name.
     pub data: Vec<RouterModel>,
+    /// How many.
+    pub total_count: u64,
+    /// Where the next ones are: nowhere.
+    pub links: Map<String, Value>,
 }
 
 /// A name of the loaded model.
