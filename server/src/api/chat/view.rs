@@ -125,10 +125,9 @@ impl ChatView {
     }
 }
 
-/// The answer's text, unless there is none beside calls.
+/// The answer's text, unless there is none beside calls. Blanks around calls are none of it.
 fn content(delta: &Delta) -> Option<&str> {
-    let blank = delta.content.trim().is_empty();
-    Some(&*delta.content).filter(|_| delta.calls.is_empty() || !blank)
+    Some(&*delta.content).filter(|text| delta.calls.is_empty() || !text.is_empty())
 }
 
 impl Chunks for ChatView {
