@@ -314,6 +314,7 @@ async fn thoughts_of_earlier_turns_come_back_into_the_prompt() {
     };
     let count = async |path: &str, kwargs: Value| {
         let answer = server.ask(path, &history(kwargs)).await;
+        let answer = answer.get("result").unwrap_or(&answer);
         answer["usage"]["prompt_tokens"].as_u64().expect("a count")
     };
     let short = count("/v1/chat/completions", json!({})).await;

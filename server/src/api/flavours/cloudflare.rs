@@ -7,7 +7,6 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::with_old_thoughts;
 use crate::api::chat::{self, ChatView};
 use crate::api::fields::{Fields, parse_object};
 use crate::api::flavour::Flavour;
@@ -34,7 +33,7 @@ pub async fn run(ctx: RequestContext, model: &str, body: Bytes) -> Result<Respon
         ));
     }
     let (request, prompt) = chat::prepare(&ctx, move || {
-        let mut body = with_old_thoughts(to_chat(parse_object(&body)?)?);
+        let mut body = to_chat(parse_object(&body)?)?;
         body.extend(named);
         Ok(body)
     })
