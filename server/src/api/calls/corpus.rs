@@ -482,7 +482,7 @@ pub(super) fn split_bytes(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
     ids.iter().flat_map(split).collect()
 }
 
-fn choice(tokenizer: &Arc<Tokenizer>, dialect: Dialect, tools: &ToolSet) -> Choice {
+fn choice(tokenizer: &Arc<Tokenizer>, dialect: Dialect, tools: &ToolSet, thinking: bool) -> Choice {
     let options = ChoiceOptions {
         tokenizer: Some(Arc::clone(tokenizer)),
         stop: StopStrings::default(),
@@ -491,7 +491,7 @@ fn choice(tokenizer: &Arc<Tokenizer>, dialect: Dialect, tools: &ToolSet) -> Choi
         force_nonempty_content: false,
         calls: ToolCallFormat::new(dialect, tokenizer, tools),
     };
-    let splitter = ReasoningSplitter::new(tokenizer, false, true);
+    let splitter = ReasoningSplitter::new(tokenizer, thinking, true);
     Choice::new(options, &[], Some(splitter))
 }
 
@@ -605,7 +605,7 @@ fn outputs_become_what_they_mean() {
             if spelled && dialect == Dialect::Tagged && !holds_spelled(text, content) {
                 continue;
             }
-            let make = || choice(&tokenizer, dialect, &tools());
+            let make = || choice(&tokenizer, dialect, &tools(), false);
             let whole = run(make(), &ids, Finish::Stop, &|_| false);
             if (&*whole.content, calls(&whole)) != (content, expect.to_vec()) {
                 let found = (&whole.content, calls(&whole));
@@ -634,7 +634,7 @@ fn outputs_become_what_they_mean() {
 fn outputs_cut_anywhere_lose_and_invent_nothing() {
     for (dialect, text, ..) in cases() {
         for (tokenizer, ids) in encodings(text) {
-            let make = || choice(&tokenizer, dialect, &tools());
+            let make = || choice(&tokenizer, dialect, &tools(), false);
             let full = run(make(), &ids, Finish::Length, &|_| false);
             for len in 0..ids.len() {
                 let cut = run(make(), &ids[..len], Finish::Length, &|i| i % 3 == 0);
@@ -644,6 +644,36 @@ fn outputs_cut_anywhere_lose_and_invent_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn calls_in_thoughts_are_thoughts() {
+    let quoted = "I could write\n§<tool_call>§\n<function=now>\n</function>\n§</tool_call>§ or\n\
+                  <TOOLCALL>[{\"name\": \"now\"}]</TOOLCALL>";
+    let called = "<tool_call>\n<function=now>\n</function>\n</tool_call>";
+    let check = |text: &str, spelled: bool, expect: (&str, &str, usize)| {
+        for (tokenizer, ids) in encodings(text) {
+            if tokenizer.added().is_empty() && !spelled {
+                continue;
+            }
+            let make = || choice(&tokenizer, Dialect::Tagged, &tools(), true);
+            for every in [1, usize::MAX] {
+                let found = run(make(), &ids, Finish::Stop, &|i| i % every == 0);
+                let found = (&*found.reasoning, &*found.content, found.calls.len());
+                assert_eq!(found, expect, "{text:?}");
+            }
+        }
+    };
+    let plain = &*quoted.replace('§', "");
+    check(&format!("{quoted}\n</think>\nok"), true, (plain, "ok", 0));
+    check(
+        &format!("{quoted}</think>\n\n{called}\n"),
+        true,
+        (plain, "", 1),
+    );
+    check(&format!("{quoted}\n"), true, (plain, "", 0));
+    // A call ends a thought that nothing closed, where it is told from a quotation.
+    check(&format!("hm\n{called}"), false, ("hm", "", 1));
 }
 
 /// What a cut output says is what the full one says, as far as it goes.
