@@ -1,1 +1,1 @@
-//! Benchmarks of the crates that know no tensor: `cargo bench -p nemoserve-benches-pure`.
+//! Benchmarks that build without an engine: `cargo bench -p nemoserve-benches-pure`.

@@ -5,6 +5,7 @@
 //! prefix that comes from the cache is read back from there.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use scheduler::{
     BlockId, PromptLogprobs, Row, RowOutput, RowResult, Runner, Sample, SchedulerOutput,
@@ -35,6 +36,8 @@ pub struct PromptedRunner<A> {
     blocks: Vec<Vec<u32>>,
     answers: HashMap<SequenceId, Vec<u32>>,
     plan: Option<SchedulerOutput>,
+    /// How long a step takes.
+    step_time: Duration,
 }
 
 impl<A: Author> PromptedRunner<A> {
@@ -48,7 +51,15 @@ impl<A: Author> PromptedRunner<A> {
             blocks: vec![Vec::new(); num_blocks as usize],
             answers: HashMap::new(),
             plan: None,
+            step_time: Duration::ZERO,
         }
+    }
+
+    /// Steps take this long, as those of a real model do.
+    #[must_use]
+    pub fn paced(mut self, step_time: Duration) -> Self {
+        self.step_time = step_time;
+        self
     }
 
     fn apply(&mut self, op: StateOp) {
@@ -155,6 +166,7 @@ impl<A: Author> Runner for PromptedRunner<A> {
     }
 
     fn collect(&mut self, masks: &[Option<TokenMask>]) -> Result<StepResult, Never> {
+        std::thread::sleep(self.step_time);
         let plan = self.plan.take().expect("submit comes first");
         for op in plan.ops {
             self.apply(op);

@@ -1,9 +1,9 @@
 //! The real front end over a model that follows a script: third-party clients are led through whole
 //! conversations with answers that no tiny model could give.
 //!
-//! Usage: `scripted_server SCRIPT.json [ADDRESS]`. It prints its address when it listens, and with
-//! `SCRIPT_VERBOSE` set also every prompt and answer. A script is a list of rules; the first one that
-//! fits the rendered prompt speaks:
+//! Usage: `scripted_server SCRIPT.json [ADDRESS]`. It prints its address when it is ready, and with
+//! `SCRIPT_VERBOSE` set also every prompt and answer. A step takes `SCRIPT_STEP_MS`, or no time. A
+//! script is a list of rules; the first one that fits the rendered prompt speaks:
 //!
 //! ```json
 //! [{"when": ["weather", "<tool_response>"], "say": ["It is mild."]},
@@ -12,6 +12,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nemoserve::args::ServeArgs;
 use nemoserve::config::Settings;
@@ -139,11 +140,17 @@ async fn main() {
     let listener = startup::listen(&address)
         .await
         .expect("the address is free");
-    println!("http://{}", listener.local_addr().expect("it is bound"));
+    let step_time = std::env::var("SCRIPT_STEP_MS").map_or(Duration::ZERO, |text| {
+        let ms = text.parse();
+        Duration::from_millis(ms.unwrap_or_else(|_| panic!("SCRIPT_STEP_MS={text}")))
+    });
     let state = front_end::state(SIZE, move |vocab_size| {
         let author = move |prompt: &[u32]| script.answer(prompt);
         PromptedRunner::new(author, end, vocab_size, BLOCK_SIZE, SIZE.num_blocks + 1)
+            .paced(step_time)
     });
+    state.engine.ready().await.expect("nothing to load");
+    println!("http://{}", listener.local_addr().expect("it is bound"));
     serve(listener, Arc::new(state), std::future::pending())
         .await
         .expect("nothing fails here");

@@ -1,0 +1,289 @@
+//! The front end's own cost, over a pretend model: CPU time per streamed token, requests per second,
+//! time to the first byte of a long prompt.
+//!
+//! Load comes from this process and the server is another one, whose CPU time the kernel counts: what
+//! the load costs is not in the numbers. The server's share includes scheduler and pretend model.
+//!
+//! `cargo bench -p nemoserve-benches-pure --bench frontend -- PATH/TO/scripted_server`
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const MODEL: &str = "nvidia/nemotron-3-super-120b-a12b";
+/// About one token a word in the demo's vocabulary.
+const SCRIPT: &str = r#"[{"when": ["capital"], "say": ["The capital of France is Paris. "], "repeat": 200},
+    {"say": ["Yes."]}]"#;
+const QUESTION: &str = "What is the capital of France?";
+
+fn main() {
+    // `cargo bench` adds flags of its own.
+    let binary = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'));
+    let Some(binary) = binary else {
+        println!("frontend: skipped, no server given (see the head of frontend.rs)");
+        return;
+    };
+    for step_ms in [0, 10] {
+        for num_connections in [1, 64, 512] {
+            streams(&binary, step_ms, num_connections);
+        }
+    }
+    for num_connections in [1, 64] {
+        short_answers(&binary, num_connections);
+    }
+    for num_connections in [1, 8] {
+        long_prompts(&binary, num_connections);
+    }
+}
+
+/// Every connection streams answers of 500 tokens, one after the other.
+fn streams(binary: &str, step_ms: u64, num_connections: usize) {
+    let server = Server::start(binary, step_ms);
+    let body = body(QUESTION, 500, true);
+    server.all(num_connections, 1, &body);
+    let num_rounds = (512 / num_connections).clamp(1, if step_ms == 0 { 40 } else { 2 });
+    let (cpu, start) = (server.cpu(), Instant::now());
+    let replies = server.all(num_connections, num_rounds, &body);
+    let (wall, cpu) = (start.elapsed(), server.cpu().saturating_sub(cpu));
+    let num_tokens: u64 = replies
+        .iter()
+        .map(|reply| number(&reply.body, "\"completion_tokens\":"))
+        .sum();
+    let num_events: usize = replies
+        .iter()
+        .map(|reply| reply.body.matches("data: ").count())
+        .sum();
+    assert_eq!(num_tokens, 500 * replies.len() as u64);
+    println!(
+        "{num_connections:4} streams, steps of {step_ms:2} ms: {:5.1} us CPU per token, {:6.0} tokens/s, {:.2} events per token",
+        cpu.as_secs_f64() * 1e6 / num_tokens as f64,
+        num_tokens as f64 / wall.as_secs_f64(),
+        num_events as f64 / num_tokens as f64,
+    );
+}
+
+/// Whole answers of a few tokens.
+fn short_answers(binary: &str, num_connections: usize) {
+    let server = Server::start(binary, 0);
+    let body = body("Is it?", 8, false);
+    server.all(num_connections, 10, &body);
+    let (cpu, start) = (server.cpu(), Instant::now());
+    let replies = server.all(num_connections, 5000 / num_connections, &body);
+    let (wall, cpu) = (start.elapsed(), server.cpu().saturating_sub(cpu));
+    let num = replies.len() as f64;
+    println!(
+        "{num_connections:4} connections, short answers: {:6.0} requests/s, {:5.0} us CPU per request",
+        num / wall.as_secs_f64(),
+        cpu.as_secs_f64() * 1e6 / num,
+    );
+}
+
+/// Prompts of more than 60,000 tokens, each another from its first word on.
+fn long_prompts(binary: &str, num_connections: usize) {
+    let server = Server::start(binary, 0);
+    let text = "What is the capital of France? The capital of France is Paris. ".repeat(4000);
+    let bodies: Vec<_> = (0..24)
+        .map(|i| body(&format!("{i} is it? {text}"), 1, true))
+        .collect();
+    let (cpu, start) = (server.cpu(), Instant::now());
+    let server_ref = &server;
+    let replies: Vec<Reply> = thread::scope(|scope| {
+        let parts = bodies.chunks(bodies.len() / num_connections);
+        let threads: Vec<_> = parts
+            .map(|part| {
+                scope.spawn(move || {
+                    let mut connection = server_ref.connect();
+                    part.iter()
+                        .map(|body| connection.post(body))
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("no panic"))
+            .collect()
+    });
+    let (wall, cpu) = (start.elapsed(), server.cpu().saturating_sub(cpu));
+    let num_tokens = number(&replies[0].body, "\"prompt_tokens\":");
+    assert!(num_tokens >= 60_000, "{num_tokens} tokens");
+    let mut first: Vec<_> = replies.iter().map(|reply| reply.first_byte).collect();
+    first.sort();
+    println!(
+        "{num_connections:4} connections, prompts of {num_tokens} tokens: first byte after {:.0} ms (median), {:.1} requests/s, {:.0} ms CPU per request",
+        first[first.len() / 2].as_secs_f64() * 1e3,
+        replies.len() as f64 / wall.as_secs_f64(),
+        cpu.as_secs_f64() * 1e3 / replies.len() as f64,
+    );
+}
+
+fn body(question: &str, max_tokens: u32, stream: bool) -> String {
+    let options = if stream {
+        r#","stream_options":{"include_usage":true}"#
+    } else {
+        ""
+    };
+    format!(
+        r#"{{"model":"{MODEL}","messages":[{{"role":"user","content":"{question}"}}],"max_tokens":{max_tokens},"stream":{stream}{options}}}"#
+    )
+}
+
+fn number(text: &str, key: &str) -> u64 {
+    let at = text
+        .rfind(key)
+        .unwrap_or_else(|| panic!("no {key} in {text}"))
+        + key.len();
+    let digits = text[at..].split(|c: char| !c.is_ascii_digit()).next();
+    digits
+        .and_then(|digits| digits.parse().ok())
+        .expect("a number")
+}
+
+/// The server's process; it ends with this value.
+struct Server {
+    process: Child,
+    address: String,
+    script: std::path::PathBuf,
+}
+
+impl Server {
+    fn start(binary: &str, step_ms: u64) -> Self {
+        let script = std::env::temp_dir().join(format!("frontend-{}.json", std::process::id()));
+        fs::write(&script, SCRIPT).expect("the temporary folder takes a file");
+        let mut process = Command::new(binary)
+            .arg(&script)
+            .env("SCRIPT_STEP_MS", step_ms.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{binary}: {error}"));
+        let mut line = String::new();
+        let output = process.stdout.take().expect("it is piped");
+        BufReader::new(output)
+            .read_line(&mut line)
+            .expect("it says where it listens");
+        let address = line.trim().trim_start_matches("http://").to_owned();
+        Self {
+            process,
+            address,
+            script,
+        }
+    }
+
+    fn connect(&self) -> Connection {
+        let socket = TcpStream::connect(&self.address).expect("it listens");
+        socket.set_nodelay(true).expect("a TCP socket");
+        Connection(BufReader::new(socket))
+    }
+
+    /// Each connection asks the same so many times.
+    fn all(&self, num_connections: usize, num_rounds: usize, body: &str) -> Vec<Reply> {
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..num_connections)
+                .map(|_| {
+                    scope.spawn(move || {
+                        let mut connection = self.connect();
+                        (0..num_rounds)
+                            .map(|_| connection.post(body))
+                            .collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .flat_map(|thread| thread.join().expect("no panic"))
+                .collect()
+        })
+    }
+
+    /// User and system time so far, in the kernel's ticks of 10 ms.
+    fn cpu(&self) -> Duration {
+        let path = format!("/proc/{}/stat", self.process.id());
+        let stat = fs::read_to_string(Path::new(&path)).expect("it runs");
+        // Fields 14 and 15, counted from behind the name, which may hold blanks.
+        let rest = stat.rsplit(')').next().expect("it has a name");
+        let ticks: u64 = rest
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|field| field.parse::<u64>().expect("a number"))
+            .sum();
+        Duration::from_millis(ticks * 10)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself; the file may be gone.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_file(&self.script);
+    }
+}
+
+struct Reply {
+    first_byte: Duration,
+    body: String,
+}
+
+struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    fn post(&mut self, body: &str) -> Reply {
+        let start = Instant::now();
+        let request = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.0
+            .get_mut()
+            .write_all(request.as_bytes())
+            .expect("it reads");
+        let status = self.line();
+        let first_byte = start.elapsed();
+        assert!(status.contains(" 200 "), "{status}");
+        let (mut length, mut chunked) = (0, false);
+        loop {
+            let header = self.line();
+            if header.is_empty() {
+                break;
+            }
+            if let Some(value) = header.strip_prefix("content-length: ") {
+                length = value.parse().expect("a length");
+            }
+            chunked |= header == "transfer-encoding: chunked";
+        }
+        let mut body = Vec::new();
+        loop {
+            if chunked {
+                length = usize::from_str_radix(&self.line(), 16).expect("a size");
+            }
+            let start = body.len();
+            body.resize(start + length, 0);
+            self.0.read_exact(&mut body[start..]).expect("it goes on");
+            if !chunked {
+                break;
+            }
+            self.line();
+            if length == 0 {
+                break;
+            }
+        }
+        Reply {
+            first_byte,
+            body: String::from_utf8(body).expect("UTF-8"),
+        }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("it answers");
+        line.truncate(line.trim_end().len());
+        line
+    }
+}
