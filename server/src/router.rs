@@ -217,7 +217,7 @@ impl Router {
                     (pattern, Some(endpoint), flavour)
                 });
         let flavour = match flavour {
-            Flavour::OpenAi => self.state.config.v1_flavour,
+            Flavour::OpenAi if route.starts_with("/v1/") => self.state.config.v1_flavour,
             other => other,
         };
         let params = matched.as_ref().map(|found| &found.params);

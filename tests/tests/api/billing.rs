@@ -42,6 +42,34 @@ fn of_usage(usage: &Value) -> Counts {
     ]
 }
 
+/// Of a whole answer, wherever its flavour says it.
+#[track_caller]
+fn of_answer(path: &str, answer: &Value) -> Counts {
+    let usage = &answer["usage"];
+    let count = |value: &Value| {
+        value
+            .as_u64()
+            .unwrap_or_else(|| panic!("no count in {usage}"))
+    };
+    match path {
+        "/v1/responses" => [
+            count(&usage["input_tokens"]),
+            count(&usage["input_tokens_details"]["cached_tokens"]),
+            count(&usage["output_tokens"]),
+        ],
+        "/v1/messages" => {
+            let cached = count(&usage["cache_read_input_tokens"]);
+            let computed = count(&usage["input_tokens"]);
+            [computed + cached, cached, count(&usage["output_tokens"])]
+        }
+        _ => of_usage(
+            answer
+                .get("result")
+                .map_or(usage, |result| &result["usage"]),
+        ),
+    }
+}
+
 /// Of a generation that is over or about to be.
 async fn of_receipt(server: &Server, id: &str) -> (Counts, Value) {
     loop {
@@ -86,11 +114,23 @@ fn any_request(dice: &mut Dice) -> (&'static str, Value) {
     if dice.roll(3) == 0 {
         body["stop"] = json!("three");
     }
-    let path = match dice.roll(5) {
+    let path = match dice.roll(8) {
         0 => "/v1/chat/completions",
         1 => "/api/v1/chat/completions",
         2 => "/ai/run/test",
         3 => "/v1/openai/chat/completions",
+        4 => "/client/v4/accounts/a/ai/run/test",
+        5 => {
+            let members = body.as_object_mut().expect("an object");
+            members.retain(|name, _| !["n", "stop"].contains(&name.as_str()));
+            "/v1/messages"
+        }
+        6 => {
+            return (
+                "/v1/responses",
+                json!({"model": "test", "input": text, "max_output_tokens": max_tokens}),
+            );
+        }
         _ => {
             body["prompt"] = json!([text, "another", [5, 6, 7]]);
             if dice.roll(2) == 0 {
@@ -107,14 +147,15 @@ fn any_request(dice: &mut Dice) -> (&'static str, Value) {
 /// Sends it, leaves if the dice say so, and tells what the request is known to have used.
 async fn used_by_one(server: &Server, dice: &mut Dice) -> Counts {
     let (path, mut body) = any_request(dice);
+    let [responses, messages] = ["/v1/responses", "/v1/messages"].map(|one| one == path);
     match dice.roll(3) {
         0 => {
             if path == "/v1/completions" && dice.roll(2) == 0 {
                 body["best_of"] = json!(4);
             }
-            of_usage(&server.ask(path, &body).await["usage"])
+            of_answer(path, &server.ask(path, &body).await)
         }
-        1 => {
+        1 if !responses && !messages => {
             body["stream_options"] = json!({"include_usage": true});
             let chunks = server.stream(path, &body).await;
             let last = chunks.last().expect("chunks");

@@ -43,6 +43,14 @@ async fn streams_unless_told_otherwise() {
             .await;
         assert_eq!(named["model"], "org/test");
     }
+    // Who else speaks plain OpenAI is not NVIDIA.
+    let server = with_defaults().await;
+    server.say("</think>so");
+    let plain = "/client/v4/accounts/a/ai/v1/chat/completions";
+    let answer = server
+        .ask(plain, &question(&json!({"model": "test"})))
+        .await;
+    assert_eq!(answer["object"], "chat.completion");
     // Without the flag `/v1` is OpenAI's.
     let server = Server::start().await;
     let reply = server
