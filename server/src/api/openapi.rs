@@ -7,7 +7,9 @@
 //! schema with no field left over (`tests/tests/api/openapi.rs`).
 
 pub mod answer;
+pub mod blocks;
 pub mod flavours;
+pub mod items;
 pub mod message;
 pub mod request;
 pub mod utility;
@@ -172,7 +174,7 @@ fn describe(endpoint: Endpoint, flavour: Flavour, schemas: &mut Schemas) -> Opti
                 "Responses",
                 "Answer items with items; events are named, and there is no `[DONE]`",
                 (
-                    schemas.request::<u::AnyObject>(),
+                    schemas.request::<items::ResponsesBody>(),
                     json!({"model": NAME, "input": "Hello", "max_output_tokens": 16}),
                 ),
                 schemas.answer::<u::AnyObject>(),
@@ -189,7 +191,7 @@ fn describe(endpoint: Endpoint, flavour: Flavour, schemas: &mut Schemas) -> Opti
                 "Messages",
                 "Answer content blocks with content blocks; events are named, and there is no `[DONE]`",
                 (
-                    schemas.request::<u::AnyObject>(),
+                    schemas.request::<blocks::MessagesBody>(),
                     json!({"model": NAME, "messages": messages, "max_tokens": 16}),
                 ),
                 schemas.answer::<u::AnyObject>(),
@@ -199,7 +201,7 @@ fn describe(endpoint: Endpoint, flavour: Flavour, schemas: &mut Schemas) -> Opti
             "Messages",
             "How long the prompt of a request would be",
             (
-                schemas.request::<u::AnyObject>(),
+                schemas.request::<blocks::CountTokensBody>(),
                 json!({"model": NAME, "messages": messages}),
             ),
             schemas.answer::<u::AnyObject>(),

@@ -1,6 +1,7 @@
 //! The API over a real socket, with the demo's tokenizer and template and a model that follows a
 //! script.
 
+mod agents;
 mod anthropic;
 mod bad_requests;
 mod billing;

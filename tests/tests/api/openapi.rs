@@ -106,14 +106,18 @@ impl Route {
     /// The example with a parameter, and what that parameter needs beside it.
     async fn with(&self, server: &Server, name: &str, value: &Value) -> Reply {
         let tool = json!({"name": "f", "parameters": {"type": "object"}});
+        let tools = match self.path.as_str() {
+            "/v1/responses" => json!([{"type": "function", "name": "f"}]),
+            path if path.starts_with("/v1/messages") => {
+                json!([{"name": "f", "input_schema": {"type": "object"}}])
+            }
+            _ => json!([{"type": "function", "function": tool}]),
+        };
         let mut body = self.example.clone();
         match name {
             "top_logprobs" => body.insert("logprobs".into(), true.into()),
             "stream_options" => body.insert("stream".into(), true.into()),
-            "tool_choice" => body.insert(
-                "tools".into(),
-                json!([{"type": "function", "function": tool}]),
-            ),
+            "tool_choice" => body.insert("tools".into(), tools),
             "function_call" => body.insert("functions".into(), json!([tool])),
             _ => None,
         };

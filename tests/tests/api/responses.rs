@@ -349,24 +349,6 @@ async fn calls_are_items_of_their_own() {
 }
 
 #[tokio::test]
-async fn text_after_a_call_comes_last() {
-    let server = Server::start().await;
-    server.say(&format!(
-        "</think>\nA.\n{}And this.",
-        call("get_weather", "city", "x")
-    ));
-    let answer = both(&server, &request(&json!({"tools": tools()}))).await;
-    let kinds: Vec<&Value> = answer["output"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|i| &i["type"])
-        .collect();
-    assert_eq!(kinds, ["message", "function_call", "message"]);
-    assert_eq!(answer["output"][2]["content"][0]["text"], "\nAnd this.");
-}
-
-#[tokio::test]
 async fn the_prompt_is_the_one_of_chat() {
     let server = Server::start().await;
     let check = async |body: Value, chat: Value| {

@@ -61,15 +61,26 @@ impl Server {
     }
 
     pub(crate) async fn serving(folder: Folder, defaults: Defaults) -> Self {
-        Self::configured(folder, defaults, ServerConfig::default()).await
+        Self::configured(folder, defaults, ServerConfig::default(), MAX_MODEL_LEN).await
     }
 
     /// With a configuration of the operator's.
     pub(crate) async fn operated(config: ServerConfig) -> Self {
-        Self::configured(Folder::Whole, Defaults::default(), config).await
+        Self::configured(Folder::Whole, Defaults::default(), config, MAX_MODEL_LEN).await
     }
 
-    async fn configured(folder: Folder, defaults: Defaults, operator: ServerConfig) -> Self {
+    /// With a window for agents, who send long prompts and ask for long answers.
+    pub(crate) async fn roomy() -> Self {
+        let (defaults, config) = (Defaults::default(), ServerConfig::default());
+        Self::configured(Folder::Whole, defaults, config, 1 << 16).await
+    }
+
+    async fn configured(
+        folder: Folder,
+        defaults: Defaults,
+        operator: ServerConfig,
+        max_model_len: u32,
+    ) -> Self {
         let script = Script::new(IM_END, VOCAB_SIZE);
         let read = |name: &str| {
             let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/demo/model");
@@ -86,14 +97,14 @@ impl Server {
         let runner = script.runner();
         let cache = CacheConfig {
             block_size: 16,
-            num_blocks: 1025,
+            num_blocks: 1025.max(max_model_len / 8),
             num_slots: 65,
         };
         let config = SchedulerConfig {
-            max_model_len: MAX_MODEL_LEN,
+            max_model_len,
             ..SchedulerConfig::default()
         };
-        let engine = engine::spawn(config, cache, VOCAB_SIZE, move |_| Ok(runner));
+        let engine = engine::spawn(config, cache.clone(), VOCAB_SIZE, move |_| Ok(runner));
         let engine = engine.expect("a thread starts");
         while engine.status() != EngineStatus::Ready {
             tokio::task::yield_now().await;
@@ -101,9 +112,9 @@ impl Server {
         let info = EngineInfo {
             fingerprint: "fp_test".into(),
             vocab_size: VOCAB_SIZE,
-            max_model_len: MAX_MODEL_LEN,
+            max_model_len,
             block_size: 16,
-            num_blocks: 1024,
+            num_blocks: cache.num_blocks - 1,
             num_slots: 64,
             ..EngineInfo::default()
         };

@@ -98,6 +98,8 @@ fn thinking(
         off(form);
         return Ok(false);
     };
+    let budget = thinking.int("budget_tokens", 1..=MAX_TOKENS)?;
+    let display = thinking.word("display", &["summarized", "omitted"])?;
     let kind = thinking.word("type", &["enabled", "adaptive", "disabled"])?;
     let kind = kind.ok_or_else(|| thinking.missing("type"))?;
     if kind == "disabled" {
@@ -108,19 +110,19 @@ fn thinking(
         form.set("reasoning_effort", effort, "output_config.effort");
     }
     if kind == "enabled" {
-        let budget = thinking.int("budget_tokens", 1..=MAX_TOKENS)?;
-        let budget = budget.ok_or_else(|| thinking.missing("budget_tokens"))?;
-        if let Some(max) = max_tokens
+        if let (Some(budget), Some(max)) = (budget, max_tokens)
             && budget >= max
         {
             let message = format!("must be less than 'max_tokens', {max}, is {budget}");
             let path = thinking.path("budget_tokens");
             return Err(ApiError::invalid_value(path, message));
         }
-        let budget = budget.min(MAX_BUDGET) as u64;
-        form.set("reasoning_budget", budget, thinking.path("budget_tokens"));
+        // Some clients leave it out, for no limit.
+        if let Some(budget) = budget {
+            let budget = budget.min(MAX_BUDGET) as u64;
+            form.set("reasoning_budget", budget, thinking.path("budget_tokens"));
+        }
     }
-    let display = thinking.word("display", &["summarized", "omitted"])?;
     Ok(display == Some("omitted"))
 }
 
@@ -151,9 +153,9 @@ fn output_format(fields: &Fields<'_>, form: &mut ChatForm) -> Result<(), ApiErro
     let Some(format) = format.or(fields.object("output_format")?) else {
         return Ok(());
     };
+    let schema = format.object("schema")?;
     let kind = format.word("type", &["json_schema"])?;
     kind.ok_or_else(|| format.missing("type"))?;
-    let schema = format.object("schema")?;
     let schema = schema.ok_or_else(|| format.missing("schema"))?;
     let mapped = json!({
         "type": "json_schema",
@@ -207,12 +209,13 @@ fn choice(fields: &Fields<'_>, form: &mut ChatForm, any_tools: bool) -> Result<(
     let Some(choice) = fields.object("tool_choice")? else {
         return Ok(());
     };
+    let alone = choice.bool("disable_parallel_tool_use")?;
+    let name = choice.string("name")?;
     let kind = choice.word("type", &["auto", "any", "tool", "none"])?;
     let mapped = match kind.ok_or_else(|| choice.missing("type"))? {
         "none" => json!("none"),
         "any" => json!("required"),
         "tool" => {
-            let name = choice.string("name")?;
             let name = name.ok_or_else(|| choice.missing("name"))?;
             json!({"type": "function", "function": {"name": name}})
         }
@@ -221,7 +224,7 @@ fn choice(fields: &Fields<'_>, form: &mut ChatForm, any_tools: bool) -> Result<(
         _ => json!("auto"),
     };
     form.set("tool_choice", mapped, "tool_choice");
-    if let Some(alone) = choice.bool("disable_parallel_tool_use")? {
+    if let Some(alone) = alone {
         let path = choice.path("disable_parallel_tool_use");
         form.set("parallel_tool_calls", !alone, path);
     }
@@ -306,10 +309,6 @@ mod tests {
         check(json!({"max_tokens": 0}), "max_tokens");
         check(json!({"temperature": 1.5}), "temperature");
         check(json!({"thinking": {}}), "thinking.type");
-        check(
-            json!({"thinking": {"type": "enabled"}}),
-            "thinking.budget_tokens",
-        );
         check(
             json!({"thinking": {"type": "enabled", "budget_tokens": 100}}),
             "thinking.budget_tokens",

@@ -27,6 +27,34 @@ pub struct Common {
     /// `generation_config.json`, else 1.
     #[schemars(range(min = 0, max = 2))]
     pub temperature: Option<f64>,
+    /// How tokens are chosen, and when it ends.
+    #[serde(flatten)]
+    pub sampling: Sampling,
+    /// Adds `prompt_token_ids` and `token_ids` to the choices.
+    #[schemars(extend("default" = false))]
+    pub return_token_ids: Option<bool>,
+    /// Adds the prompt's log-probabilities, with this many alternatives per token.
+    #[schemars(range(min = 0, max = 20))]
+    pub prompt_logprobs: Option<i64>,
+    /// Accepted; every request is served by the default tier.
+    pub service_tier: Option<ServiceTier>,
+    /// Accepted; nothing is stored.
+    pub store: Option<bool>,
+    /// Accepted, without effect: at most 16 pairs.
+    #[schemars(length(max = 16))]
+    pub metadata: Option<BTreeMap<String, MetadataValue>>,
+    /// Accepted, without effect.
+    pub user: Option<String>,
+    /// Accepted, without effect: prefixes are found by their content.
+    pub prompt_cache_key: Option<String>,
+    /// Accepted, without effect.
+    #[schemars(length(max = 64))]
+    pub safety_identifier: Option<String>,
+}
+
+/// How tokens are chosen, and when it ends: on every generating route.
+#[derive(JsonSchema)]
+pub struct Sampling {
     /// Only the likeliest tokens that together have this probability; 0 leaves one. Default: the
     /// model's `generation_config.json`, else 1.
     #[schemars(range(min = 0, max = 1))]
@@ -68,26 +96,22 @@ pub struct Common {
     /// Prefixes are shared only among requests with the same salt.
     #[schemars(length(max = 1024))]
     pub cache_salt: Option<String>,
-    /// Adds `prompt_token_ids` and `token_ids` to the choices.
-    #[schemars(extend("default" = false))]
-    pub return_token_ids: Option<bool>,
-    /// Adds the prompt's log-probabilities, with this many alternatives per token.
-    #[schemars(range(min = 0, max = 20))]
-    pub prompt_logprobs: Option<i64>,
-    /// Accepted; every request is served by the default tier.
-    pub service_tier: Option<ServiceTier>,
-    /// Accepted; nothing is stored.
-    pub store: Option<bool>,
-    /// Accepted, without effect: at most 16 pairs.
-    #[schemars(length(max = 16))]
-    pub metadata: Option<BTreeMap<String, MetadataValue>>,
-    /// Accepted, without effect.
-    pub user: Option<String>,
-    /// Accepted, without effect: prefixes are found by their content.
-    pub prompt_cache_key: Option<String>,
-    /// Accepted, without effect.
-    #[schemars(length(max = 64))]
-    pub safety_identifier: Option<String>,
+}
+
+/// How much to think: on every route with a conversation.
+#[derive(JsonSchema)]
+pub struct Thoughts {
+    /// How much to think. `none` answers at once, `minimal` and `low` think less.
+    #[schemars(extend("default" = "high"))]
+    pub reasoning_effort: Option<Effort>,
+    /// At most this many tokens of thought, then the answer is due; 0: none, -1: no limit.
+    #[schemars(range(min = -1, max = 32768), extend("default" = -1))]
+    pub reasoning_budget: Option<i64>,
+    /// `false`: thoughts are made and not returned.
+    #[schemars(extend("deprecated" = true))]
+    pub include_reasoning: Option<bool>,
+    /// Settings of the chat template; they win over all others.
+    pub chat_template_kwargs: Option<TemplateSettings>,
 }
 
 /// Body of a chat.
@@ -156,19 +180,11 @@ pub struct ChatParams {
     /// The older form of `tool_choice`, for `functions`.
     #[schemars(extend("deprecated" = true))]
     pub function_call: Option<super::message::FunctionChoice>,
-    /// How much to think. `none` answers at once, `minimal` and `low` think less.
-    #[schemars(extend("default" = "high"))]
-    pub reasoning_effort: Option<Effort>,
-    /// At most this many tokens of thought, then the answer is due; 0: none, -1: no limit.
-    #[schemars(range(min = -1, max = 32768), extend("default" = -1))]
-    pub reasoning_budget: Option<i64>,
+    /// How much to think.
+    #[serde(flatten)]
+    pub thoughts: Thoughts,
     /// The same in OpenRouter's words; wins over the two above.
     pub reasoning: Option<Reasoning>,
-    /// `false`: thoughts are made and not returned.
-    #[schemars(extend("deprecated" = true))]
-    pub include_reasoning: Option<bool>,
-    /// Settings of the chat template; they win over all others.
-    pub chat_template_kwargs: Option<TemplateSettings>,
     /// Accepted, without effect.
     pub verbosity: Option<Verbosity>,
     /// Only `["text"]`.

@@ -378,3 +378,51 @@ impl Item {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::choice::CallStart;
+
+    #[test]
+    fn text_after_a_call_comes_last() {
+        let text = |content: &str| Delta {
+            content: content.into(),
+            ..Delta::default()
+        };
+        let call = |index, name: Option<&str>, arguments: &str| Delta {
+            calls: vec![CallDelta {
+                index,
+                start: name.map(|name| CallStart {
+                    id: "call_1".into(),
+                    name: name.into(),
+                }),
+                custom: false,
+                arguments: arguments.into(),
+            }],
+            ..Delta::default()
+        };
+        let mut output = Output::new(true, false, false);
+        let mut events = Events::new(false);
+        for delta in [
+            text("before"),
+            call(0, Some("f"), "{"),
+            text(" after"),
+            call(0, None, "}"),
+            call(1, Some("g"), "{}"),
+            text(" all"),
+            Delta {
+                finish: Some(Finish::ToolCalls),
+                ..Delta::default()
+            },
+        ] {
+            output.push(delta, &mut events, &mut Vec::new());
+        }
+        let said = |item: &Value| match &item["arguments"] {
+            Value::Null => item["content"][0]["text"].clone(),
+            arguments => arguments.clone(),
+        };
+        let said: Vec<Value> = output.items().iter().map(said).collect();
+        assert_eq!(said, ["before", "{}", "{}", " after all"]);
+    }
+}
