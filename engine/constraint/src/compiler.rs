@@ -1,14 +1,16 @@
 //! Grammars into automata: off the engine's thread, within limits, each content once.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
-use llguidance::{Matcher, ParserFactory};
+use llguidance::{Matcher, ParserFactory, TokenParser};
 use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::{Cache, GuardResult};
+use toktrie::InferenceCapabilities;
 
 use crate::{Grammar, GrammarError, Vocabulary, translate};
 
@@ -46,13 +48,29 @@ pub struct Compiler {
     cache: Cache<Grammar, Outcome, Weight>,
 }
 
+/// Parts of the vocabulary that are allowed or not as a whole, so that most masks look at few tokens
+/// one by one: white space; text inside of JSON strings, that between tags apart, because where a
+/// closing tag may stand only a token with a bracket can make it. Each lies within those below it.
+const SLICES: [&str; 5] = [
+    r"[\x20\x0A\x0D\x09]+",
+    r#"[^<>"\\\x00-\x1F\x7F]{1,10}"#,
+    r#"[^<>"\\\x00-\x1F\x7F]{1,30}"#,
+    r#"[^<>"\\\x00-\x1F\x7F]+"#,
+    r#"[^"\\\x00-\x1F\x7F]+"#,
+];
+
+/// An automaton that has grown beyond starts over with the next text.
+const MAX_GROWN_BYTES: usize = 8 << 20;
+
 type Outcome = Result<Arc<Compiled>, GrammarError>;
 
 impl Compiler {
     /// Prepares for grammars over `vocabulary`.
     pub fn new(vocabulary: Arc<Vocabulary>, limits: Limits) -> Self {
-        let mut factory = ParserFactory::new_simple(vocabulary.env())
-            .expect("the library's own slices of the vocabulary are sound");
+        let capabilities = InferenceCapabilities::default();
+        let slices = SLICES.map(str::to_owned);
+        let mut factory = ParserFactory::new(vocabulary.env(), capabilities, &slices)
+            .expect("the slices are sound");
         factory.quiet();
         *factory.limits_mut() = parser_limits();
         Self {
@@ -140,8 +158,10 @@ impl fmt::Debug for Compiler {
 /// A grammar that is ready to make masks.
 pub struct Compiled {
     vocabulary: Arc<Vocabulary>,
-    /// Before the first token; each choice takes a copy of its own.
-    start: Mutex<Matcher>,
+    /// As compiled, never run.
+    pristine: TokenParser,
+    /// Its automaton grows with every text; all texts share it.
+    grown: Mutex<TokenParser>,
 }
 
 impl Compiled {
@@ -150,14 +170,16 @@ impl Compiled {
         vocabulary: Arc<Vocabulary>,
         top: TopLevelGrammar,
     ) -> Result<Self, GrammarError> {
-        let parser = factory.create_parser(top).map_err(translate::error)?;
-        let mut start = Matcher::new(Ok(parser));
-        // The first mask fills the caches that all copies share, and shows a grammar without text.
-        start.compute_mask_or_eos().map_err(translate::error)?;
-        Ok(Self {
+        let pristine = factory.create_parser(top).map_err(translate::error)?;
+        let compiled = Self {
             vocabulary,
-            start: Mutex::new(start),
-        })
+            grown: Mutex::new(pristine.deep_clone()),
+            pristine,
+        };
+        // A grammar without any text shows here; and every text begins with this mask.
+        let first = compiled.matcher().compute_mask_or_eos();
+        first.map_err(translate::error)?;
+        Ok(compiled)
     }
 
     /// The tokens that it was compiled for.
@@ -167,14 +189,20 @@ impl Compiled {
 
     /// Whether an answer may begin with this token.
     pub fn can_start_with(&self, token: u32) -> bool {
-        let mut start = self.start.lock();
-        start
-            .compute_mask_or_eos()
-            .is_ok_and(|mask| mask.is_allowed(token))
+        let mask = self.matcher().compute_mask_or_eos();
+        mask.is_ok_and(|mask| mask.is_allowed(token))
     }
 
-    pub(crate) fn start(&self) -> Matcher {
-        self.start.lock().deep_clone()
+    /// A new text. It shares the automaton that others have grown, unless that has broken or grown
+    /// too large.
+    pub(crate) fn matcher(&self) -> Matcher {
+        let mut grown = self.grown.lock();
+        // The library's lock is poisoned if it panicked, and then its statistics panic too.
+        let stats = catch_unwind(AssertUnwindSafe(|| grown.parser.lexer_stats()));
+        if !stats.is_ok_and(|stats| !stats.error && stats.num_bytes <= MAX_GROWN_BYTES) {
+            *grown = self.pristine.deep_clone();
+        }
+        Matcher::new(Ok(grown.clone()))
     }
 }
 
@@ -187,6 +215,8 @@ impl fmt::Debug for Compiled {
 fn parser_limits() -> ParserLimits {
     ParserLimits {
         verbose_errors: false,
+        // A state takes about a kilobyte.
+        max_lexer_states: 50_000,
         ..ParserLimits::default()
     }
 }
@@ -196,11 +226,11 @@ struct Weight;
 
 impl Weighter<Grammar, Outcome> for Weight {
     fn weight(&self, grammar: &Grammar, outcome: &Outcome) -> u64 {
-        // Measured on schemas of 1 to 100 KB: the automaton takes about forty times its text, on
-        // top of tables that every grammar has.
         let text = grammar.num_bytes() as u64;
         match outcome {
-            Ok(_) => (64 << 10) + 40 * text,
+            // Automata of ordinary schemas stay around a megabyte; the rules behind them take some
+            // forty times their text.
+            Ok(_) => (2 << 20) + 40 * text,
             Err(_) => 256 + text,
         }
     }

@@ -12,6 +12,7 @@
 //! | `lark` | Lark grammars of clients: nothing of the library's own language |
 //! | `guide` | [`Guide`]: what a request's answers must obey |
 //! | `state` | [`GuideState`]: how far one choice has come; makes the mask of its next token |
+//! | `walk` | one text on its way through a grammar |
 //! | `thought` | the thinking before an answer: budget, closing marker |
 //!
 //! It knows no text of any template, no request and no clock: who writes grammars for tools is the
@@ -28,6 +29,7 @@ mod state;
 mod thought;
 mod translate;
 mod vocabulary;
+mod walk;
 
 pub use compiler::{Compiled, Compiler, Limits};
 pub use error::GrammarError;

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use llguidance::Matcher;
 use scheduler::TokenMask;
 
 use crate::guide::{GrammarGuide, Guide, ThinkingGuide};
 use crate::thought::{self, Ended, Thought};
+use crate::walk::Walk;
 
 /// A mask is beyond the limits of a step, or a token was sampled that the mask did not allow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +26,7 @@ enum Phase {
     /// Text, with no grammar or one that waits for its trigger.
     Free(Opening),
     Grammar {
-        matcher: Box<Matcher>,
+        walk: Box<Walk>,
         opening: Opening,
     },
     /// The grammar's text is whole, and an end id was sampled.
@@ -95,8 +95,8 @@ impl GuideState {
                 Some(mask.clone())
             }
             Phase::Free(_) => masks.not_banned(guide),
-            Phase::Grammar { matcher, opening } => {
-                let mut mask = grammar_mask(matcher)?;
+            Phase::Grammar { walk, opening } => {
+                let mut mask = walk.mask().map_err(GuideError)?;
                 if !guide.banned.is_empty() {
                     let allowed = mask.without(&guide.banned);
                     if !allowed.is_empty() {
@@ -146,13 +146,13 @@ impl GuideState {
                     && grammar.trigger == Some(token)
                 {
                     self.phase = Phase::Grammar {
-                        matcher: Box::new(grammar.grammar.start()),
+                        walk: Box::new(Walk::new(&grammar.grammar)),
                         opening: Opening::default(),
                     };
                     return self.advance(token);
                 }
             }
-            Phase::Grammar { matcher, opening } => {
+            Phase::Grammar { walk, opening } => {
                 if opening.newline && newline(guide) == Some(token) {
                     opening.newline = false;
                     return Ok(());
@@ -162,7 +162,7 @@ impl GuideState {
                     self.phase = Phase::Ended;
                     return Ok(());
                 }
-                return matcher.consume_token(token).map_err(|error| failed(&error));
+                return walk.advance(token).map_err(GuideError);
             }
             Phase::Ended => {}
         }
@@ -186,7 +186,7 @@ impl FixedMasks {
 fn answer(guide: &Guide, opening: Opening) -> Phase {
     match waiting_grammar(guide) {
         Some(grammar) => Phase::Grammar {
-            matcher: Box::new(grammar.grammar.start()),
+            walk: Box::new(Walk::new(&grammar.grammar)),
             opening,
         },
         None => Phase::Free(opening),
@@ -223,15 +223,4 @@ fn thinking_mask(
             &guide.vocabulary,
             num_spelled,
         ))
-}
-
-fn grammar_mask(matcher: &mut Matcher) -> Result<TokenMask, GuideError> {
-    let mask = matcher
-        .compute_mask_or_eos()
-        .map_err(|error| failed(&error))?;
-    Ok(TokenMask::from_words(mask.as_slice()))
-}
-
-fn failed(error: &impl std::fmt::Display) -> GuideError {
-    GuideError(error.to_string())
 }
