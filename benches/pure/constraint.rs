@@ -169,10 +169,9 @@ impl Spelling {
         let mut rest = text.as_bytes();
         let mut spelled = Vec::new();
         while !rest.is_empty() {
-            let lens = (1..=self.longest.min(rest.len())).rev();
+            let mut lens = (1..=self.longest.min(rest.len())).rev();
             let (len, token) = lens
-                .filter_map(|len| self.tokens.get(&rest[..len]).map(|token| (len, *token)))
-                .next()
+                .find_map(|len| self.tokens.get(&rest[..len]).map(|token| (len, *token)))
                 .expect("every byte is a token");
             spelled.push(token);
             rest = &rest[len..];
