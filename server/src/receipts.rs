@@ -22,6 +22,8 @@ pub struct Receipt {
     pub id: Arc<str>,
     /// `x-request-id`.
     pub request_id: Arc<str>,
+    /// Which of the configured keys asked for it.
+    pub key: Option<usize>,
     /// As requested.
     pub model: Arc<str>,
     /// A conversation, not a completion.
@@ -56,8 +58,8 @@ impl Receipts {
         self.0.insert(Arc::clone(&receipt.id), Arc::new(receipt));
     }
 
-    /// One that is still kept.
-    pub fn get(&self, id: &str) -> Option<Arc<Receipt>> {
-        self.0.get(id)
+    /// One that is still kept, if `key` asked for what it is about.
+    pub fn get(&self, id: &str, key: Option<usize>) -> Option<Arc<Receipt>> {
+        self.0.get(id).filter(|receipt| receipt.key == key)
     }
 }

@@ -172,6 +172,8 @@ fn what_cannot_be_done_has_its_exit_code_and_names_the_flag() {
     refused(&["--max-model-len", "x"], 2, "--max-model-len");
     refused(&["--block-size", "0"], 2, "block-size");
     refused(&["--log", "nonsense=nonsense"], 2, "--log");
+    refused(&["--defaults", "somebody"], 2, "--defaults");
+    refused(&["--price-openrouter", "1,2"], 2, "--price-openrouter");
     refused(&["serve", "--no-such-flag"], 2, "--no-such-flag");
     refused(&["--model", "/nonexistent"], 3, "/nonexistent");
     refused(&["--cache-memory", "1KiB"], 3, "cache memory");

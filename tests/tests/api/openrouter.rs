@@ -357,3 +357,27 @@ async fn calls_of_tools_are_reasons_to_finish() {
     let kept = receipt(&server, answer["id"].as_str().expect("an id")).await;
     assert_eq!(kept["finish_reason"], "tool_calls");
 }
+
+#[tokio::test]
+async fn receipts_are_for_the_key_that_asked() {
+    let server = Server::operated(ServerConfig {
+        api_keys: vec!["mine".into(), "yours".into()],
+        ..ServerConfig::default()
+    })
+    .await;
+    server.say("</think>so");
+    let mine = "authorization: Bearer mine\r\n";
+    let reply = server
+        .post_with(PATH, mine, request(&json!({})).to_string())
+        .await;
+    let path = format!("/api/v1/generation?id={}", reply.header("x-generation-id"));
+    for (key, status) in [("mine", 200), ("yours", 404)] {
+        let headers = format!("authorization: Bearer {key}\r\n");
+        assert_eq!(
+            server.get_with(&path, &headers).await.status,
+            status,
+            "{key}"
+        );
+    }
+    assert_eq!(server.get(&path).await.status, 401);
+}

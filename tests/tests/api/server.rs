@@ -196,7 +196,13 @@ impl Server {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Reply {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        self.get_with(path, "").await
+    }
+
+    /// With more headers, each a line.
+    pub(crate) async fn get_with(&self, path: &str, headers: &str) -> Reply {
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
         self.send(request.as_bytes()).await
     }
 

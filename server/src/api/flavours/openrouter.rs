@@ -165,7 +165,7 @@ pub fn generation(ctx: &RequestContext) -> Result<Response, ApiError> {
         .filter(|id| !id.is_empty())
         .ok_or_else(|| Fields::root(&Map::new()).missing("id"))?;
     let id = percent_decode_str(id).decode_utf8_lossy();
-    let receipt = ctx.state.receipts.get(&id).ok_or_else(|| {
+    let receipt = ctx.state.receipts.get(&id, ctx.key).ok_or_else(|| {
         let shown: String = id.chars().take(100).collect();
         ApiError {
             param: Some("id".into()),
