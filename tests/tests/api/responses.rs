@@ -1,9 +1,10 @@
 //! `/v1/responses`, whole and streamed, and what is remembered of it.
 
+use nemoserve::api::params::Defaults;
 use nemoserve::state::ServerConfig;
 use serde_json::{Value, json};
 
-use crate::server::{Reply, Server};
+use crate::server::{Folder, Reply, Server};
 
 const PATH: &str = "/v1/responses";
 
@@ -346,6 +347,24 @@ async fn calls_are_items_of_their_own() {
     let metrics = server.get("/metrics").await.body;
     let counted = "nemoserve_hosted_tools_skipped_total{type=\"web_search\"} 2";
     assert!(metrics.contains(counted), "{metrics}");
+}
+
+#[tokio::test]
+async fn text_after_a_call_comes_last() {
+    // Where tags are tokens, calls that begin are bound, and nothing follows them.
+    let server = Server::serving(Folder::NanoV2, Defaults::default()).await;
+    server.say(
+        "A.\n<TOOLCALL>[{\"name\": \"get_weather\", \"arguments\": {}}]</TOOLCALL>\nAnd this.",
+    );
+    let answer = both(&server, &request(&json!({"tools": tools()}))).await;
+    let kinds: Vec<&Value> = answer["output"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| &i["type"])
+        .collect();
+    assert_eq!(kinds, ["message", "function_call", "message"]);
+    assert_eq!(answer["output"][2]["content"][0]["text"], "\nAnd this.");
 }
 
 #[tokio::test]

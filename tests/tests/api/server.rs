@@ -31,10 +31,16 @@ pub(crate) const IM_END: u32 = 11;
 /// Nothing here takes longer, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Calls are lists of JSON, and tags are letters.
+const NANO_V2: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+    {% if tools %}{{ tools | tojson }} Say <TOOLCALL>[...]</TOOLCALL>.\n{% endif %}assistant: ";
+
 /// What of a model folder is there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Folder {
     Whole,
+    /// Whole, with a template in the manner of Nano v2.
+    NanoV2,
     NoTemplate,
     NoTokenizer,
 }
@@ -88,8 +94,12 @@ impl Server {
         };
         let tokenizer = Tokenizer::from_bytes(read("tokenizer.json").as_bytes());
         let tokenizer = Arc::new(tokenizer.expect("the demo's tokenizer is valid"));
+        let jinja = match folder {
+            Folder::NanoV2 => NANO_V2.to_owned(),
+            _ => read("chat_template.jinja"),
+        };
         let template = ChatTemplate::from_folder(
-            Some(&read("chat_template.jinja")),
+            Some(&jinja),
             Some(&read("tokenizer_config.json")),
             &tokenizer,
         );
@@ -125,7 +135,9 @@ impl Server {
             metrics: Metrics::new("test", &info, route_labels()),
             info,
             tokenizer: tokens,
-            template: template.filter(|_| folder == Folder::Whole).map(Arc::new),
+            template: template
+                .filter(|_| matches!(folder, Folder::Whole | Folder::NanoV2))
+                .map(Arc::new),
             models: ModelNames {
                 ids: vec!["test".into(), "org/test".into()],
                 owned_by: "tests".into(),

@@ -1,8 +1,9 @@
 //! Calls of tools in chat answers, whole and streamed.
 
+use nemoserve::api::params::Defaults;
 use serde_json::{Map, Value, json};
 
-use crate::server::Server;
+use crate::server::{Folder, Server};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -331,4 +332,28 @@ async fn choices_call_each_for_themselves() {
         .map(|choice| &choice["finish_reason"])
         .collect();
     assert_eq!(reasons, ["stop", "tool_calls", "tool_calls"]);
+}
+
+#[tokio::test]
+async fn nano_v2_lists_its_calls() {
+    let server = Server::serving(Folder::NanoV2, Defaults::default()).await;
+    server.say(
+        "Sure.\n<TOOLCALL>[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Oslo\", \
+         \"days\": 2}}, {\"name\": \"patch\", \"arguments\": {\"input\": \"a\\nb\"}}]</TOOLCALL>\nSo.",
+    );
+    let body = request(&json!({"tools": tools(), "logprobs": true}));
+    let answer = both(&server, &body).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    assert_eq!(choice["message"]["content"], "Sure.\n\nSo.");
+    let calls = &choice["message"]["tool_calls"];
+    let arguments = r#"{"city":"Oslo","days":2}"#;
+    assert_eq!(
+        calls[0]["function"],
+        json!({"name": "get_weather", "arguments": arguments})
+    );
+    assert_eq!(
+        calls[1]["custom"],
+        json!({"name": "patch", "input": "a\nb"})
+    );
 }
