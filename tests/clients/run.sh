@@ -30,6 +30,8 @@ run curl python3 curl_stream.py "$work"
 
 sdk="$(python_with sdk requirements-sdk.txt)"
 run openai-python "$sdk" openai_python.py
+run openai-responses "$sdk" openai_responses.py
+run anthropic-python "$sdk" anthropic_python.py
 langchain="$(python_with langchain requirements-langchain.txt)"
 run langchain "$langchain" langchain_client.py
 litellm="$(python_with litellm requirements-litellm.txt)"
