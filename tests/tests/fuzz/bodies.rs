@@ -111,8 +111,7 @@ fn refusal(path: &str, reply: &Reply) -> Result<String, String> {
     };
     let whole = match path {
         "/v1/messages" | "/v1/messages/count_tokens" => {
-            body["error"]["code"] == "not_found"
-                || body["type"] == "error" && has(&body["error"], &["type", "message"])
+            body["type"] == "error" && has(&body["error"], &["type", "message"])
         }
         _ if path.starts_with("/api/") => {
             body["error"]["code"] == reply.status && has(&body["error"], &["message"])
