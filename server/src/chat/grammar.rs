@@ -12,13 +12,20 @@
 //! </tool_call>
 //! ```
 //!
-//! Required parameters come, optional ones may, in the schema's order. Where `<tool_call>` is one
+//! and Nano v2 all calls as one list:
+//!
+//! ```text
+//! <TOOLCALL>[{"name": "NAME", "arguments": {"ARG": VALUE}}]</TOOLCALL>
+//! ```
+//!
+//! Required parameters come, optional ones may, in the schema's order. Where the opening tag is one
 //! token, calls that the model makes of its own accord are bound too: the grammar begins with that
 //! token. Where the tag is spelled with letters, nothing says when a grammar should begin, so only
 //! calls that must come are bound.
 
 mod calls;
 mod document;
+mod listed;
 mod parameters;
 mod pattern;
 mod strings;
@@ -28,6 +35,7 @@ mod tests;
 use constraint::{Grammar, GrammarError};
 use serde_json::Value;
 
+use super::tool_calls::Dialect;
 use super::tools::{ToolChoice, ToolSet};
 use crate::text::Tokenizer;
 
@@ -44,11 +52,13 @@ pub enum ResponseFormat {
 }
 
 /// The tags around a call: a token's id, or `None` where it is spelled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallTags {
-    /// `<tool_call>`.
+    /// Whose they are.
+    pub dialect: Dialect,
+    /// What begins a call.
     pub open: Option<u32>,
-    /// `</tool_call>`.
+    /// What ends it.
     pub close: Option<u32>,
 }
 
@@ -83,15 +93,30 @@ pub struct Refused {
 
 impl CallTags {
     /// As this tokenizer has them.
-    pub fn of(tokenizer: &Tokenizer) -> Self {
+    pub fn of(dialect: Dialect, tokenizer: &Tokenizer) -> Self {
         let token = |tag| {
             let id = tokenizer.added_id(tag);
             id.filter(|id| tokenizer.is_control(*id))
         };
         Self {
-            open: token("<tool_call>"),
-            close: token("</tool_call>"),
+            dialect,
+            open: token(dialect.open()),
+            close: token(dialect.close()),
         }
+    }
+
+    /// As Lark.
+    fn rules(self) -> (String, String) {
+        let rule = |id: Option<u32>, spelling: &str| match id {
+            Some(id) => format!("<[{id}]>"),
+            None => calls::lark_string(spelling),
+        };
+        let Self {
+            dialect,
+            open,
+            close,
+        } = self;
+        (rule(open, dialect.open()), rule(close, dialect.close()))
     }
 }
 
@@ -125,7 +150,11 @@ pub fn answer(
     let spelled = tags.open.is_none() || tags.close.is_none();
     let mut composer = Composer::default();
     for index in callable {
-        let rules = calls::rules(index, &tools.tools[index], spelled);
+        let tool = &tools.tools[index];
+        let rules = match tags.dialect {
+            Dialect::Tagged => calls::rules(index, tool, spelled),
+            Dialect::Listed => listed::rules(index, tool),
+        };
         let rules = rules.map_err(|error| Refused {
             place: Place::Tool(index),
             error,
@@ -168,21 +197,24 @@ impl Composer {
         format: Option<Grammar>,
         trigger: Option<u32>,
     ) -> AnswerGrammar {
-        let open = match tags.open {
-            Some(id) => format!("<[{id}]> \"\\n<function=\""),
-            None => "\"<tool_call>\\n<function=\"".to_owned(),
+        let (open, close) = tags.rules();
+        let tools = self.starts.join(" | ");
+        let more = |separator: &str| match single {
+            true => String::new(),
+            false => format!(" ({separator} call)*"),
         };
-        let close = match tags.close {
-            Some(id) => format!("<[{id}]>"),
-            None => "\"</tool_call>\"".to_owned(),
-        };
-        let more = if single { "" } else { " (\"\\n\" call)*" };
         let or_format = if format.is_some() { "@format | " } else { "" };
-        let root = format!(
-            "start: {or_format}call{more} \"\\n\"?\ncall: {open} ({}) {close}\n{}",
-            self.starts.join(" | "),
-            self.text
-        );
+        let calls = match tags.dialect {
+            Dialect::Tagged => format!(
+                "call{} \"\\n\"?\ncall: {open} \"\\n<function=\" ({tools}) {close}",
+                more("\"\\n\"")
+            ),
+            Dialect::Listed => format!(
+                "{open} \"[\" call{} \"]\" {close} \"\\n\"?\ncall: {tools}",
+                more("/, ?/")
+            ),
+        };
+        let root = format!("start: {or_format}{calls}\n{}", self.text);
         if let Some(format) = format {
             self.alone.insert(0, (Place::Format, format.clone()));
             self.parts.push(("format".into(), format));

@@ -6,7 +6,9 @@ use constraint::{GrammarError, GrammarGuide, Guide, ThinkingGuide};
 
 use super::ChatRequest;
 use crate::api::prompt::ChatPrompt;
-use crate::chat::{AnswerGrammar, CallTags, Place, Refused, ToolChoice, ToolInput, answer};
+use crate::chat::{
+    AnswerGrammar, CallTags, Dialect, Place, Refused, ToolChoice, ToolInput, answer,
+};
 use crate::error::ApiError;
 use crate::state::AppState;
 use crate::text::Tokenizer;
@@ -19,11 +21,15 @@ pub(super) fn compile(
     let Some(tokenizer) = &state.tokenizer else {
         return Ok(None);
     };
-    if !request.tools.callable().is_empty() && dialect_is_unknown(state) {
-        let message = "this model's chat template knows no tools";
-        return Err(ApiError::unsupported(tools_path(request), message));
-    }
-    let written = answer(&request.format, &request.tools, CallTags::of(tokenizer));
+    let tags = match dialect(state) {
+        Some(dialect) => CallTags::of(dialect, tokenizer),
+        None if request.tools.callable().is_empty() => CallTags::of(Dialect::Tagged, tokenizer),
+        None => {
+            let message = "this model's chat template knows no tools";
+            return Err(ApiError::unsupported(tools_path(request), message));
+        }
+    };
+    let written = answer(&request.format, &request.tools, tags);
     let Some(answer) = written.map_err(|refused| refusal(request, &refused))? else {
         return Ok(None);
     };
@@ -64,7 +70,8 @@ pub(super) fn guide(
     prompt: &ChatPrompt,
 ) -> Option<Arc<Guide>> {
     let tokenizer = state.tokenizer.as_ref()?;
-    let call = CallTags::of(tokenizer).open;
+    let dialect = dialect(state);
+    let call = dialect.and_then(|dialect| CallTags::of(dialect, tokenizer).open);
     let tools = &request.tools;
     let refused = !tools.tools.is_empty() && tools.choice == ToolChoice::None;
     let banned: Vec<u32> = call.filter(|_| refused).into_iter().collect();
@@ -74,7 +81,9 @@ pub(super) fn guide(
     if banned.is_empty() && grammar.is_none() && !thinks {
         return None;
     }
-    let thinking = || thinking(tokenizer, budget, call.filter(|_| !refused));
+    // Only this family begins a call without closing its thought.
+    let ends_thought = call.filter(|_| !refused && dialect == Some(Dialect::Tagged));
+    let thinking = || thinking(tokenizer, budget, ends_thought);
     Some(Arc::new(Guide {
         vocabulary: Arc::clone(state.grammars.compiler()?.vocabulary()),
         thinking: thinks.then(thinking),
@@ -96,9 +105,8 @@ fn thinking(tokenizer: &Tokenizer, budget: Option<u32>, call: Option<u32>) -> Th
     }
 }
 
-fn dialect_is_unknown(state: &AppState) -> bool {
-    let template = state.template.as_ref();
-    template.is_none_or(|template| template.dialect().is_none())
+fn dialect(state: &AppState) -> Option<Dialect> {
+    state.template.as_ref()?.dialect()
 }
 
 fn tools_path(request: &ChatRequest) -> String {

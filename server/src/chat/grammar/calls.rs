@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use constraint::{Grammar, GrammarError};
 use serde_json::{Value, json};
 
-use super::document::document;
+use super::document::{document, restricted};
 use super::parameters::{Others, Parameter, Variant, variants};
 use super::pattern;
 use super::strings::{literals, texts};
@@ -242,21 +242,6 @@ impl Writer {
 /// A Lark literal.
 pub(super) fn lark_string(text: &str) -> String {
     json!(text).to_string()
-}
-
-/// The schema without its strings.
-fn restricted(schema: Value, types: &[&str]) -> Value {
-    match schema {
-        Value::Object(mut map) => {
-            let definitions = map.remove("$defs");
-            let mut restricted = json!({"allOf": [map, {"type": types}]});
-            if let Some(definitions) = definitions {
-                restricted["$defs"] = definitions;
-            }
-            restricted
-        }
-        _ => json!({"type": types}),
-    }
 }
 
 /// Expressions of texts that would be read as another type than string.

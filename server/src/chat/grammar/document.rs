@@ -1,6 +1,6 @@
 //! Parts of schemas as documents of their own.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// A part of `root` by itself, with all that it refers to under new names.
 pub(super) fn document(schema: &Value, root: &Value) -> Value {
@@ -31,6 +31,21 @@ pub(super) fn document(schema: &Value, root: &Value) -> Value {
         map.insert("$defs".into(), Value::Object(definitions));
     }
     document
+}
+
+/// The schema, for values of these types alone.
+pub(super) fn restricted(schema: Value, types: &[&str]) -> Value {
+    match schema {
+        Value::Object(mut map) => {
+            let definitions = map.remove("$defs");
+            let mut restricted = json!({"allOf": [map, {"type": types}]});
+            if let Some(definitions) = definitions {
+                restricted["$defs"] = definitions;
+            }
+            restricted
+        }
+        _ => json!({"type": types}),
+    }
 }
 
 fn name(index: usize) -> String {

@@ -96,9 +96,7 @@ impl Reader<'_> {
         };
         if !admits_object(map) {
             if at == "#" {
-                return Err(malformed(
-                    "the schema of parameters must be that of an object".into(),
-                ));
+                return Err(no_object());
             }
             return Ok(Vec::new());
         }
@@ -352,6 +350,11 @@ impl Object {
             others: self.others,
         })
     }
+}
+
+/// The error for a root that admits no object.
+pub(super) fn no_object() -> GrammarError {
+    malformed("the schema of parameters must be that of an object".into())
 }
 
 fn malformed(message: String) -> GrammarError {

@@ -61,7 +61,12 @@ fn must_call(tools: Vec<Tool>) -> ToolSet {
 }
 
 fn compiled(format: &ResponseFormat, tools: &ToolSet) -> GrammarGuide {
-    let answer = answer(format, tools, CallTags::of(&MODEL.tokenizer)).unwrap();
+    written_in(Dialect::Tagged, format, tools)
+}
+
+fn written_in(dialect: Dialect, format: &ResponseFormat, tools: &ToolSet) -> GrammarGuide {
+    let tags = CallTags::of(dialect, &MODEL.tokenizer);
+    let answer = answer(format, tools, tags).unwrap();
     let answer = answer.expect("the answer is bound");
     let grammar = MODEL.compiler.compile(&answer.grammar);
     GrammarGuide {
@@ -428,6 +433,47 @@ fn parameters_that_no_schema_names() {
         false,
         &call("f", &[("b", "1"), ("a", "2")]),
     );
+}
+
+#[test]
+fn calls_in_a_list() {
+    let weather = json!({"type": "object", "properties": {"city": {"type": "string"}},
+                         "required": ["city"], "additionalProperties": false});
+    let tools = must_call(vec![
+        function("now", json!({})),
+        function("get_weather", weather),
+        custom("grep", CustomFormat::Regex("[a-z]+".into())),
+    ]);
+    let grammar = written_in(Dialect::Listed, &ResponseFormat::Text, &tools);
+    let check = |accepted: bool, calls: &str| {
+        let text = format!("<TOOLCALL>{calls}</TOOLCALL>");
+        assert_eq!(stops(&grammar, &text).is_none(), accepted, "{text}");
+    };
+    let now = r#"{"name": "now", "arguments": {}}"#;
+    check(true, &format!("[{now}]"));
+    check(
+        true,
+        r#"[{"name": "get_weather", "arguments": {"city": "Paris"}}]"#,
+    );
+    check(
+        true,
+        &format!(r#"[{now}, {{"name": "grep", "arguments": {{"input": "abc"}}}}]"#),
+    );
+    check(false, "[]");
+    check(false, now);
+    check(false, r#"[{"name": "later", "arguments": {}}]"#);
+    check(false, r#"[{"name": "get_weather", "arguments": {}}]"#);
+    check(
+        false,
+        r#"[{"name": "grep", "arguments": {"input": "a b"}}]"#,
+    );
+    let auto = ToolSet {
+        choice: ToolChoice::Auto,
+        ..tools
+    };
+    let tags = CallTags::of(Dialect::Listed, &MODEL.tokenizer);
+    assert_eq!(tags.open, None, "this tokenizer spells the tag");
+    assert_eq!(answer(&ResponseFormat::Text, &auto, tags), Ok(None));
 }
 
 #[test]

@@ -35,14 +35,16 @@ impl Dialect {
         source.contains("<function=").then_some(Self::Tagged)
     }
 
-    fn open(self) -> &'static str {
+    /// What begins a block of calls.
+    pub fn open(self) -> &'static str {
         match self {
             Self::Tagged => "<tool_call>",
             Self::Listed => "<TOOLCALL>",
         }
     }
 
-    fn close(self) -> &'static str {
+    /// What ends it.
+    pub fn close(self) -> &'static str {
         match self {
             Self::Tagged => "</tool_call>",
             Self::Listed => "</TOOLCALL>",
