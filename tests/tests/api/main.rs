@@ -9,6 +9,7 @@ mod chat;
 mod cloudflare;
 mod completions;
 mod deepinfra;
+mod guided;
 mod nvidia;
 mod openapi;
 mod openrouter;

@@ -22,7 +22,7 @@ fn tools() -> Value {
     ])
 }
 
-fn request(extra: &Value) -> Value {
+pub(crate) fn request(extra: &Value) -> Value {
     let mut body = json!({
         "model": "test", "messages": [{"role": "user", "content": "Hi"}],
         "reasoning_effort": "none",
@@ -32,7 +32,7 @@ fn request(extra: &Value) -> Value {
     body
 }
 
-fn call(name: &str, parameters: &[(&str, &str)]) -> String {
+pub(crate) fn call(name: &str, parameters: &[(&str, &str)]) -> String {
     let parameters: Vec<String> = parameters
         .iter()
         .map(|(name, value)| format!("<parameter={name}>\n{value}\n</parameter>\n"))
@@ -97,7 +97,7 @@ fn choices(answer: &Value) -> Vec<Value> {
 }
 
 /// Asks both ways, compares, and returns the whole answer.
-async fn both(server: &Server, body: &Value) -> Value {
+pub(crate) async fn both(server: &Server, body: &Value) -> Value {
     let answer = server.ask(PATH, body).await;
     let mut streamed = body.clone();
     streamed["stream_options"] = json!({"include_usage": true});
