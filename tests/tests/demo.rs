@@ -200,3 +200,67 @@ async fn greedy_tokens_are_those_of_the_training_code() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_must_have_a_form_have_it() {
+    let daemon = Daemon::start().await;
+    let weather = json!({"type": "object", "properties": {
+        "city": {"type": "string", "minLength": 1, "maxLength": 12},
+        "unit": {"enum": ["celsius", "fahrenheit"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["city", "unit"], "additionalProperties": false});
+    let person = json!({"type": "object", "properties": {
+        "name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3}},
+        "required": ["name", "age", "tags"], "additionalProperties": false});
+    let valid = |schema: &Value, text: &Value| {
+        let text = text.as_str().expect("text");
+        let json: Value = serde_json::from_str(text).expect(text);
+        let errors: Vec<String> = jsonschema::validator_for(schema)
+            .expect("the schema is valid")
+            .iter_errors(&json)
+            .map(|error| error.to_string())
+            .collect();
+        assert!(errors.is_empty(), "{text}: {errors:?}");
+    };
+    let format = json!({"type": "json_schema", "json_schema": {"name": "p", "schema": person}});
+    let tool =
+        json!({"type": "function", "function": {"name": "get_weather", "parameters": weather}});
+    let mut num_whole = 0;
+    for seed in 0..4 {
+        let body = json!({
+            "model": "nvidia/nemotron-3-super-120b-a12b", "temperature": 1, "seed": seed, "n": 2,
+            "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+            "reasoning_budget": 20, "max_tokens": 250,
+        });
+        let mut call = body.clone();
+        call["tools"] = json!([tool]);
+        call["tool_choice"] = json!("required");
+        call["parallel_tool_calls"] = json!(false);
+        let answer: Value =
+            serde_json::from_str(&daemon.post("/v1/chat/completions", &call).await).expect("JSON");
+        let reasoning = &answer["usage"]["completion_tokens_details"]["reasoning_tokens"];
+        assert!(reasoning.as_u64().expect("a count") <= 40, "{answer}");
+        for choice in answer["choices"].as_array().expect("choices") {
+            assert_eq!(choice["message"]["content"], Value::Null, "{choice}");
+            if choice["finish_reason"] == "tool_calls" {
+                num_whole += 1;
+                let function = &choice["message"]["tool_calls"][0]["function"];
+                assert_eq!(function["name"], "get_weather");
+                valid(&weather, &function["arguments"]);
+            }
+        }
+        let mut formed = body;
+        formed["response_format"] = format.clone();
+        let answer: Value =
+            serde_json::from_str(&daemon.post("/v1/chat/completions", &formed).await)
+                .expect("JSON");
+        for choice in answer["choices"].as_array().expect("choices") {
+            if choice["finish_reason"] == "stop" {
+                num_whole += 1;
+                valid(&person, &choice["message"]["content"]);
+            }
+        }
+    }
+    assert!(num_whole >= 12, "{num_whole} of 16 answers were not cut");
+}

@@ -72,7 +72,7 @@ where
         Ok((request, prompt))
     })
     .await?;
-    if request.is_bound() {
+    if request.is_guided() {
         let state = Arc::clone(&ctx.state);
         request = prompt::compile(move || {
             request.grammar = guide::compile(&state, &request)?;

@@ -199,9 +199,11 @@ impl Composer {
     ) -> AnswerGrammar {
         let (open, close) = tags.rules();
         let tools = self.starts.join(" | ");
-        let more = |separator: &str| match single {
-            true => String::new(),
-            false => format!(" ({separator} call)*"),
+        let more = |separator: &str| {
+            if single {
+                return String::new();
+            }
+            format!(" ({separator} call)*")
         };
         let or_format = if format.is_some() { "@format | " } else { "" };
         let calls = match tags.dialect {

@@ -304,7 +304,10 @@ async fn tools_of_agents_are_served() {
             if answer["choices"][0]["finish_reason"] == "tool_calls" && kind == "function" {
                 let arguments = call["function"]["arguments"].as_str().expect("text");
                 let arguments: Value = serde_json::from_str(arguments).expect(arguments);
-                let schema = tool["function"].get("parameters").cloned().unwrap_or(json!({}));
+                let schema = tool["function"]
+                    .get("parameters")
+                    .cloned()
+                    .unwrap_or(json!({}));
                 let errors: Vec<String> = jsonschema::validator_for(&schema)
                     .expect("the schema is valid")
                     .iter_errors(&arguments)

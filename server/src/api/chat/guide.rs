@@ -13,7 +13,8 @@ use crate::error::ApiError;
 use crate::state::AppState;
 use crate::text::Tokenizer;
 
-/// Compiles the grammar of the answer, if it must have one. Takes its time.
+/// Compiles the grammar of the answer, if it must have one. Takes its time, so that [`guide`] takes
+/// none.
 pub(super) fn compile(
     state: &AppState,
     request: &ChatRequest,
@@ -21,6 +22,7 @@ pub(super) fn compile(
     let Some(tokenizer) = &state.tokenizer else {
         return Ok(None);
     };
+    let compiler = state.grammars.compiler();
     let tags = match dialect(state) {
         Some(dialect) => CallTags::of(dialect, tokenizer),
         None if request.tools.callable().is_empty() => CallTags::of(Dialect::Tagged, tokenizer),
@@ -33,7 +35,7 @@ pub(super) fn compile(
     let Some(answer) = written.map_err(|refused| refusal(request, &refused))? else {
         return Ok(None);
     };
-    let Some(compiler) = state.grammars.compiler() else {
+    let Some(compiler) = compiler else {
         return Err(ApiError::bad_request(
             "unsupported_value",
             Some("response_format".into()),

@@ -63,9 +63,11 @@ impl ChatRequest {
 }
 
 impl ChatRequest {
-    /// Whether a grammar may be needed.
-    pub fn is_bound(&self) -> bool {
-        self.format != ResponseFormat::Text || !self.tools.callable().is_empty()
+    /// Whether its answers need a guide.
+    pub fn is_guided(&self) -> bool {
+        self.format != ResponseFormat::Text
+            || !self.tools.tools.is_empty()
+            || self.thinking.budget.is_some()
     }
 }
 

@@ -61,7 +61,7 @@ impl Writer {
             let mut sequence = String::new();
             for parameter in &variant.parameters {
                 let optional = if parameter.required { "" } else { "?" };
-                match self.parameter(parameter, root, &quoted, variants.len() > 1)? {
+                match self.parameter(parameter, root, &quoted)? {
                     Some(rule) => write!(sequence, "{rule}{optional} ").expect("a string grows"),
                     None if parameter.required => {
                         return Err(GrammarError::Unsatisfiable {
@@ -92,15 +92,17 @@ impl Writer {
         parameter: &Parameter,
         root: &Value,
         quoted: &str,
-        has_variants: bool,
     ) -> Result<Option<String>, GrammarError> {
         let types = ValueTypes::of(&parameter.schema, root);
-        if has_variants && types != ValueTypes::of_parameter(root, &parameter.name) {
-            // Whoever reads the call sees names and text only.
+        if types != ValueTypes::of_parameter(root, &parameter.name) {
+            // Whoever reads the call sees names and text only, and takes the first schema found.
             return Err(GrammarError::Unsupported {
-                keyword: "anyOf".into(),
+                keyword: "properties".into(),
                 at: "#".into(),
-                why: format!("its branches give {:?} different types", parameter.name),
+                why: format!(
+                    "{:?} has different types in different places",
+                    parameter.name
+                ),
             });
         }
         let at = format!("#/properties/{}", parameter.name);

@@ -35,6 +35,10 @@ static MODEL: LazyLock<Model> = LazyLock::new(|| {
     }
 });
 
+fn ids(text: &str) -> Vec<u32> {
+    MODEL.tokenizer.encode_special(text, false).unwrap()
+}
+
 fn function(name: &str, parameters: Value) -> Tool {
     Tool {
         name: name.into(),
@@ -111,23 +115,30 @@ fn check_call(tools: &ToolSet, grammar: &GrammarGuide, accepted: bool, text: &st
     let stop = stops(grammar, text);
     assert_eq!(stop.is_none(), accepted, "{text}\n-- {stop:?}");
     if accepted {
-        for (name, arguments) in read(tools, text) {
-            let tool = tools.tools.iter().find(|tool| tool.name == name).unwrap();
-            if let ToolInput::Function { parameters } = &tool.input {
-                let arguments: Value = serde_json::from_str(&arguments).unwrap();
-                let validator = jsonschema::options().build(parameters).unwrap();
-                let errors: Vec<_> = validator.iter_errors(&arguments).collect();
-                assert!(errors.is_empty(), "{text}\n{arguments}\n{errors:?}");
-            }
+        check_valid(tools, &ids(text));
+    }
+}
+
+/// Whoever reads these calls finds arguments of the right schema.
+fn check_valid(tools: &ToolSet, ids: &[u32]) {
+    let calls = read(tools, ids);
+    assert!(!calls.is_empty());
+    for (name, arguments) in calls {
+        let tool = tools.tools.iter().find(|tool| tool.name == name).unwrap();
+        if let ToolInput::Function { parameters } = &tool.input {
+            let arguments: Value = serde_json::from_str(&arguments).unwrap();
+            let validator = jsonschema::options().build(parameters).unwrap();
+            let errors: Vec<_> = validator.iter_errors(&arguments).collect();
+            assert!(errors.is_empty(), "{arguments}\n{errors:?}");
         }
     }
 }
 
 /// The calls of an answer: names and arguments.
-fn read(tools: &ToolSet, text: &str) -> Vec<(String, String)> {
+fn read(tools: &ToolSet, ids: &[u32]) -> Vec<(String, String)> {
     let format = ToolCallFormat::new(Dialect::Tagged, &MODEL.tokenizer, tools).unwrap();
     let mut parser = ToolCallParser::new(format);
-    for id in MODEL.tokenizer.encode_special(text, false).unwrap() {
+    for &id in ids {
         let bytes = MODEL.tokenizer.bytes(None, id);
         parser.push(id, &bytes);
     }
@@ -435,6 +446,81 @@ fn parameters_that_no_schema_names() {
     );
 }
 
+/// A model without sense, which only now and then thinks of closing what it opened.
+fn babble(grammar: &GrammarGuide, seed: u64) -> Option<Vec<u32>> {
+    const MAX_TOKENS: usize = 600;
+    let guide = Guide {
+        grammar: Some(grammar.clone()),
+        ..Guide::new(Arc::clone(MODEL.compiler.vocabulary()))
+    };
+    let mut state = GuideState::new(&Arc::new(guide));
+    let closers = [
+        "\n</parameter>\n",
+        "\"",
+        "]",
+        "}",
+        "</function>\n</tool_call>",
+    ]
+    .map(ids);
+    let end = MODEL.tokenizer.added_id(END).unwrap();
+    let mut random = seed;
+    let mut draw = |below: usize| {
+        // Knuth's numbers; the high bits are good.
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % below
+    };
+    let (mut said, mut plan) = (Vec::new(), Vec::new());
+    while said.len() < MAX_TOKENS {
+        let mask = state.mask().unwrap().expect("a grammar");
+        if plan.is_empty() && draw(3) == 0 {
+            plan = closers[draw(closers.len())].clone();
+            plan.reverse();
+        }
+        let meant = plan.pop().filter(|id| mask.allows(*id));
+        let id = meant.unwrap_or_else(|| {
+            plan.clear();
+            let allowed: Vec<u32> = mask.iter().collect();
+            allowed[draw(allowed.len())]
+        });
+        if id == end || id == 2 {
+            return Some(said);
+        }
+        said.push(id);
+        state.advance(id).unwrap();
+    }
+    None
+}
+
+#[test]
+fn whatever_stops_is_valid() {
+    let agents = include_str!("../../../../tests/fixtures/agent_tools.json");
+    let agents: Value = serde_json::from_str(agents).unwrap();
+    let mut num_calls = 0;
+    for tool in agents
+        .as_object()
+        .unwrap()
+        .values()
+        .flat_map(|tools| tools.as_array().unwrap())
+    {
+        let given = &tool["function"];
+        let Some(name) = given["name"].as_str() else {
+            continue;
+        };
+        let schema = given.get("parameters").cloned().unwrap_or(json!({}));
+        let tools = must_call(vec![function(name, schema)]);
+        let grammar = compiled(&ResponseFormat::Text, &tools);
+        for seed in 0..12 {
+            if let Some(ids) = babble(&grammar, seed) {
+                num_calls += 1;
+                check_valid(&tools, &ids);
+            }
+        }
+    }
+    assert!(num_calls > 50, "{num_calls} answers ended");
+}
+
 #[test]
 fn calls_in_a_list() {
     let weather = json!({"type": "object", "properties": {"city": {"type": "string"}},
@@ -484,7 +570,7 @@ fn texts_of_custom_tools() {
         for input in good {
             let text = call("patch", &[("input", input)]);
             check_call(&tools, &grammar, true, &text);
-            assert_eq!(read(&tools, &text)[0].1, *input);
+            assert_eq!(read(&tools, &ids(&text))[0].1, *input);
         }
         for input in bad {
             check_call(&tools, &grammar, false, &call("patch", &[("input", input)]));
@@ -537,7 +623,7 @@ eof_line: "*** End of File" LF
     let text = call("apply_patch", &[("input", patch)]);
     check_call(&tools, &grammar, true, &text);
     assert_eq!(
-        read(&tools, &text),
+        read(&tools, &ids(&text)),
         [("apply_patch".to_owned(), patch.to_owned())]
     );
     check_call(
@@ -571,7 +657,7 @@ proptest! {
         let value = pieces.concat();
         let text = call("f", &[("x", &value)]);
         if stops(grammar, &text).is_none() {
-            let calls = read(tools, &text);
+            let calls = read(tools, &ids(&text));
             prop_assert_eq!(calls.len(), 1);
             let arguments: Value = serde_json::from_str(&calls[0].1).unwrap();
             prop_assert_eq!(arguments, json!({"x": value}));

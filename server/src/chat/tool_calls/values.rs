@@ -243,7 +243,9 @@ fn number(text: &str) -> Option<String> {
     {
         return None;
     }
-    Number::from_f64(text.parse().ok()?).map(|number| number.to_string())
+    // Beyond 64 bits it is as large as can be: most readers of JSON refuse more.
+    let number: f64 = text.parse().ok()?;
+    Number::from_f64(number.clamp(f64::MIN, f64::MAX)).map(|number| number.to_string())
 }
 
 fn boolean(text: &str) -> Option<&'static str> {
@@ -287,6 +289,7 @@ mod tests {
         check(typed("number"), "1.50", Some("1.50"));
         check(typed("number"), "1e3", Some("1e3"));
         check(typed("number"), ".5", Some("0.5"));
+        check(typed("number"), "-1e999", Some("-1.7976931348623157e+308"));
         check(typed("number"), "inf", None);
         check(typed("number"), "nan", None);
         check(typed("boolean"), "True", Some("true"));
