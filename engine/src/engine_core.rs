@@ -83,10 +83,8 @@ where
         num_in_channel: AtomicU64::new(0),
         limits: Limits {
             vocab_size,
-            max_queue: config.max_queue,
-            max_model_len: config.max_model_len,
-            block_size: cache.block_size,
-            num_usable_blocks: cache.num_blocks - 1,
+            config: config.clone(),
+            cache: cache.clone(),
         },
     });
     let handle = EngineHandle {

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use constraint::Guide;
 use crossbeam::channel::Sender;
 use parking_lot::RwLock;
-use scheduler::{AdmissionError, Request, RequestId, RequestOutput, SchedulerStats};
+use scheduler::{
+    AdmissionError, CacheConfig, Request, RequestId, RequestOutput, SchedulerConfig,
+    SchedulerStats, check_size,
+};
 use tokio::sync::{mpsc, watch};
 
 use crate::engine_core::Command;
@@ -109,10 +112,8 @@ pub(crate) struct Shared {
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     pub(crate) vocab_size: u32,
-    pub(crate) max_queue: u32,
-    pub(crate) max_model_len: u32,
-    pub(crate) block_size: u32,
-    pub(crate) num_usable_blocks: u32,
+    pub(crate) config: SchedulerConfig,
+    pub(crate) cache: CacheConfig,
 }
 
 /// Cheap to clone; every clone talks to the same engine.
@@ -225,32 +226,13 @@ impl EngineHandle {
     }
 
     fn check_limits(&self, request: &Request) -> Result<(), AdmissionError> {
-        let limits = &self.shared.limits;
-        let len = request.prompt.len() as u32;
-        // A prompt that fills the window leaves no token to generate; scoring needs none.
-        let room = u32::from(request.sampling.max_tokens > 0);
-        if len + room > limits.max_model_len {
-            return Err(AdmissionError::PromptTooLong {
-                len,
-                max: limits.max_model_len,
-            });
-        }
-        let longest = len
-            .saturating_add(request.sampling.max_tokens)
-            .min(limits.max_model_len);
-        let needed = longest.div_ceil(limits.block_size);
-        if needed > limits.num_usable_blocks {
-            return Err(AdmissionError::NeverFits {
-                needed,
-                total: limits.num_usable_blocks,
-            });
-        }
-        let waiting = u64::from(self.shared.stats.read().0.num_waiting)
+        let Limits { config, cache, .. } = &self.shared.limits;
+        check_size(request, config, cache)?;
+        let max_queue = config.max_queue;
+        let waiting = u64::from(self.shared.stats.read().0.num_queued)
             + self.shared.num_in_channel.load(Ordering::Relaxed);
-        if waiting >= u64::from(limits.max_queue) {
-            return Err(AdmissionError::QueueFull {
-                max: limits.max_queue,
-            });
+        if waiting >= u64::from(max_queue) {
+            return Err(AdmissionError::QueueFull { max: max_queue });
         }
         Ok(())
     }

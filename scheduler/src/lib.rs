@@ -9,6 +9,7 @@
 //! | `sequence` | one choice of a request, in flight, and its legal status changes |
 //! | `queue` | the order of those who wait |
 //! | `budget` | how many tokens a sequence gets; chunks end on snapshot boundaries |
+//! | `admission` | [`check_size`]: what can never run |
 //! | `scheduler` | [`Scheduler`]: add, abort, finish |
 //! | `plan` | `schedule`: who runs in the next step |
 //! | `update` | `update`: what a result changes |
@@ -57,6 +58,7 @@
 //! chosen. It reads limits and stop ids of [`SamplingParams`] and hands the rest through. It has no
 //! clock: whoever wants deadlines calls `abort`.
 
+mod admission;
 mod budget;
 mod check;
 mod config;
@@ -73,6 +75,7 @@ mod stats;
 mod stop;
 mod update;
 
+pub use admission::{AdmissionError, check_size};
 pub use check::Standing;
 pub use config::SchedulerConfig;
 pub use kvcache::{BlockId, CacheConfig, SlotId, StateOp};
@@ -83,5 +86,5 @@ pub use output::{
 };
 pub use request::{FinishReason, Request, RequestId, SamplingParams};
 pub use runner::Runner;
-pub use scheduler::{AdmissionError, Scheduler};
+pub use scheduler::Scheduler;
 pub use stats::SchedulerStats;

@@ -5,39 +5,13 @@ use std::sync::Arc;
 
 use kvcache::{CacheConfig, KvCacheManager};
 
+use crate::admission::{AdmissionError, check_size};
 use crate::config::SchedulerConfig;
 use crate::output::{SequenceId, StepId};
 use crate::queue::WaitingQueue;
 use crate::request::{Request, RequestId};
 use crate::sequence::Sequence;
 use crate::stats::SchedulerStats;
-
-/// Why a request cannot be queued.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AdmissionError {
-    /// The queue is at its limit.
-    #[error("the queue is full ({max} requests wait)")]
-    QueueFull {
-        /// `max_queue`.
-        max: u32,
-    },
-    /// Prompt and output do not fit the context window.
-    #[error("prompt of {len} tokens leaves no room in a context of {max}")]
-    PromptTooLong {
-        /// Prompt tokens.
-        len: u32,
-        /// `max_model_len`.
-        max: u32,
-    },
-    /// Not even an empty cache could hold it.
-    #[error("the request needs {needed} cache blocks, there are {total}")]
-    NeverFits {
-        /// Blocks at its longest.
-        needed: u32,
-        /// Blocks in all.
-        total: u32,
-    },
-}
 
 /// Decides what runs. See the crate's contract.
 #[derive(Debug)]
@@ -120,7 +94,7 @@ impl Scheduler {
             "{:?} is new",
             request.id
         );
-        self.check_size(&request)?;
+        check_size(&request, &self.config, self.cache.config())?;
         if self.num_queued >= self.config.max_queue {
             return Err(AdmissionError::QueueFull {
                 max: self.config.max_queue,
@@ -179,6 +153,7 @@ impl Scheduler {
         SchedulerStats {
             num_running: self.running.len() as u32,
             num_waiting: self.waiting.len() as u32,
+            num_queued: self.num_queued,
             num_blocks_used: blocks.num_used(),
             num_blocks_cached: blocks.num_cached(),
             num_blocks: self.cache.config().num_blocks - 1,
@@ -232,26 +207,5 @@ impl Scheduler {
         self.running.remove(&id);
         let sequence = self.sequences.remove(&id).expect("a sequence ends once");
         sequence.end(&mut self.cache, publish);
-    }
-
-    fn check_size(&self, request: &Request) -> Result<(), AdmissionError> {
-        let len = request.prompt.len() as u32;
-        let (max, max_tokens) = (self.config.max_model_len, request.sampling.max_tokens);
-        if len.saturating_add(max_tokens.min(1)) > max {
-            return Err(AdmissionError::PromptTooLong { len, max });
-        }
-        // A generated last token is never computed.
-        let longest = match max_tokens {
-            0 => len,
-            _ => len.saturating_add(max_tokens).min(max) - 1,
-        };
-        let (needed, total) = (
-            self.cache.config().blocks_for(longest),
-            self.cache.config().num_blocks - 1,
-        );
-        if needed > total {
-            return Err(AdmissionError::NeverFits { needed, total });
-        }
-        Ok(())
     }
 }

@@ -7,6 +7,8 @@ pub struct SchedulerStats {
     pub num_running: u32,
     /// Choices that wait for a slot, preempted ones included.
     pub num_waiting: u32,
+    /// Requests of which no choice ever ran: `max_queue` limits these.
+    pub num_queued: u32,
     /// Blocks held by live sequences.
     pub num_blocks_used: u32,
     /// Blocks that hold only reusable cache.

@@ -513,6 +513,7 @@ fn numbers_to_export() {
     let expect = SchedulerStats {
         num_running: 1,
         num_waiting: 2,
+        num_queued: 2,
         num_blocks_used: 5,
         num_blocks_cached: 0,
         num_blocks: 16,
@@ -530,6 +531,7 @@ fn numbers_to_export() {
     let expect = SchedulerStats {
         num_running: 2,
         num_waiting: 0,
+        num_queued: 0,
         num_blocks_used: 6,
         num_blocks_cached: 1,
         num_slots_used: 2,
