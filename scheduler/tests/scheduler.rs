@@ -595,9 +595,15 @@ fn a_result_of_another_sequence() {
 }
 
 #[test]
-#[should_panic(expected = "one token where one was asked for")]
-fn a_result_without_a_token() {
-    wrong_result(|result| result.rows[0].outcome = Ok(RowOutput::default()));
+#[should_panic(expected = "one token at most")]
+fn a_result_with_two_tokens() {
+    wrong_result(|result| {
+        let output = RowOutput {
+            tokens: vec![1, 2],
+            ..RowOutput::default()
+        };
+        result.rows[0].outcome = Ok(output);
+    });
 }
 
 #[test]

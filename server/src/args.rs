@@ -113,6 +113,10 @@ pub struct ServeArgs {
     /// Requests that may wait; beyond them 429 [default: 1024]
     #[arg(long, env = "NEMOSERVE_MAX_QUEUE", value_name = "N")]
     pub max_queue: Option<u32>,
+    /// Tokens that one choice may have, whatever a request asks for [default: what the window has
+    /// left]
+    #[arg(long, env = "NEMOSERVE_MAX_TOKENS", value_name = "N")]
+    pub max_tokens: Option<u32>,
 
     /// Tokens per KV block [default: 32]
     #[arg(long, env = "NEMOSERVE_BLOCK_SIZE", value_name = "TOKENS")]
@@ -337,6 +341,7 @@ impl ServeArgs {
             max_num_seqs: self.max_num_seqs.or(base.max_num_seqs),
             max_num_batched_tokens: self.max_num_batched_tokens.or(base.max_num_batched_tokens),
             max_queue: self.max_queue.or(base.max_queue),
+            max_tokens: self.max_tokens.or(base.max_tokens),
             block_size: self.block_size.or(base.block_size),
             cache_memory: self.cache_memory.or(base.cache_memory),
             threads: self.threads.or(base.threads),

@@ -71,6 +71,8 @@ pub struct Settings {
     pub folder: PathBuf,
     /// Under which names reasoning is returned.
     pub reasoning_field: crate::api::params::ReasoningField,
+    /// Tokens of a choice at most.
+    pub max_tokens: Option<u32>,
 }
 
 impl Settings {
@@ -92,6 +94,13 @@ impl Settings {
             texts,
             folder,
             reasoning_field: args.reasoning_field.map(Into::into).unwrap_or_default(),
+            max_tokens: match args.max_tokens {
+                Some(0) => {
+                    let message = "--max-tokens is 0, at least 1 is needed";
+                    return Err(ConfigError::Usage(message.into()));
+                }
+                most => most,
+            },
         })
     }
 
@@ -103,6 +112,19 @@ impl Settings {
         Tokenizer::from_bytes(json)
             .map(|tokenizer| Some(Arc::new(tokenizer)))
             .map_err(|error| self.file_error("tokenizer.json", error.to_string()))
+    }
+
+    /// Whether the model knows every id that the tokenizer makes.
+    pub fn check_ids(&self, tokenizer: &Tokenizer, vocab_size: u32) -> Result<(), ConfigError> {
+        let num_ids = tokenizer.num_ids();
+        if num_ids <= vocab_size as usize {
+            return Ok(());
+        }
+        let what = format!(
+            "it has ids up to {}, and the model's `vocab_size` is {vocab_size}",
+            num_ids - 1
+        );
+        Err(self.file_error("tokenizer.json", what))
     }
 
     /// The folder's chat template, if it has one. Without a tokenizer a template is of no use.
@@ -148,6 +170,7 @@ impl Settings {
             top_p: number("top_p", 1.0)?,
             eos_token_ids,
             reasoning_field: self.reasoning_field,
+            max_tokens: self.max_tokens.map(u64::from),
         })
     }
 

@@ -41,6 +41,9 @@ pub fn assemble(
     start: impl FnOnce() -> Result<EngineHandle, EngineError>,
 ) -> Result<AppState, ConfigError> {
     let tokenizer = settings.tokenizer()?;
+    if let Some(tokenizer) = &tokenizer {
+        settings.check_ids(tokenizer, info.vocab_size)?;
+    }
     let template = settings.template(tokenizer.as_deref())?;
     let main_name = settings.names.ids.first().expect("the family has names");
     let metrics = Metrics::new(main_name, &info, route_labels());

@@ -32,6 +32,8 @@ pub struct Defaults {
     pub eos_token_ids: Vec<u32>,
     /// Under which names reasoning is returned.
     pub reasoning_field: ReasoningField,
+    /// Tokens of a choice at most, whatever the request asks for. `None`: what the window has left.
+    pub max_tokens: Option<u64>,
 }
 
 /// Under which names reasoning is returned.
@@ -79,6 +81,8 @@ pub struct Params {
     pub max_tokens: Option<u64>,
     /// Where `max_tokens` is not given: at most this of what the window has left.
     pub default_max_tokens: Option<u64>,
+    /// The operator's limit, whatever is given.
+    pub most_tokens: u64,
     /// For every prompt; its `max_tokens` depends on the prompt.
     pub sampling: SamplingParams,
     /// Strings that end a text.
@@ -123,6 +127,7 @@ impl Params {
             stop: stop_strings(fields, loaded)?,
             max_tokens,
             default_max_tokens: None,
+            most_tokens: loaded.defaults.max_tokens.unwrap_or(u64::MAX),
             stream,
             include_usage,
             return_token_ids: fields.bool("return_token_ids")?.unwrap_or(false),
@@ -151,7 +156,7 @@ impl Params {
         let refuse = |detail: String| ApiError::context_length(param, window, &detail);
         if let Some(max) = self.max_tokens {
             if len + max <= u64::from(window) && (max == 0 || len < u64::from(window)) {
-                return Ok(max as u32);
+                return Ok(max.min(self.most_tokens) as u32);
             }
             return Err(refuse(format!(
                 "However, you requested {} tokens ({len} in the {param}, {max} in the completion). \
@@ -168,7 +173,7 @@ impl Params {
         let capacity = u64::from(info.num_blocks) * u64::from(info.block_size);
         let room = u64::from(window).min(capacity.max(len + 1)) - len;
         let wanted = self.default_max_tokens.unwrap_or(u64::MAX);
-        Ok(room.min(wanted) as u32)
+        Ok(room.min(wanted).min(self.most_tokens) as u32)
     }
 }
 

@@ -217,6 +217,11 @@ impl Tokenizer {
         num_bytes.checked_div(self.max_bytes).unwrap_or(0)
     }
 
+    /// Ids are below this.
+    pub fn num_ids(&self) -> usize {
+        self.pieces.len()
+    }
+
     /// All added tokens.
     pub fn added(&self) -> &[AddedToken] {
         &self.added

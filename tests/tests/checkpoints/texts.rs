@@ -65,6 +65,18 @@ pub(crate) const CASES: &[Case] = &[
         &["tokenizer.json: ", "qqq"],
     ),
     case(
+        "a token that the model does not know",
+        |folder| {
+            edit_json(&folder.join("tokenizer.json"), |tokenizer| {
+                let token = json!({"id": 5000, "content": "<far>", "single_word": false,
+                    "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+                let added = tokenizer["added_tokens"].as_array_mut();
+                added.expect("a list").push(token);
+            });
+        },
+        &["tokenizer.json: it has ids up to ", "`vocab_size` is "],
+    ),
+    case(
         "a normaliser whose table is none",
         |folder| {
             edit_json(&folder.join("tokenizer.json"), |tokenizer| {
