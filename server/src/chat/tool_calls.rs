@@ -1,9 +1,9 @@
 //! Calls of tools in what the model says.
 //!
-//! Own code, after weighing `tool-parser` 1.10.0 and `dynamo-parsers` 11.0.1: both read text, not
-//! token ids, so a quoted tag is a call and log-probabilities cannot follow; both trim values; one
-//! streams by another road than it parses whole, the other buffers whole calls; and they bring 175
-//! and 343 crates, one of them two parsers of Python.
+//! Own code, after weighing `tool-parser` 1.10.0 and `dynamo-parsers` 11.0.1. Both read text rather
+//! than token ids, so that a quoted tag is a call, and trim strings; one parses a stream by another
+//! road than the whole and knows no log-probabilities, the other keeps a call until it is closed and
+//! unescapes HTML in it. They bring 175 and 343 crates, a parser of Python among them.
 //!
 //! Input is a row of *symbols*: the bytes of text tokens, and tokens without text, which count as
 //! one symbol each. Every symbol is judged once, in order: text of the answer or markup. What could
