@@ -135,6 +135,42 @@ const checks = {
     assert.equal(await answer.locator(".body").textContent(), whole);
   },
 
+  async "the model calls a tool, reads the result a person gives, and says it"() {
+    await fresh();
+    await setting("Temperature").fill("0");
+    await page.getByRole("button", { name: "Insert an example" }).click();
+    await say("What is the weather in Paris?");
+    await done();
+    const called = page.locator(".assistant").first();
+    const card = called.getByRole("region", { name: "Tool call" });
+    assert.equal(await card.locator(".call-name").textContent(), "get_weather");
+    assert.deepEqual(JSON.parse(await card.locator("pre code").textContent()), { city: "Paris" });
+    assert.match(await called.locator(".stats").textContent(), /tool_calls$/);
+    const result = card.getByRole("textbox", { name: "Result of this call" });
+    await result.fill('{"temperature": 21, "condition": "sunny"}');
+    const request = page.waitForRequest("**/v1/chat/completions");
+    await result.press("Enter");
+    const { messages } = (await request).postDataJSON();
+    assert.deepEqual(messages.map(({ role }) => role), ["user", "assistant", "tool"]);
+    assert.equal(messages[2].tool_call_id, messages[1].tool_calls[0].id);
+    await done();
+    assert.match(await answer.locator(".body").textContent(), /Paris/);
+    assert.equal(await result.isVisible(), false);
+    assert.match(await card.locator(".result").textContent(), /sunny/);
+    await page.reload();
+    assert.match(await card.locator(".result").textContent(), /sunny/);
+  },
+
+  async "a schema binds the answer"() {
+    await fresh();
+    await setting("Answer format").selectOption("json_schema");
+    await setting("Effort").selectOption("none");
+    await setting("Max tokens").fill("60");
+    await say("What is the capital of France?");
+    await done();
+    assert.match(await answer.locator(".body").textContent(), /^\{\s*"country"/);
+  },
+
   async "stop stops, by button and by Esc, and the server forgets the request"() {
     for (const stop of [() => page.getByRole("button", { name: "Stop" }).click(), () => page.keyboard.press("Escape")]) {
       await fresh();
@@ -247,10 +283,16 @@ const checksWithKey = {
 /** A conversation with something to see. */
 async function picture(path) {
   await fresh();
+  await page.setViewportSize({ width: 1280, height: 1000 });
   await setting("Temperature").fill("0");
-  await say("What is the capital of Norway?");
+  await page.getByRole("button", { name: "Insert an example" }).click();
+  await say("What is the weather in Paris?");
   await done();
-  await page.locator("details.thinking summary").last().click();
+  const result = page.getByRole("textbox", { name: "Result of this call" });
+  await result.fill('{"temperature": 21, "condition": "sunny"}');
+  await result.press("Enter");
+  await done();
+  await setting("Tools").first().fill("");
   await setting("Show each token's probability").check();
   await say("Tell me a short story.");
   await done();

@@ -177,7 +177,7 @@ fn describe(endpoint: Endpoint, flavour: Flavour, schemas: &mut Schemas) -> Opti
                     schemas.request::<items::ResponsesBody>(),
                     json!({"model": NAME, "input": "Hello", "max_output_tokens": 16}),
                 ),
-                schemas.answer::<u::AnyObject>(),
+                schemas.answer::<items::ResponsesAnswer>(),
             )
         },
         Endpoint::StoredResponse => Operation::get(
@@ -194,7 +194,7 @@ fn describe(endpoint: Endpoint, flavour: Flavour, schemas: &mut Schemas) -> Opti
                     schemas.request::<blocks::MessagesBody>(),
                     json!({"model": NAME, "messages": messages, "max_tokens": 16}),
                 ),
-                schemas.answer::<u::AnyObject>(),
+                schemas.answer::<blocks::MessagesAnswer>(),
             )
         },
         Endpoint::CountTokens => Operation::post(
@@ -204,7 +204,7 @@ fn describe(endpoint: Endpoint, flavour: Flavour, schemas: &mut Schemas) -> Opti
                 schemas.request::<blocks::CountTokensBody>(),
                 json!({"model": NAME, "messages": messages}),
             ),
-            schemas.answer::<u::AnyObject>(),
+            schemas.answer::<blocks::Count>(),
         ),
         Endpoint::Receipt => Operation {
             query: Some(("id", "Of a recent answer.")),

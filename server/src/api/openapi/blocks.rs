@@ -236,3 +236,67 @@ pub enum BlockTier {
     Auto,
     StandardOnly,
 }
+
+/// An answer.
+#[derive(JsonSchema)]
+pub struct MessagesAnswer {
+    /// Unique, `msg_...`.
+    pub id: String,
+    /// Always `message`.
+    pub r#type: String,
+    /// Always `assistant`.
+    pub role: String,
+    /// As requested.
+    pub model: String,
+    /// Thoughts, text and calls.
+    pub content: Vec<Map<String, Value>>,
+    /// Why it ended.
+    pub stop_reason: Option<StopReason>,
+    /// The stop sequence that ended it.
+    pub stop_sequence: Option<String>,
+    /// Tokens.
+    pub usage: MessagesUsage,
+    /// What else this API's answers have.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+/// Why an answer ended.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The model was done.
+    EndTurn,
+    /// The limit of tokens.
+    MaxTokens,
+    /// A stop sequence.
+    StopSequence,
+    /// Calls await their results.
+    ToolUse,
+}
+
+/// Tokens of a request.
+#[derive(JsonSchema)]
+pub struct MessagesUsage {
+    /// Of the prompt, computed.
+    pub input_tokens: u64,
+    /// Sampled.
+    pub output_tokens: u64,
+    /// Of the prompt, continued from what was computed before.
+    pub cache_read_input_tokens: u64,
+    /// Of the prompt, kept for later.
+    pub cache_creation_input_tokens: u64,
+    /// What else this API's usage has.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+/// How long a prompt would be.
+#[derive(JsonSchema)]
+pub struct Count {
+    /// In tokens.
+    pub input_tokens: u64,
+    /// What else this API's counts have.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}

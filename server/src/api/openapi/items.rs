@@ -197,3 +197,40 @@ pub enum Includable {
     #[serde(rename = "message.output_text.logprobs")]
     Logprobs,
 }
+
+/// A response.
+#[derive(JsonSchema)]
+pub struct ResponsesAnswer {
+    /// Unique, `resp_...`.
+    pub id: String,
+    /// Always `response`.
+    pub object: String,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// `completed`, or `incomplete` if it was cut.
+    pub status: String,
+    /// As requested.
+    pub model: String,
+    /// Thoughts, messages and calls.
+    pub output: Vec<Map<String, Value>>,
+    /// Tokens.
+    pub usage: Option<ResponsesUsage>,
+    /// What of the request is repeated.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+/// Tokens of a request.
+#[derive(JsonSchema)]
+pub struct ResponsesUsage {
+    /// Of the prompt.
+    pub input_tokens: u64,
+    /// Of the prompt.
+    pub input_tokens_details: Map<String, Value>,
+    /// Sampled.
+    pub output_tokens: u64,
+    /// Of these.
+    pub output_tokens_details: Map<String, Value>,
+    /// The sum.
+    pub total_tokens: u64,
+}
