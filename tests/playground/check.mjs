@@ -289,7 +289,7 @@ async function picture(path) {
   await say("What is the weather in Paris?");
   await done();
   const result = page.getByRole("textbox", { name: "Result of this call" });
-  await result.fill('{"temperature": 21, "condition": "sunny"}');
+  await result.fill('{"temperature": 21, "condition": "cloudy"}');
   await result.press("Enter");
   await done();
   await setting("Tools").first().fill("");
