@@ -321,10 +321,19 @@ impl Operation {
         let (kind, answer) = self.answer;
         content.insert(kind.to_owned(), json!({"schema": answer}));
         if let Some(chunk) = self.chunk {
+            let description = match endpoint {
+                Endpoint::Responses => {
+                    "Events, named by their type. Comments keep the connection alive."
+                }
+                Endpoint::Messages => {
+                    "Events, named by their type. `ping` keeps the connection alive."
+                }
+                _ => "Events; the last one is `[DONE]`. Comments keep the connection alive.",
+            };
             content.insert(
                 "text/event-stream".to_owned(),
                 json!({"schema": {
-                    "description": "Events; the last one is `[DONE]`. Comments keep the connection alive.",
+                    "description": description,
                     "type": "object",
                     "required": ["data"],
                     "properties": {"data": {
