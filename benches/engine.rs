@@ -1,14 +1,18 @@
 //! Decode and prefill rates of the engine on the CPU, without a server around it.
 //!
-//!     cargo bench -p nemoserve-benches --bench engine -- [--dtype bf16] [--threads N]
+//!     cargo bench -p nemoserve-benches --bench engine -- [--dtype bf16] [--threads N] [--constrained]
 //!
 //! The model is a dummy: 0.49 billion random bf16 weights in the layer pattern and proportions of
 //! Nemotron 3 Nano 4B. Decoding one stream reads every weight but the embedding table once per
 //! token, so its rate is compared with how fast this machine reads memory.
+//!
+//! `--constrained` instead compares 64 streams that draw at temperature 1 under a JSON schema, each
+//! mask over all 131,072 tokens, with 64 that draw freely.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use constraint::{Compiler, Grammar, GrammarGuide, Guide, Limits, Piece, Vocabulary};
 use engine::{
     DeviceChoice, Engine, EngineConfig, EngineHandle, ModelConfig, ModelSource, StreamEvent,
 };
@@ -30,6 +34,7 @@ const LONG_PROMPT_LEN: u32 = 1024;
 
 fn main() {
     let mut dtype = String::from("auto");
+    let mut constrained = false;
     let mut threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -37,9 +42,10 @@ fn main() {
         match arg.as_str() {
             "--dtype" => dtype = value(),
             "--threads" => threads = value().parse().expect("a number of threads"),
+            "--constrained" => constrained = true,
             // Cargo says this to every bench.
             "--bench" => {}
-            other => panic!("{other}: expected --dtype or --threads"),
+            other => panic!("{other}: expected --dtype, --threads or --constrained"),
         }
     }
 
@@ -80,12 +86,21 @@ fn main() {
         start.elapsed().as_secs_f64()
     );
 
+    if constrained {
+        runtime.block_on(compare(&handle, info.vocab_size));
+        return;
+    }
+
+    let greedy = SamplingParams {
+        max_tokens: NUM_TOKENS,
+        ..SamplingParams::default()
+    };
     let table_bytes = (2 * model.vocab_size * model.hidden_size) as u64;
     let bytes_per_token = info.weight_bytes - table_bytes + 2 * info.slot_bytes;
     // The first run touches the caches' pages; its numbers are not the machine's.
-    runtime.block_on(decode(&handle, 1, info.vocab_size));
+    runtime.block_on(decode(&handle, 1, info.vocab_size, &greedy, None));
     for num_streams in [1, 8, 32] {
-        let rate = runtime.block_on(decode(&handle, num_streams, info.vocab_size));
+        let rate = runtime.block_on(decode(&handle, num_streams, info.vocab_size, &greedy, None));
         let share = if num_streams == 1 {
             let read = rate * bytes_per_token as f64 / 1e9;
             format!(
@@ -113,14 +128,70 @@ fn main() {
     }
 }
 
-fn request(handle: &EngineHandle, prompt: Vec<u32>, max_tokens: u32) -> Request {
+/// Rates of 64 streams with and without a schema, in turns, and their ratio.
+async fn compare(handle: &EngineHandle, vocab_size: u32) {
+    const NUM_STREAMS: u32 = 64;
+    let vocabulary = Arc::new(Vocabulary::new(vocab_size, piece, &[END]));
+    let compiler = Compiler::new(Arc::clone(&vocabulary), Limits::default());
+    let schema = r#"{"type": "array", "minItems": 100, "items": {"type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "role": {"enum": ["admin", "user"]},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 20}}},
+        "required": ["name", "age", "role", "tags"], "additionalProperties": false}}"#;
+    let grammar = compiler.compile(&Grammar::JsonSchema(schema.into()));
+    let guide = Arc::new(Guide {
+        grammar: Some(GrammarGuide {
+            grammar: grammar.expect("the schema is sound"),
+            trigger: None,
+        }),
+        ..Guide::new(vocabulary)
+    });
+    let drawn = SamplingParams {
+        max_tokens: NUM_TOKENS / 3,
+        temperature: 1.0,
+        ..SamplingParams::default()
+    };
+    let (mut free, mut bound) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        free.push(decode(handle, NUM_STREAMS, vocab_size, &drawn, None).await);
+        bound.push(decode(handle, NUM_STREAMS, vocab_size, &drawn, Some(&guide)).await);
+    }
+    free.sort_by(f64::total_cmp);
+    bound.sort_by(f64::total_cmp);
+    println!("free:        {NUM_STREAMS} streams, {free:.1?} tokens/s");
+    println!("constrained: {NUM_STREAMS} streams, {bound:.1?} tokens/s");
+    println!("ratio of the medians: {:.3}", bound[1] / free[1]);
+}
+
+/// Ends an answer.
+const END: u32 = 2;
+
+/// All bytes, what JSON is made of, and words: a vocabulary of the right size and of about the right
+/// lengths.
+fn piece(id: u32) -> Piece {
+    const FIRST_BYTE: u32 = 1000;
+    const FIRST_WORD: u32 = FIRST_BYTE + 256;
+    const JSON: [&str; 8] = ["\":", "\",\"", "\": ", "{\"", "\"}", "},{", "\":\"", "]}"];
+    match id {
+        0..FIRST_BYTE => Piece::Control(format!("<SPECIAL_{id}>")),
+        FIRST_BYTE..FIRST_WORD => Piece::Text(vec![(id - FIRST_BYTE) as u8]),
+        _ if id - FIRST_WORD < 8 => Piece::Text(JSON[(id - FIRST_WORD) as usize].into()),
+        _ => {
+            let mut number = id.wrapping_mul(2_654_435_761);
+            let mut text = vec![b' '; usize::from(id % 2 == 0)];
+            for _ in 0..2 + id % 7 {
+                text.push(b'a' + (number % 26) as u8);
+                number = (number / 26).wrapping_add(number.wrapping_mul(31));
+            }
+            Piece::Text(text)
+        }
+    }
+}
+
+fn request(handle: &EngineHandle, prompt: Vec<u32>, sampling: SamplingParams) -> Request {
     Request {
         id: handle.next_request_id(),
         prompt: prompt.into(),
-        sampling: Arc::new(SamplingParams {
-            max_tokens,
-            ..SamplingParams::default()
-        }),
+        sampling: Arc::new(sampling),
         num_choices: 1,
         cache_salt: "".into(),
     }
@@ -134,12 +205,28 @@ fn prompt(salt: u32, len: u32, vocab_size: u32) -> Vec<u32> {
 }
 
 /// Tokens per second over all streams, while all of them decode and none prefills.
-async fn decode(handle: &EngineHandle, num_streams: u32, vocab_size: u32) -> f64 {
+async fn decode(
+    handle: &EngineHandle,
+    num_streams: u32,
+    vocab_size: u32,
+    sampling: &SamplingParams,
+    guide: Option<&Arc<Guide>>,
+) -> f64 {
     let mut readers = tokio::task::JoinSet::new();
     for stream in 0..num_streams {
         let prompt = prompt(1000 * num_streams + stream, PROMPT_LEN, vocab_size);
         let mut stream = handle
-            .submit(request(handle, prompt, NUM_TOKENS), None)
+            .submit(
+                request(
+                    handle,
+                    prompt,
+                    SamplingParams {
+                        seed: stream.into(),
+                        ..sampling.clone()
+                    },
+                ),
+                guide.map(Arc::clone),
+            )
             .expect("the queue is long enough");
         readers.spawn(async move {
             let mut times = Vec::new();
@@ -170,7 +257,17 @@ async fn prefill(handle: &EngineHandle, vocab_size: u32) -> Duration {
     let prompt = prompt(77, LONG_PROMPT_LEN, vocab_size);
     let start = Instant::now();
     let mut stream = handle
-        .submit(request(handle, prompt, 1), None)
+        .submit(
+            request(
+                handle,
+                prompt,
+                SamplingParams {
+                    max_tokens: 1,
+                    ..SamplingParams::default()
+                },
+            ),
+            None,
+        )
         .expect("the queue is long enough");
     while stream.next().await.is_some() {}
     start.elapsed()

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory, TokenParser};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use quick_cache::Weighter;
 use quick_cache::sync::{Cache, GuardResult};
 use toktrie::InferenceCapabilities;
@@ -19,6 +19,9 @@ use crate::{Grammar, GrammarError, Vocabulary, translate};
 pub struct Limits {
     /// Bytes of a grammar's text, parts included. Default 512 KiB.
     pub max_bytes: usize,
+    /// Bytes of one regular expression or one Lark grammar of a client: some take quadratic time.
+    /// Default 16 KiB.
+    pub max_pattern_bytes: usize,
     /// Brackets that may be open at once in a schema, a regular expression or a Lark grammar. The
     /// library descends once for each. Default 100.
     pub max_depth: usize,
@@ -32,6 +35,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_bytes: 512 << 10,
+            max_pattern_bytes: 16 << 10,
             max_depth: 100,
             timeout: Duration::from_millis(800),
             cache_bytes: 256 << 20,
@@ -46,6 +50,7 @@ pub struct Compiler {
     factory: Arc<ParserFactory>,
     limits: Limits,
     cache: Cache<Grammar, Outcome, Weight>,
+    num_compiling: Arc<Places>,
 }
 
 /// Parts of the vocabulary that are allowed or not as a whole, so that most masks look at few tokens
@@ -59,6 +64,8 @@ const SLICES: [&str; 5] = [
     r#"[^"\\\x00-\x1F\x7F]+"#,
 ];
 
+/// Grammars that are compiled at once.
+const MAX_COMPILING: usize = 4;
 /// An automaton that has grown beyond starts over with the next text.
 const MAX_GROWN_BYTES: usize = 8 << 20;
 
@@ -77,6 +84,7 @@ impl Compiler {
             vocabulary,
             factory: Arc::new(factory),
             cache: Cache::with_weighter(1024, limits.cache_bytes, Weight),
+            num_compiling: Arc::default(),
             limits,
         }
     }
@@ -108,10 +116,17 @@ impl Compiler {
         }
     }
 
-    /// The library cannot be interrupted while it builds, but all its loops are fuelled: a thread
-    /// that is given up ends soon. Its stack holds the deepest grammar that the limits let through.
+    /// The library cannot be interrupted while it builds, so it does that on a thread that can be
+    /// given up, of which there are few. Its stack holds the deepest grammar that the limits let
+    /// through.
     fn compile_in_time(&self, grammar: &Grammar) -> Outcome {
         const STACK_BYTES: usize = 64 << 20;
+        let deadline = Instant::now() + self.limits.timeout;
+        let Some(place) = Place::take(&self.num_compiling, deadline) else {
+            return Err(GrammarError::TooComplex {
+                message: "too many others are being compiled".into(),
+            });
+        };
         let (sender, receiver) = mpsc::sync_channel(1);
         let (grammar, factory) = (grammar.clone(), Arc::clone(&self.factory));
         let vocabulary = Arc::clone(&self.vocabulary);
@@ -124,13 +139,14 @@ impl Compiler {
                     .and_then(|top| Compiled::new(&factory, vocabulary, top));
                 // Whoever asked may have given up.
                 let _ = sender.send(outcome.map(Arc::new));
+                drop(place);
             });
         if let Err(error) = spawned {
             return Err(GrammarError::TooComplex {
                 message: format!("no thread to compile it: {error}"),
             });
         }
-        match receiver.recv_timeout(self.limits.timeout) {
+        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(outcome) => outcome,
             Err(mpsc::RecvTimeoutError::Timeout) => Err(self.too_slow()),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(GrammarError::TooComplex {
@@ -152,6 +168,40 @@ impl fmt::Debug for Compiler {
             .field("vocabulary", &self.vocabulary)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
+    }
+}
+
+/// How many threads compile, those included that were given up.
+#[derive(Default)]
+struct Places {
+    num_taken: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// One of them, until dropped.
+struct Place(Arc<Places>);
+
+impl Place {
+    fn take(places: &Arc<Places>, deadline: Instant) -> Option<Self> {
+        let mut num_taken = places.num_taken.lock();
+        while *num_taken >= MAX_COMPILING {
+            if places
+                .freed
+                .wait_until(&mut num_taken, deadline)
+                .timed_out()
+            {
+                return None;
+            }
+        }
+        *num_taken += 1;
+        Some(Self(Arc::clone(places)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.0.num_taken.lock() -= 1;
+        self.0.freed.notify_one();
     }
 }
 
@@ -215,6 +265,9 @@ impl fmt::Debug for Compiled {
 fn parser_limits() -> ParserLimits {
     ParserLimits {
         verbose_errors: false,
+        // Both would let a line of text compile for seconds.
+        precompute_large_lexemes: false,
+        initial_lexer_fuel: 300_000,
         // A state takes about a kilobyte.
         max_lexer_states: 50_000,
         ..ParserLimits::default()

@@ -45,15 +45,31 @@ fn alone(grammar: &Grammar, limits: &Limits) -> Result<GrammarWithLexer, Grammar
     Ok(match grammar {
         Grammar::JsonSchema(text) => GrammarWithLexer::from_json_schema(json_schema(text, limits)?),
         Grammar::Lark(text) => {
+            check_pattern(text, limits)?;
             lark::check(text)?;
             GrammarWithLexer::from_lark(text.clone())
         }
-        Grammar::Regex(pattern) => GrammarWithLexer::from_regex(pattern),
+        Grammar::Regex(pattern) => {
+            check_pattern(pattern, limits)?;
+            GrammarWithLexer::from_regex(pattern)
+        }
         Grammar::Composed { .. } => {
             return Err(GrammarError::Malformed {
                 message: "a part of a grammar has parts itself".into(),
             });
         }
+    })
+}
+
+/// Regular expressions and Lark grammars have a smaller limit than schemas.
+fn check_pattern(text: &str, limits: &Limits) -> Result<(), GrammarError> {
+    if text.len() <= limits.max_pattern_bytes {
+        return Ok(());
+    }
+    Err(GrammarError::TooLarge {
+        what: "the size of the expression in bytes".into(),
+        size: text.len() as u64,
+        max: limits.max_pattern_bytes as u64,
     })
 }
 
