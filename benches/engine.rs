@@ -177,7 +177,7 @@ fn piece(id: u32) -> Piece {
         _ if id - FIRST_WORD < 8 => Piece::Text(JSON[(id - FIRST_WORD) as usize].into()),
         _ => {
             let mut number = id.wrapping_mul(2_654_435_761);
-            let mut text = vec![b' '; usize::from(id % 2 == 0)];
+            let mut text = vec![b' '; usize::from(id.is_multiple_of(2))];
             for _ in 0..2 + id % 7 {
                 text.push(b'a' + (number % 26) as u8);
                 number = (number / 26).wrapping_add(number.wrapping_mul(31));
