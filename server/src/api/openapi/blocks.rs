@@ -4,7 +4,6 @@ use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
 use super::request::{ModelName, Reasoning, Sampling, StopString, Thoughts};
-use super::utility::AnyObject;
 
 /// Body of a message.
 #[derive(JsonSchema)]
@@ -217,7 +216,7 @@ pub enum OutputFormat {
 #[derive(JsonSchema)]
 pub struct ContextSettings {
     /// Edits; others than `clear_thinking_...` have no effect.
-    pub edits: Option<Vec<AnyObject>>,
+    pub edits: Option<Vec<Value>>,
 }
 
 /// Who asks.
