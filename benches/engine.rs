@@ -62,7 +62,8 @@ fn main() {
         device: DeviceChoice::Cpu,
         dtype: dtype.parse().expect("an arithmetic"),
         threads: Some(threads),
-        cache_memory_bytes: Some(1 << 30),
+        max_num_seqs: 64,
+        cache_memory_bytes: Some(if constrained { 2 << 30 } else { 1 << 30 }),
         ..EngineConfig::new(source)
     })
     .expect("the model is good");
@@ -244,6 +245,10 @@ async fn decode(
         .map(|times| *times.last().expect("tokens"))
         .min()
         .expect("streams");
+    assert!(
+        one_is_done > all_decode,
+        "the streams did not all decode at once: there is no rate of all of them"
+    );
     let num_tokens = times
         .iter()
         .flatten()
