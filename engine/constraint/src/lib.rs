@@ -36,5 +36,6 @@ pub use error::GrammarError;
 pub use grammar::Grammar;
 pub use guide::{GrammarGuide, Guide, ThinkingGuide};
 pub use scheduler::TokenMask;
+pub use schema::check as check_schema;
 pub use state::{GuideError, GuideState};
 pub use vocabulary::{Piece, Vocabulary};

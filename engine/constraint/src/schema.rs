@@ -77,6 +77,12 @@ const TYPES: [&str; 7] = [
     "null", "boolean", "integer", "number", "string", "array", "object",
 ];
 
+/// Whether a schema is well-formed and holds only what masks can hold. Compiling it checks the same;
+/// this is for schemas of which a grammar takes parts.
+pub fn check(schema: &Value) -> Result<(), GrammarError> {
+    prepare(schema.clone()).map(drop)
+}
+
 /// The schema as the library is to see it.
 pub(crate) fn prepare(mut root: Value) -> Result<Value, GrammarError> {
     let names = Names::of(&root);

@@ -545,6 +545,22 @@ const TOOLS: &[Case] = &[
 /// Grammars that cannot be, and whose they are.
 const GRAMMARS: &[Case] = &[
     (
+        r#""tools":[{"type":"function","function":{"name":"a","parameters":{"properties":{"x":{"type":"nonsense"}}}}}]"#,
+        "400 tools[0].function.parameters invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"a","parameters":{"type":"object","properties":{"x":{"enum":[]}}}}}]"#,
+        "400 tools[0].function.parameters invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"a","parameters":{"type":"object","properties":{"x":{"type":"string","minLength":-1}}}}}]"#,
+        "400 tools[0].function.parameters invalid_value",
+    ),
+    (
+        r#""tools":[{"type":"function","function":{"name":"a","parameters":{"type":"object","properties":{"x":{"type":"string","format":"nonsense"}}}}}]"#,
+        "400 tools[0].function.parameters invalid_value",
+    ),
+    (
         r#""response_format":{"type":"json_schema","json_schema":{"schema":{}}}"#,
         "400 response_format.json_schema.name missing_required_parameter",
     ),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use constraint::{GrammarError, GrammarGuide, Guide, ThinkingGuide};
+use constraint::{GrammarError, GrammarGuide, Guide, ThinkingGuide, check_schema};
 
 use super::ChatRequest;
 use crate::api::prompt::ChatPrompt;
@@ -31,6 +31,7 @@ pub(super) fn compile(
             return Err(ApiError::unsupported(tools_path(request), message));
         }
     };
+    check_schemas(request)?;
     let written = answer(&request.format, &request.tools, tags);
     let Some(answer) = written.map_err(|refused| refusal(request, &refused))? else {
         return Ok(None);
@@ -63,6 +64,18 @@ pub(super) fn compile(
         tools_path(request)
     };
     Err(refused_at(path, &whole))
+}
+
+/// A parameter that no call can give is left out of a call's grammar; its schema may still be wrong.
+fn check_schemas(request: &ChatRequest) -> Result<(), ApiError> {
+    for (index, tool) in request.tools.tools.iter().enumerate() {
+        if let ToolInput::Function { parameters } = &tool.input {
+            let place = Place::Tool(index);
+            check_schema(parameters)
+                .map_err(|error| refusal(request, &Refused { place, error }))?;
+        }
+    }
+    Ok(())
 }
 
 /// Puts together what the engine needs to know; `None` if the answer is free.
