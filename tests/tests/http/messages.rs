@@ -168,7 +168,7 @@ async fn unknown_paths_are_404() {
     let server = Server::start().await;
     let long = format!("/{}", "x".repeat(9000));
     for path in [
-        "/",
+        "/playground",
         "/v1",
         "/V1/models",
         "/v1/chat/completions/",
