@@ -3,6 +3,7 @@
 
 use super::fields::Fields;
 use crate::error::ApiError;
+use crate::metrics::Metrics;
 
 /// Labels, each the beginning of the types that it counts.
 pub const KINDS: &[&str] = &[
@@ -31,6 +32,16 @@ const OTHER: &str = "other";
 pub fn kind(tool_type: &str) -> &'static str {
     let known = KINDS.iter().find(|kind| tool_type.starts_with(**kind));
     known.copied().unwrap_or(OTHER)
+}
+
+/// Counts a tool that is left out. Whose a type is, nobody can know; an empty one is nobody's.
+pub fn skip(tool: &Fields<'_>, tool_type: &str, metrics: &Metrics) -> Result<(), ApiError> {
+    if tool_type.is_empty() {
+        let path = tool.path("type");
+        return Err(ApiError::invalid_value(path, "must not be empty"));
+    }
+    metrics.count_hosted_tool(kind(tool_type));
+    Ok(())
 }
 
 /// The error for a choice of such a tool.

@@ -372,6 +372,7 @@ async fn mistakes_name_the_parameter_that_was_sent() {
             json!({"tools": [{"type": "bash_20250124"}, {"name": "f"}]}),
             "tools[1].input_schema",
         ),
+        (json!({"tools": [{"type": ""}]}), "tools[0].type"),
         (
             json!({"tools": [{"name": "a b", "input_schema": {}}]}),
             "tools[0].name",

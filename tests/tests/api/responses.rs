@@ -627,6 +627,7 @@ async fn mistakes_name_the_parameter_that_was_sent() {
             "text.format.name",
         ),
         (json!({"tools": [{"type": "function"}]}), "tools[0].name"),
+        (json!({"tools": [{"type": ""}]}), "tools[0].type"),
         (json!({"tools": function(json!(1))}), "tools[1].parameters"),
         (
             json!({"tools": [{"type": "custom", "name": "c", "format": {"type": "grammar", "syntax": "peg", "definition": ""}}]}),

@@ -175,7 +175,7 @@ fn tools(fields: &Fields<'_>, form: &mut ChatForm, metrics: &Metrics) -> Result<
         match tool.string("type")? {
             None | Some("custom") => {}
             Some(hosted) => {
-                metrics.count_hosted_tool(hosted::kind(hosted));
+                hosted::skip(&tool, hosted, metrics)?;
                 continue;
             }
         }

@@ -113,9 +113,8 @@ pub struct Block {
 /// What the model may call.
 #[derive(JsonSchema)]
 pub struct BlockTool {
-    /// Its name.
-    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
-    pub name: String,
+    /// Its name: 1 to 64 letters, digits, `_` or `-`. Only tools that run elsewhere may have none.
+    pub name: Option<String>,
     /// For the model.
     pub description: Option<String>,
     /// What it is given, as a JSON schema. Only tools that run elsewhere have none.

@@ -24,7 +24,7 @@ pub(super) fn read(
             "function" => function(&tool),
             "custom" => custom(&tool),
             hosted => {
-                metrics.count_hosted_tool(hosted::kind(hosted));
+                hosted::skip(&tool, hosted, metrics)?;
                 continue;
             }
         };
