@@ -7,6 +7,7 @@ use constraint::{
     Compiler, Grammar, GrammarGuide, Guide, Limits, Piece, ThinkingGuide, Vocabulary,
 };
 use engine::{DeviceChoice, Engine, EngineConfig, EngineHandle, ModelSource, StreamEvent};
+use nemoserve_tests::memory::smallest_cache;
 use scheduler::{FinishReason, Request, SamplingParams};
 use serde_json::{Value, json};
 
@@ -359,23 +360,4 @@ fn company_and_preemption_change_no_token() {
         stats.num_preemptions > 0,
         "nothing was preempted: {stats:?}"
     );
-}
-
-/// The least memory that the engine takes: found by asking for less.
-fn smallest_cache(config: &EngineConfig) -> u64 {
-    let fits = |bytes: u64| {
-        let mut config = config.clone();
-        config.cache_memory_bytes = Some(bytes);
-        Engine::open(config).is_ok()
-    };
-    let (mut too_small, mut enough) = (0, 64 << 20);
-    while enough - too_small > 1 {
-        let middle = u64::midpoint(too_small, enough);
-        if fits(middle) {
-            enough = middle;
-        } else {
-            too_small = middle;
-        }
-    }
-    enough
 }

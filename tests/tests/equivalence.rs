@@ -11,6 +11,7 @@ use engine::{
     DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineHandle, ModelSource, StreamEvent,
 };
 use nemoserve_tests::fixtures;
+use nemoserve_tests::memory::smallest_cache;
 use nemoserve_tests::surgery::Shard;
 use scheduler::{FinishReason, Request, RowFault, SamplingParams, TokenLogprobs};
 
@@ -338,26 +339,6 @@ fn preemption_changes_nothing() {
         stats.num_preemptions > 0,
         "nothing was preempted: {stats:?}"
     );
-}
-
-/// The least cache memory that a configuration opens with.
-fn smallest_cache(config: &EngineConfig) -> u64 {
-    let opens = |bytes: u64| {
-        let mut config = config.clone();
-        config.cache_memory_bytes = Some(bytes);
-        Engine::open(config).is_ok()
-    };
-    let (mut low, mut high) = (0, 64 << 20);
-    assert!(opens(high));
-    while high - low > 64 {
-        let middle = u64::midpoint(low, high);
-        if opens(middle) {
-            high = middle;
-        } else {
-            low = middle;
-        }
-    }
-    high
 }
 
 #[test]

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::fields::parse_object;
 use super::models::json;
-use super::{chat, prompt, stream};
+use super::{chat, mapping, prompt, stream};
 use crate::error::ApiError;
 use crate::state::{RequestContext, Response};
 
@@ -31,10 +31,7 @@ pub async fn create(ctx: RequestContext, body: Bytes) -> Result<Response, ApiErr
         paths,
         omit_thinking,
     } = read(&ctx, body, false).await?;
-    let prepared = chat::prepare(&ctx, move || Ok(chat)).await;
-    let (request, prompt) = prepared.map_err(|error| paths.translate(error))?;
-    let generation = chat::start(&ctx, &request, &prompt);
-    let generation = generation.map_err(|error| paths.translate(error))?;
+    let (request, generation) = mapping::start(&ctx, chat, &paths).await?;
     let view = MessagesView::new(&ctx, &request, omit_thinking);
     if request.params.stream {
         return Ok(stream::respond(&ctx, generation, view));

@@ -2,8 +2,11 @@
 
 use serde_json::{Map, Value};
 
+use super::chat::{self, ChatRequest};
 use super::fields::Fields;
+use super::generation::Generation;
 use crate::error::ApiError;
+use crate::state::RequestContext;
 
 /// Parameters with one name and one meaning in every flavour; the chat form checks them.
 const COMMON: &[&str] = &[
@@ -47,6 +50,20 @@ struct Place {
     client: String,
     /// Deeper parts of the path are the client's too.
     deep: bool,
+}
+
+/// Prepares and submits a mapped request; what is wrong is said to be where the client wrote it.
+pub async fn start(
+    ctx: &RequestContext,
+    chat: Map<String, Value>,
+    paths: &Paths,
+) -> Result<(ChatRequest, Generation), ApiError> {
+    let started = async {
+        let (request, prompt) = chat::prepare(ctx, move || Ok(chat)).await?;
+        let generation = chat::start(ctx, &request, &prompt)?;
+        Ok((request, generation))
+    };
+    started.await.map_err(|error| paths.translate(error))
 }
 
 impl ChatForm {

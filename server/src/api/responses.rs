@@ -25,7 +25,7 @@ use serde_json::json;
 
 use super::fields::parse_object;
 use super::models::json;
-use super::{chat, prompt, stream};
+use super::{mapping, prompt, stream};
 use crate::error::ApiError;
 use crate::state::{RequestContext, Response};
 
@@ -40,10 +40,7 @@ pub async fn create(ctx: RequestContext, body: Bytes) -> Result<Response, ApiErr
     let request =
         prompt::off_thread(move || ResponsesRequest::read(&parse_object(&body)?, &state, key));
     let ResponsesRequest { chat, paths, shape } = request.await?;
-    let prepared = chat::prepare(&ctx, move || Ok(chat)).await;
-    let (request, prompt) = prepared.map_err(|error| paths.translate(error))?;
-    let generation = chat::start(&ctx, &request, &prompt);
-    let generation = generation.map_err(|error| paths.translate(error))?;
+    let (request, generation) = mapping::start(&ctx, chat, &paths).await?;
     let view = ResponsesView::new(&ctx, &request, shape);
     if request.params.stream {
         return Ok(stream::respond(&ctx, generation, view));
