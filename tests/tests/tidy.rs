@@ -83,6 +83,7 @@ fn arrows_point_one_way() {
         "kvcache",
         "scheduler",
         "kernels",
+        "cube-kernels",
         "constraint",
         "engine",
         "nemoserve",
@@ -90,7 +91,8 @@ fn arrows_point_one_way() {
     for (manifest, may_use) in [
         ("kvcache/Cargo.toml", &[][..]),
         ("scheduler/Cargo.toml", &["kvcache"]),
-        ("engine/kernels/Cargo.toml", &[]),
+        ("engine/kernels/Cargo.toml", &["cube-kernels"]),
+        ("engine/kernels/cube/Cargo.toml", &[]),
         ("engine/constraint/Cargo.toml", &["scheduler"]),
         (
             "engine/Cargo.toml",

@@ -1,0 +1,80 @@
+//! A piece of device memory.
+#![allow(unsafe_code)]
+
+use bytemuck::{AnyBitPattern, NoUninit};
+use cubecl::client::Client;
+use cubecl::prelude::BufferArg;
+use cubecl::server::Handle;
+
+/// `len` elements of a type that its kernels know: f32 or u32 unless said otherwise. Clones share
+/// the memory.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    handle: Handle,
+    len: usize,
+}
+
+impl Buffer {
+    /// Views a handle as `len` elements of `size` bytes each.
+    ///
+    /// # Panics
+    /// If the handle's memory is smaller.
+    pub fn new(handle: Handle, len: usize, size: usize) -> Self {
+        assert!(
+            handle.size_in_used() >= (len * size) as u64,
+            "{len} elements of {size} bytes in {} bytes",
+            handle.size_in_used()
+        );
+        Self { handle, len }
+    }
+
+    /// Memory with whatever was in it.
+    pub fn empty<T>(client: &Client, len: usize) -> Self {
+        let handle = client.empty(len.max(1) * size_of::<T>());
+        Self { handle, len }
+    }
+
+    /// Values from the host.
+    pub fn upload<T: NoUninit>(client: &Client, values: &[T]) -> Self {
+        if values.is_empty() {
+            return Self::empty::<T>(client, 0);
+        }
+        Self {
+            handle: client.create_from_slice(bytemuck::cast_slice(values)),
+            len: values.len(),
+        }
+    }
+
+    /// Values to the host; waits for the kernels that write them.
+    ///
+    /// # Panics
+    /// If the device failed: every later read would too.
+    pub fn read<T: AnyBitPattern + NoUninit>(&self, client: &Client) -> Vec<T> {
+        let bytes = client
+            .read_one(self.handle.clone())
+            .unwrap_or_else(|error| panic!("the device failed: {error:?}"));
+        bytemuck::pod_collect_to_vec(&bytes[..self.len * size_of::<T>()])
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The memory behind it.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// As a kernel's argument.
+    #[allow(dead_code)] // Until the first kernel is here.
+    pub(crate) fn arg(&self) -> BufferArg {
+        // SAFETY: `new` and the other constructors hold the length against the handle's size.
+        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len) }
+    }
+}

@@ -1,0 +1,43 @@
+//! The GPU kernels: CubeCL, and CUDA C++ where CubeCL cannot say it. No tensor library: buffers in,
+//! buffers out, on whatever device the client speaks for.
+//!
+//! | file | is |
+//! |---|---|
+//! | `buffer` | a piece of device memory as kernels see it |
+//! | `matrix` | a weight matrix as the checkpoint stores it, read as words |
+//! | `step` | how the rows of a step lie in its tokens, as index buffers |
+//!
+//! Kernels read weights and caches as `u32` words and decode them in registers, so that one text
+//! runs on every device: bf16, FP8 and FP4 are bits to it, never element types.
+//!
+//! Wrong shapes are bugs of the caller and assert. The crate knows no sequence, layer or checkpoint.
+
+mod buffer;
+mod matrix;
+mod step;
+
+pub use buffer::Buffer;
+pub use matrix::{Format, Matrix, NVFP4_GROUP};
+pub use step::{RowIndex, StepIndex};
+
+pub use cubecl::client::Client;
+
+/// What the weight products do with activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// They stay f32.
+    #[default]
+    F32,
+    /// They are rounded to bf16, to nearest even, before they are multiplied; sums stay f32.
+    Bf16,
+}
+
+/// What happens to a product before it is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    /// Nothing.
+    #[default]
+    None,
+    /// `max(y, 0)^2`.
+    Relu2,
+}
