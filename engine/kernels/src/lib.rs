@@ -20,8 +20,9 @@
 //! | `moe_experts` | [`moe_experts()`] |
 //!
 //! Beside them: `layout` (how a step's rows lie in the token dimension, shapes, pools), `route`
-//! (which way is taken), `flex` (the CPU backend's buffers), `simd`, `isa`, `team`, `bandwidth`,
-//! and [`self_test`], which holds every operation of a device against f64 loops.
+//! (which way is taken), `flex` (the CPU backend's buffers), [`e4m3`] and [`e2m1`] (small number
+//! formats), `simd`, `isa`, `team`, `bandwidth`, and [`self_test`], which holds every operation of
+//! a device against f64 loops.
 //!
 //! # What holds on the CPU
 //!
@@ -45,6 +46,8 @@
 mod bandwidth;
 mod cache;
 mod causal_conv1d;
+pub mod e2m1;
+pub mod e4m3;
 mod embedding;
 mod flex;
 mod fused_norm;

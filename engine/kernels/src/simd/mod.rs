@@ -18,6 +18,7 @@ mod portable;
 use half::{bf16, f16};
 
 use crate::Isa;
+use crate::e4m3::E4m3;
 
 /// Lanes of a [`Simd`] vector.
 pub(crate) const LANES: usize = 16;
@@ -66,6 +67,9 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// Sixteen readable f16 at `p`.
     unsafe fn load_f16(self, p: *const f16) -> Self::V;
+    /// # Safety
+    /// Sixteen readable codes at `p`.
+    unsafe fn load_e4m3(self, p: *const E4m3) -> Self::V;
     /// # Safety
     /// Sixteen writable f32 at `p`.
     unsafe fn store(self, a: Self::V, p: *mut f32);
@@ -140,6 +144,15 @@ impl Stored for bf16 {
     }
 }
 
+#[allow(unsafe_code)]
+impl Stored for E4m3 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_e4m3(p) }
+    }
+}
+
 /// Work that is compiled for every instruction set. Implementations of `run` must be
 /// `#[inline(always)]`, and so must all that they call with `S`.
 pub(crate) trait Kernel {
@@ -172,4 +185,42 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     assert!(isa <= Isa::best(), "this machine cannot run {isa:?}");
     kernel.run(portable::Portable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::e4m3;
+
+    struct DecodeAll<'a>(&'a [E4m3]);
+
+    impl Kernel for DecodeAll<'_> {
+        type Output = Vec<u32>;
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        fn run<S: Simd>(self, s: S) -> Vec<u32> {
+            let mut out = vec![0.0; self.0.len()];
+            for at in (0..self.0.len()).step_by(LANES) {
+                // SAFETY: there are sixteen codes for each group of lanes, and as many results.
+                unsafe {
+                    let values = E4m3::load(s, self.0.as_ptr().add(at));
+                    s.store(values, out.as_mut_ptr().add(at));
+                }
+            }
+            out.into_iter().map(f32::to_bits).collect()
+        }
+    }
+
+    #[test]
+    fn every_set_decodes_every_e4m3_code() {
+        let codes: Vec<E4m3> = (0..=255).map(E4m3).collect();
+        for isa in Isa::available() {
+            for (code, bits) in (0..=255).zip(run(isa, DecodeAll(&codes))) {
+                let (got, want) = (f32::from_bits(bits), e4m3::decode(code));
+                let same = bits == want.to_bits() || got.is_nan() && want.is_nan();
+                assert!(same, "{}: {code:#x} is {got}, not {want}", isa.name());
+            }
+        }
+    }
 }

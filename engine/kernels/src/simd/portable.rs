@@ -4,6 +4,7 @@
 use half::{bf16, f16};
 
 use super::{LANES, Simd};
+use crate::e4m3::{self, E4m3};
 
 /// The lanes of any machine.
 #[derive(Clone, Copy)]
@@ -124,6 +125,13 @@ impl Simd for Portable {
         // SAFETY: sixteen readable f16.
         let values = unsafe { p.cast::<[f16; LANES]>().read() };
         lanewise!(|values| values.to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn load_e4m3(self, p: *const E4m3) -> Self::V {
+        // SAFETY: sixteen readable codes.
+        let codes = unsafe { p.cast::<[E4m3; LANES]>().read() };
+        lanewise!(|codes| e4m3::decode(codes.0))
     }
 
     #[inline(always)]
