@@ -3,8 +3,9 @@
 //! A pool has one owner: it is taken out, written and put back. A second handle to it would turn
 //! every write into a copy of the whole pool.
 
+use burn::tensor::kind::Basic;
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
-use kernels::{KvPool, StatePool};
+use kernels::{KvFormat, KvPool, KvTensor, StatePool};
 use scheduler::{CacheConfig, StateOp};
 
 use crate::device;
@@ -19,12 +20,30 @@ pub(crate) struct DeviceCache {
     pub(crate) block_size: usize,
 }
 
+/// What an FP8 cache divides the keys and values of a layer by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct KvScales {
+    pub(crate) key: f32,
+    pub(crate) value: f32,
+}
+
+impl Default for KvScales {
+    fn default() -> Self {
+        Self {
+            key: 1.0,
+            value: 1.0,
+        }
+    }
+}
+
 impl DeviceCache {
-    /// Zeroed pools; `kv_dtype` is F32 or BF16, states are F32.
+    /// Zeroed pools; states are F32. `kv_scales` are those of each attention layer, in stack order;
+    /// only FP8 asks for them.
     pub(crate) fn new(
         model: &ModelConfig,
         cache: &CacheConfig,
-        kv_dtype: DType,
+        kv_format: KvFormat,
+        kv_scales: &[KvScales],
         device: &Device,
     ) -> Self {
         let block_size = cache.block_size as usize;
@@ -36,9 +55,9 @@ impl DeviceCache {
                 attention.num_kv_heads,
                 attention.head_dim,
             ];
-            (0..model.num_layers(LayerKind::Attention)).map(move |_| KvPool {
-                keys: zeros(shape, kv_dtype, device),
-                values: zeros(shape, kv_dtype, device),
+            kv_scales.iter().map(move |scales| KvPool {
+                keys: side(shape, kv_format, scales.key, device),
+                values: side(shape, kv_format, scales.value, device),
             })
         });
         let states = model.mamba.iter().flat_map(|mamba| {
@@ -110,17 +129,33 @@ impl DeviceCache {
     }
 }
 
+/// A zeroed side of a KV pool.
+fn side(shape: [usize; 4], format: KvFormat, scale: f32, device: &Device) -> KvTensor {
+    match format {
+        KvFormat::F32 => KvTensor::Float(zeros(shape, DType::F32, device)),
+        KvFormat::Bf16 => KvTensor::Float(zeros(shape, DType::BF16, device)),
+        KvFormat::Fp8 => KvTensor::Fp8 {
+            codes: zeros(shape, DType::U8, device),
+            scale,
+        },
+    }
+}
+
 /// A zeroed pool. On the CPU its pages are the system's zero pages until somebody writes to them: a
 /// cache takes the memory that is used, not the memory that was granted.
-fn zeros<const D: usize>(shape: [usize; D], dtype: DType, device: &Device) -> Tensor<D> {
+fn zeros<const D: usize, K: Basic>(
+    shape: [usize; D],
+    dtype: DType,
+    device: &Device,
+) -> Tensor<D, K> {
     if !device::is_cpu(device) {
         return Tensor::zeros(shape, (device, dtype));
     }
     let count = shape.iter().product();
-    let bytes = if dtype == DType::BF16 {
-        Bytes::from_elems(vec![0_u16; count])
-    } else {
-        Bytes::from_elems(vec![0_f32; count])
+    let bytes = match dtype {
+        DType::U8 => Bytes::from_elems(vec![0_u8; count]),
+        DType::BF16 => Bytes::from_elems(vec![0_u16; count]),
+        _ => Bytes::from_elems(vec![0_f32; count]),
     };
     Tensor::from_data(TensorData::from_bytes(bytes, shape, dtype), (device, dtype))
 }

@@ -29,7 +29,7 @@ pub enum ModelSource {
     },
 }
 
-/// Arithmetic of the weight products and type of the KV cache. Weights stay as stored; recurrent
+/// Arithmetic of the weight products, and of the KV cache where nothing else says. Weights stay as stored; recurrent
 /// state, norms, softmax and routing are f32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DtypeChoice {
@@ -65,6 +65,34 @@ impl fmt::Display for DtypeChoice {
     }
 }
 
+/// How keys and values are cached. Less precision is more context in the same memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvDtypeChoice {
+    /// What the checkpoint was calibrated for, else the arithmetic's type.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    Bf16,
+    /// E4M3, 8 bits, under the checkpoint's scales or 1.
+    Fp8,
+}
+
+impl FromStr for KvDtypeChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" | "float32" => Ok(Self::F32),
+            "bf16" | "bfloat16" => Ok(Self::Bf16),
+            "fp8" | "fp8_e4m3" => Ok(Self::Fp8),
+            _ => Err(format!("{text:?} is none of auto, f32, bf16, fp8")),
+        }
+    }
+}
+
 /// Everything that [`Engine::open`](crate::Engine::open) needs to know.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -72,8 +100,10 @@ pub struct EngineConfig {
     pub source: ModelSource,
     /// Where it runs. Default auto.
     pub device: DeviceChoice,
-    /// Arithmetic and KV type. Default auto.
+    /// Arithmetic. Default auto.
     pub dtype: DtypeChoice,
+    /// KV cache. Default auto.
+    pub kv_cache_dtype: KvDtypeChoice,
     /// Prompt plus output of one sequence, at most 1,048,576. `None`: the model's
     /// `max_position_embeddings`, or less if the cache memory holds less.
     pub max_model_len: Option<u32>,
@@ -100,6 +130,7 @@ impl EngineConfig {
             source,
             device: DeviceChoice::default(),
             dtype: DtypeChoice::default(),
+            kv_cache_dtype: KvDtypeChoice::default(),
             max_model_len: None,
             max_num_seqs: 64,
             max_num_batched_tokens: 512,

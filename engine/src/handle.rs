@@ -95,8 +95,10 @@ pub struct EngineInfo {
     pub slot_bytes: u64,
     /// For people: "cpu (AVX-512 BF16, 2 threads)".
     pub device: String,
-    /// Arithmetic and KV type: "f32" or "bf16".
+    /// Arithmetic: "f32" or "bf16".
     pub dtype: String,
+    /// KV cache: "f32", "bf16" or "fp8".
+    pub kv_cache_dtype: &'static str,
 }
 
 /// State that handle and engine thread share.

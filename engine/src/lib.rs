@@ -25,8 +25,8 @@
 //! thread owns scheduler, runner, weights and caches, and no tensor leaves it.
 //!
 //! What a stream says is the same, bit for bit, whatever else is in the batch and however its
-//! prompt was cut (`tests/tests/equivalence.rs`); block size, `--dtype` and the CPU's instruction set
-//! are part of the configuration and may move a bit. The draft block's tensors are checked and left
+//! prompt was cut (`tests/tests/equivalence.rs`); block size, `--dtype`, `--kv-cache-dtype` and
+//! the CPU's instruction set are part of the configuration and may move a bit. The draft block's tensors are checked and left
 //! in their files: nothing drafts yet.
 
 mod batch;
@@ -47,7 +47,7 @@ mod noise;
 mod open;
 mod sampler;
 
-pub use config::{DtypeChoice, EngineConfig, ModelSource};
+pub use config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource};
 pub use device::DeviceChoice;
 pub use engine_core::{LoadProgress, spawn};
 pub use error::EngineError;

@@ -3,22 +3,22 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device};
-use kernels::Arithmetic;
+use burn::tensor::Device;
+use kernels::{Arithmetic, KvFormat};
 use scheduler::{Runner, SchedulerConfig};
 
-use crate::cache::DeviceCache;
+use crate::cache::{DeviceCache, KvScales};
 use crate::checkpoint::Checkpoint;
-use crate::config::{DtypeChoice, EngineConfig, ModelSource};
+use crate::config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource};
 use crate::device;
 use crate::engine_core::{LoadProgress, spawn};
 use crate::error::EngineError;
 use crate::handle::{EngineHandle, EngineInfo};
 use crate::memory::{self, FreeMemory, MAX_MODEL_LEN, MemoryPlan};
-use crate::model::ModelConfig;
 use crate::model::load::Loader;
 use crate::model::nemotron_h::NemotronH;
 use crate::model::weights::{self, Inventory, ModelWeights, fnv1a};
+use crate::model::{LayerKind, ModelConfig};
 use crate::model_runner::ModelRunner;
 
 /// The way in.
@@ -30,6 +30,7 @@ pub struct Opened {
     model: ModelConfig,
     weights: ModelWeights,
     plan: MemoryPlan,
+    kv_format: KvFormat,
     info: EngineInfo,
 }
 
@@ -56,7 +57,7 @@ impl Engine {
             ModelSource::Dummy { seed, .. } => weights::invent(&model, *seed),
         };
         let dtype = resolve_dtype(config.dtype, &device);
-        let kv_bytes = if dtype == DtypeChoice::Bf16 { 2 } else { 4 };
+        let kv_format = resolve_kv_format(config.kv_cache_dtype, dtype);
         let free = FreeMemory {
             available: memory::available(),
             weights: inventory.num_bytes,
@@ -69,11 +70,12 @@ impl Engine {
                 memory::bytes(free.available)
             )));
         }
-        let plan = memory::plan(&config, &model, kv_bytes, free)?;
+        let plan = memory::plan(&config, &model, kv_format.num_bytes() as u64, free)?;
         let device_name = device::name(&device);
         let dtype_name = dtype.to_string();
+        let arithmetic = [dtype_name.as_str(), kv_format.name()];
         let info = EngineInfo {
-            fingerprint: fingerprint(&text, &inventory, &device_name, &dtype_name),
+            fingerprint: fingerprint(&text, &inventory, &device_name, arithmetic),
             vocab_size: model.vocab_size as u32,
             max_model_len: plan.max_model_len,
             max_num_seqs: plan.max_num_seqs,
@@ -86,12 +88,14 @@ impl Engine {
             slot_bytes: plan.slot_bytes,
             device: device_name,
             dtype: dtype_name,
+            kv_cache_dtype: kv_format.name(),
         };
         Ok(Opened {
             config,
             model,
             weights,
             plan,
+            kv_format,
             info,
         })
     }
@@ -132,9 +136,9 @@ impl Opened {
         let device = device::resolve(self.config.device)?;
         let num_threads = self.config.threads.unwrap_or_else(device::num_cores);
         kernels::set_num_threads(num_threads);
-        let (arithmetic, kv_dtype) = match resolve_dtype(self.config.dtype, &device) {
-            DtypeChoice::Bf16 => (Arithmetic::Bf16, DType::BF16),
-            _ => (Arithmetic::F32, DType::F32),
+        let arithmetic = match resolve_dtype(self.config.dtype, &device) {
+            DtypeChoice::Bf16 => Arithmetic::Bf16,
+            _ => Arithmetic::F32,
         };
         let mut loader = Loader::new(
             device.clone(),
@@ -144,7 +148,14 @@ impl Opened {
             self.info.weight_bytes,
         );
         let model = NemotronH::load(&self.weights, &self.model, &mut loader);
-        let cache = DeviceCache::new(&self.model, &self.plan.cache, kv_dtype, &device);
+        let kv_scales = vec![KvScales::default(); self.model.num_layers(LayerKind::Attention)];
+        let cache = DeviceCache::new(
+            &self.model,
+            &self.plan.cache,
+            self.kv_format,
+            &kv_scales,
+            &device,
+        );
         Ok(ModelRunner::new(model, cache))
     }
 }
@@ -204,15 +215,31 @@ fn resolve_dtype(choice: DtypeChoice, device: &Device) -> DtypeChoice {
     }
 }
 
+/// Auto is the type of the arithmetic.
+fn resolve_kv_format(choice: KvDtypeChoice, dtype: DtypeChoice) -> KvFormat {
+    match choice {
+        KvDtypeChoice::Auto if dtype == DtypeChoice::Bf16 => KvFormat::Bf16,
+        KvDtypeChoice::Auto | KvDtypeChoice::F32 => KvFormat::F32,
+        KvDtypeChoice::Bf16 => KvFormat::Bf16,
+        KvDtypeChoice::Fp8 => KvFormat::Fp8,
+    }
+}
+
 /// The same for the same build, configuration, tensors and arithmetic; the bytes of the weights are
 /// not read for it.
-fn fingerprint(config_text: &str, inventory: &Inventory, device: &str, dtype: &str) -> String {
+fn fingerprint(
+    config_text: &str,
+    inventory: &Inventory,
+    device: &str,
+    [dtype, kv_dtype]: [&str; 2],
+) -> String {
     let parts = [
         env!("CARGO_PKG_VERSION"),
         config_text,
         &inventory.listing,
         device,
         dtype,
+        kv_dtype,
     ];
     let hash = parts
         .iter()

@@ -94,9 +94,14 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_DEVICE")]
     pub device: Option<String>,
 
-    /// Arithmetic and KV cache: auto, f32 or bf16; weights stay as stored [default: auto]
+    /// Arithmetic: auto, f32 or bf16; weights stay as stored [default: auto]
     #[arg(long, env = "NEMOSERVE_DTYPE")]
     pub dtype: Option<String>,
+
+    /// KV cache: auto, f32, bf16 or fp8; auto is what the checkpoint asks for, else the arithmetic's
+    /// type [default: auto]
+    #[arg(long, env = "NEMOSERVE_KV_CACHE_DTYPE")]
+    pub kv_cache_dtype: Option<String>,
 
     /// Prompt plus output tokens of one request, up to 1048576 [default: the model's, if it fits]
     #[arg(long, env = "NEMOSERVE_MAX_MODEL_LEN", value_name = "TOKENS")]
@@ -337,6 +342,7 @@ impl ServeArgs {
             listen: self.listen.or(base.listen),
             device: self.device.or(base.device),
             dtype: self.dtype.or(base.dtype),
+            kv_cache_dtype: self.kv_cache_dtype.or(base.kv_cache_dtype),
             max_model_len: self.max_model_len.or(base.max_model_len),
             max_num_seqs: self.max_num_seqs.or(base.max_num_seqs),
             max_num_batched_tokens: self.max_num_batched_tokens.or(base.max_num_batched_tokens),

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use engine::{DeviceChoice, DtypeChoice, EngineConfig, EngineError, ModelConfig, ModelSource};
+use engine::{
+    DeviceChoice, DtypeChoice, EngineConfig, EngineError, KvDtypeChoice, ModelConfig, ModelSource,
+};
 use serde_json::Value;
 
 use crate::api::models::ModelNames;
@@ -279,6 +281,10 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
     Ok(EngineConfig {
         device: parsed::<DeviceChoice>("--device", args.device.as_deref())?,
         dtype: parsed::<DtypeChoice>("--dtype", args.dtype.as_deref())?,
+        kv_cache_dtype: parsed::<KvDtypeChoice>(
+            "--kv-cache-dtype",
+            args.kv_cache_dtype.as_deref(),
+        )?,
         max_model_len: args.max_model_len,
         max_num_seqs: args.max_num_seqs.unwrap_or(defaults.max_num_seqs),
         // One step must have room for a token of every sequence.
@@ -485,6 +491,13 @@ mod tests {
                     ..base()
                 },
                 "--dtype",
+            ),
+            (
+                ServeArgs {
+                    kv_cache_dtype: Some("int8".into()),
+                    ..base()
+                },
+                "--kv-cache-dtype",
             ),
             (
                 ServeArgs {

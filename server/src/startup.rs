@@ -108,7 +108,12 @@ pub fn summary(state: &AppState, address: SocketAddr) -> String {
     }
     line(
         "parameters",
-        format!("{}, arithmetic {}", count(info.num_parameters), info.dtype),
+        format!(
+            "{}, arithmetic {}, KV cache {}",
+            count(info.num_parameters),
+            info.dtype,
+            info.kv_cache_dtype
+        ),
     );
     line("device", info.device.clone());
     line(

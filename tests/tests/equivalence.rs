@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engine::{
-    DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineHandle, ModelSource, StreamEvent,
+    DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineHandle, KvDtypeChoice, ModelSource,
+    StreamEvent,
 };
 use nemoserve_tests::fixtures;
 use nemoserve_tests::memory::smallest_cache;
@@ -317,16 +318,68 @@ fn bf16_arithmetic_is_as_repeatable() {
 }
 
 #[test]
+fn an_fp8_cache_is_as_repeatable() {
+    let model = Model::new();
+    let asks = asks();
+    let fp8 = |config: &mut EngineConfig| config.kv_cache_dtype = KvDtypeChoice::Fp8;
+    let expect = model.alone(fp8, &asks);
+    assert!(expect != model.alone(|_| {}, &asks), "fp8 is not in use");
+    for budget in [1, 7, 33, 512] {
+        let mut config = model.config();
+        fp8(&mut config);
+        config.max_num_seqs = budget.min(16);
+        config.max_num_batched_tokens = budget;
+        let got = model.run(&model.start(config), &asks);
+        assert_same(&format!("{budget} tokens per step"), &expect, &got);
+    }
+}
+
+#[test]
+fn an_fp8_cache_holds_more_tokens() {
+    let model = Model::new();
+    let num_blocks = |kv_cache_dtype| {
+        let config = EngineConfig {
+            kv_cache_dtype,
+            cache_memory_bytes: Some(1 << 20),
+            max_num_seqs: 64,
+            ..model.config()
+        };
+        let opened = Engine::open(config).expect("it fits");
+        (opened.info().num_blocks, opened.info().block_bytes)
+    };
+    let (f32_blocks, f32_bytes) = num_blocks(KvDtypeChoice::F32);
+    for (choice, share) in [(KvDtypeChoice::Bf16, 2), (KvDtypeChoice::Fp8, 4)] {
+        let (blocks, bytes) = num_blocks(choice);
+        assert_eq!(bytes * share, f32_bytes);
+        assert!(
+            blocks >= f32_blocks * share as u32,
+            "{blocks}, {f32_blocks}"
+        );
+    }
+}
+
+#[test]
 fn preemption_changes_nothing() {
+    check_preemption(KvDtypeChoice::Auto, 140);
+}
+
+#[test]
+fn preemption_changes_nothing_in_an_fp8_cache() {
+    // A quarter of the bytes: four times the tokens until memory is short of blocks.
+    check_preemption(KvDtypeChoice::Fp8, 4 * 140);
+}
+
+fn check_preemption(kv_cache_dtype: KvDtypeChoice, max_model_len: u32) {
     let model = Model::new();
     // Long answers in a cache that holds few of them.
     let mut asks = asks();
     for ask in &mut asks {
-        ask.params.max_tokens = 60;
+        ask.params.max_tokens = max_model_len * 3 / 7;
     }
     let small = |config: &mut EngineConfig| {
         config.block_size = 4;
-        config.max_model_len = Some(140);
+        config.max_model_len = Some(max_model_len);
+        config.kv_cache_dtype = kv_cache_dtype;
     };
     let expect = model.alone(small, &asks);
     let mut config = model.config();

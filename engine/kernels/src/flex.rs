@@ -4,19 +4,27 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{AllocationProperty, Bytes, DType, Device, Int, Tensor, TensorData};
+use burn::tensor::kind::Basic;
+use burn::tensor::{
+    AllocationProperty, BackendPrimitive, Bytes, DType, Device, Int, Tensor, TensorData,
+};
 use burn_flex::{Flex, FlexTensor};
 use half::{bf16, f16};
 
 use crate::route;
 
+/// Numbers of any kind: the CPU backend has one buffer type for all.
+pub(crate) trait OnFlex: Basic + BackendPrimitive<Flex, Primitive = FlexTensor> {}
+
+impl<K: Basic + BackendPrimitive<Flex, Primitive = FlexTensor>> OnFlex for K {}
+
 /// A contiguous view of a CPU tensor: shares the buffer, or copies a strided one.
-pub(crate) fn view<const D: usize>(tensor: &Tensor<D>) -> FlexTensor {
+pub(crate) fn view<const D: usize, K: OnFlex>(tensor: &Tensor<D, K>) -> FlexTensor {
     owned(tensor.clone())
 }
 
 /// The same for a tensor that is used up.
-pub(crate) fn owned<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+pub(crate) fn owned<const D: usize, K: OnFlex>(tensor: Tensor<D, K>) -> FlexTensor {
     let tensor = tensor.try_into_primitive::<Flex>().expect(
         "the operation was routed to the CPU by its first tensor, the others live there too",
     );
@@ -31,7 +39,7 @@ pub(crate) fn owned<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
 ///
 /// # Panics
 /// If it has another owner: the write would become a copy of the whole cache.
-pub(crate) fn pool<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+pub(crate) fn pool<const D: usize, K: OnFlex>(tensor: Tensor<D, K>) -> FlexTensor {
     let tensor = owned(tensor);
     assert!(
         tensor.is_unique(),
@@ -41,7 +49,7 @@ pub(crate) fn pool<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
 }
 
 /// Back to a tensor.
-pub(crate) fn tensor<const D: usize>(primitive: FlexTensor) -> Tensor<D> {
+pub(crate) fn tensor<const D: usize, K: OnFlex>(primitive: FlexTensor) -> Tensor<D, K> {
     Tensor::from_primitive::<Flex>(primitive)
 }
 

@@ -95,17 +95,7 @@ impl Layout {
     }
 }
 
-/// Paged KV pools of one attention layer, `[num_blocks, block_size, kv_heads, head_dim]`, F32 or
-/// BF16. An operation that writes takes the pool and gives it back, so that the write is in place.
-#[derive(Clone, Debug)]
-pub struct KvPool {
-    /// Keys.
-    pub keys: Tensor<4>,
-    /// Values.
-    pub values: Tensor<4>,
-}
-
-/// State of one Mamba layer over all slots. Taken and given back like a [`KvPool`].
+/// State of one Mamba layer over all slots. Taken and given back like a [`KvPool`](crate::KvPool).
 #[derive(Clone, Debug)]
 pub struct StatePool {
     /// The last `K - 1` raw convolution inputs, `[num_slots, conv_dim, K - 1]`, F32, oldest first.

@@ -19,8 +19,8 @@
 //! | `router_topk` | [`router_topk()`] |
 //! | `moe_experts` | [`moe_experts()`] |
 //!
-//! Beside them: `layout` (how a step's rows lie in the token dimension, shapes, pools), `route`
-//! (which way is taken), `flex` (the CPU backend's buffers), [`e4m3`] and [`e2m1`] (small number
+//! Beside them: `layout` (how a step's rows lie in the token dimension, shapes, states), `kv_pool`
+//! (the KV cache and its formats), `route` (which way is taken), `flex` (the CPU backend's buffers), [`e4m3`] and [`e2m1`] (small number
 //! formats), `simd`, `isa`, `team`, `bandwidth`, and [`self_test`], which holds every operation of
 //! a device against f64 loops.
 //!
@@ -52,6 +52,7 @@ mod embedding;
 mod flex;
 mod fused_norm;
 mod isa;
+mod kv_pool;
 mod layout;
 mod linear;
 mod moe_experts;
@@ -70,7 +71,8 @@ pub use embedding::embedding;
 pub use flex::{weight_from_shared, with_f32};
 pub use fused_norm::{add_rms_norm, gated_group_norm, rms_norm};
 pub use isa::{Isa, isa, set_isa, with_isa};
-pub use layout::{Arithmetic, KvPool, Layout, MambaShape, RowLayout, StatePool};
+pub use kv_pool::{KvFormat, KvPool, KvTensor};
+pub use layout::{Arithmetic, Layout, MambaShape, RowLayout, StatePool};
 pub use linear::{linear, mlp_relu2};
 pub use moe_experts::{ExpertMatrices, moe_experts};
 pub use paged_attention::paged_attention;

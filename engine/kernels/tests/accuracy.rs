@@ -3,7 +3,7 @@
 
 use burn::tensor::{DType, Device};
 use kernels::self_test::{self, Outcome, Shapes, self_test};
-use kernels::{Arithmetic, Isa, MambaShape, RouterShape, with_isa, with_reference};
+use kernels::{Arithmetic, Isa, KvFormat, MambaShape, RouterShape, with_isa, with_reference};
 use proptest::prelude::*;
 
 fn check(outcomes: &[Outcome], how: &str, shapes: &Shapes) {
@@ -27,7 +27,7 @@ fn check_all_ways(shapes: &Shapes, test: impl Fn(&Device, &Shapes) -> Vec<Outcom
 fn self_test_passes() {
     for weights in [DType::F32, DType::F16, DType::BF16] {
         for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
-            for kv in [DType::F32, DType::BF16] {
+            for kv in [KvFormat::F32, KvFormat::Bf16, KvFormat::Fp8] {
                 let shapes = Shapes {
                     weights,
                     arithmetic,
@@ -65,10 +65,10 @@ fn rows() -> impl Strategy<Value = Vec<(usize, usize)>> {
     prop::collection::vec(row, 1..5)
 }
 
-fn dtypes() -> impl Strategy<Value = (DType, DType, Arithmetic)> {
+fn dtypes() -> impl Strategy<Value = (DType, KvFormat, Arithmetic)> {
     (
         prop::sample::select(vec![DType::F32, DType::F16, DType::BF16]),
-        prop::sample::select(vec![DType::F32, DType::BF16]),
+        prop::sample::select(vec![KvFormat::F32, KvFormat::Bf16, KvFormat::Fp8]),
         prop::sample::select(vec![Arithmetic::F32, Arithmetic::Bf16]),
     )
 }

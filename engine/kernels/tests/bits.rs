@@ -54,6 +54,10 @@ fn arithmetic() -> impl Strategy<Value = Arithmetic> {
     prop::sample::select(vec![Arithmetic::F32, Arithmetic::Bf16])
 }
 
+fn kv_format() -> impl Strategy<Value = KvFormat> {
+    prop::sample::select(vec![KvFormat::F32, KvFormat::Bf16, KvFormat::Fp8])
+}
+
 fn cuts() -> impl Strategy<Value = Vec<usize>> {
     prop::collection::vec(any::<prop::sample::Index>(), 0..4)
         .prop_map(|cuts| cuts.iter().map(|cut| cut.index(1000)).collect())
@@ -114,9 +118,9 @@ proptest! {
     #[test]
     fn attention(
         (kv_heads, group) in (1_usize..4, 1_usize..7), head_dim in 1_usize..40,
-        block_size in 1_usize..35, len in 1_usize..60, bf16 in any::<bool>(), cuts in cuts(),
+        block_size in 1_usize..35, len in 1_usize..60, format in kv_format(), cuts in cuts(),
     ) {
-        check_attention(kv_heads, group, head_dim, block_size, len, bf16, &cuts)?;
+        check_attention(kv_heads, group, head_dim, block_size, len, format, &cuts)?;
     }
 
     #[test]
@@ -131,6 +135,20 @@ proptest! {
     }
 }
 
+/// One side of a pool that holds nothing but NaN.
+fn spoilt(shape: [usize; 4], format: KvFormat, scale: f32) -> KvTensor {
+    let floats = || Tensor::<4>::full(shape, f32::NAN, &Device::flex());
+    match format {
+        KvFormat::F32 => KvTensor::Float(floats()),
+        KvFormat::Bf16 => KvTensor::Float(floats().cast(FloatDType::BF16)),
+        KvFormat::Fp8 => {
+            let data = TensorData::new(vec![0x7f_u8; shape.iter().product()], shape);
+            let codes = Tensor::from_data(data, (&Device::flex(), DType::U8));
+            KvTensor::Fp8 { codes, scale }
+        }
+    }
+}
+
 /// Writes and attends one prompt in pieces, beside a stranger's row, against all at once.
 fn check_attention(
     kv_heads: usize,
@@ -138,14 +156,9 @@ fn check_attention(
     head_dim: usize,
     block_size: usize,
     len: usize,
-    bf16: bool,
+    format: KvFormat,
     cuts: &[usize],
 ) -> TestCaseResult {
-    let dtype = if bf16 {
-        FloatDType::BF16
-    } else {
-        FloatDType::F32
-    };
     let blocks = len.div_ceil(block_size);
     let heads = kv_heads * group;
     let q = random([len, heads * head_dim]);
@@ -155,8 +168,8 @@ fn check_attention(
     );
     let pool_shape = [2 * blocks + 2, block_size, kv_heads, head_dim];
     let new_pool = || KvPool {
-        keys: Tensor::<4>::full(pool_shape, f32::NAN, &Device::flex()).cast(dtype),
-        values: Tensor::<4>::full(pool_shape, f32::NAN, &Device::flex()).cast(dtype),
+        keys: spoilt(pool_shape, format, 0.003),
+        values: spoilt(pool_shape, format, 0.007),
     };
     let row = |tokens, start, first: usize| RowLayout {
         tokens,
@@ -331,8 +344,8 @@ fn number_of_threads_changes_nothing() {
     );
     let q = random([1, 32 * 64]);
     let pool = KvPool {
-        keys: random([40, 16, 2, 64]),
-        values: random([40, 16, 2, 64]),
+        keys: random([40, 16, 2, 64]).into(),
+        values: random([40, 16, 2, 64]).into(),
     };
     let layout = Layout {
         rows: vec![RowLayout {
@@ -428,8 +441,8 @@ fn routing_made_elsewhere_is_understood() {
 #[should_panic(expected = "a cache tensor has one owner")]
 fn a_shared_pool_is_refused() {
     let pool = KvPool {
-        keys: random([2, 4, 1, 8]),
-        values: random([2, 4, 1, 8]),
+        keys: random([2, 4, 1, 8]).into(),
+        values: random([2, 4, 1, 8]).into(),
     };
     let keep = pool.clone();
     let pool = copy_block(pool, 0, 1);

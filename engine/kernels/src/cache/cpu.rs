@@ -4,26 +4,39 @@ use burn::tensor::{DType, Element, Tensor};
 use bytemuck::Pod;
 use half::bf16;
 
-use crate::{Layout, flex};
+use crate::flex::{self, OnFlex};
+use crate::{KvTensor, Layout, e4m3};
 
 /// Writes `[T, kv_heads * head_dim]` into `[num_blocks, block_size, kv_heads, head_dim]`.
-pub(super) fn write(pool: Tensor<4>, new: Tensor<2>, layout: &Layout) -> Tensor<4> {
+pub(super) fn write(pool: KvTensor, new: Tensor<2>, layout: &Layout) -> KvTensor {
     let [_, width] = new.dims();
-    let mut pool = flex::pool(pool);
     let new = flex::owned(new);
     let new = flex::f32s(&new);
-    match pool.dtype() {
-        DType::F32 => write_rows(pool.storage_mut::<f32>(), new, width, layout, |x| x),
-        DType::BF16 => write_rows(
-            pool.storage_mut::<bf16>(),
-            new,
-            width,
-            layout,
-            bf16::from_f32,
-        ),
-        other => panic!("KV pools are F32 or BF16, not {other:?}"),
+    match pool {
+        KvTensor::Float(pool) => {
+            let mut pool = flex::pool(pool);
+            match pool.dtype() {
+                DType::F32 => write_rows(pool.storage_mut::<f32>(), new, width, layout, |x| x),
+                DType::BF16 => write_rows(
+                    pool.storage_mut::<bf16>(),
+                    new,
+                    width,
+                    layout,
+                    bf16::from_f32,
+                ),
+                other => panic!("KV pools of floats are F32 or BF16, not {other:?}"),
+            }
+            KvTensor::Float(flex::tensor(pool))
+        }
+        KvTensor::Fp8 { codes, scale } => {
+            let mut codes = flex::pool(codes);
+            write_rows(codes.storage_mut::<u8>(), new, width, layout, |x| {
+                e4m3::encode(x / scale)
+            });
+            let codes = flex::tensor(codes);
+            KvTensor::Fp8 { codes, scale }
+        }
     }
-    flex::tensor(pool)
 }
 
 /// A position's vectors are adjacent in the pool, so each is one run.
@@ -59,7 +72,11 @@ pub(super) fn zero_row<const D: usize>(pool: Tensor<D>, row: usize) -> Tensor<D>
 }
 
 /// Copies one entry of the first dimension over another.
-pub(super) fn copy_row<const D: usize>(pool: Tensor<D>, from: usize, to: usize) -> Tensor<D> {
+pub(super) fn copy_row<const D: usize, K: OnFlex>(
+    pool: Tensor<D, K>,
+    from: usize,
+    to: usize,
+) -> Tensor<D, K> {
     fn copy<E: Element + Pod>(pool: &mut [E], from: usize, to: usize, len: usize) {
         pool.copy_within(from * len..(from + 1) * len, to * len);
     }
@@ -68,11 +85,12 @@ pub(super) fn copy_row<const D: usize>(pool: Tensor<D>, from: usize, to: usize) 
     match pool.dtype() {
         DType::F32 => copy(pool.storage_mut::<f32>(), from, to, len),
         DType::BF16 => copy(pool.storage_mut::<bf16>(), from, to, len),
-        other => panic!("caches are F32 or BF16, not {other:?}"),
+        DType::U8 => copy(pool.storage_mut::<u8>(), from, to, len),
+        other => panic!("caches are F32, BF16 or U8, not {other:?}"),
     }
     flex::tensor(pool)
 }
 
-fn row_len<const D: usize>(pool: &Tensor<D>) -> usize {
+fn row_len<const D: usize, K: OnFlex>(pool: &Tensor<D, K>) -> usize {
     pool.dims()[1..].iter().product()
 }

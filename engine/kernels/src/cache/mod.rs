@@ -4,12 +4,14 @@ mod cpu;
 pub(crate) mod reference;
 
 use burn::tensor::Tensor;
+use burn::tensor::kind::Numeric;
 
-use crate::{KvPool, Layout, StatePool, route};
+use crate::flex::OnFlex;
+use crate::{KvPool, KvTensor, Layout, StatePool, route};
 
 /// Writes this step's keys and values at their rows' positions.
 ///
-/// Shapes: `k`, `v` F32 `[T, kv_heads * head_dim]`, rounded to the pool's dtype.
+/// Shapes: `k`, `v` F32 `[T, kv_heads * head_dim]`, rounded to the pool's format.
 pub fn cache_write(pool: KvPool, k: Tensor<2>, v: Tensor<2>, layout: &Layout) -> KvPool {
     let [num_blocks, block_size, kv_heads, head_dim] = pool.keys.dims();
     let [num_tokens, width] = k.dims();
@@ -49,9 +51,16 @@ pub fn copy_slot(pool: StatePool, from: usize, to: usize) -> StatePool {
 
 /// Copies a KV block over another.
 pub fn copy_block(pool: KvPool, from: usize, to: usize) -> KvPool {
+    let copy = |side| match side {
+        KvTensor::Float(tensor) => KvTensor::Float(copy_row(tensor, from, to)),
+        KvTensor::Fp8 { codes, scale } => KvTensor::Fp8 {
+            codes: copy_row(codes, from, to),
+            scale,
+        },
+    };
     KvPool {
-        keys: copy_row(pool.keys, from, to),
-        values: copy_row(pool.values, from, to),
+        keys: copy(pool.keys),
+        values: copy(pool.values),
     }
 }
 
@@ -63,7 +72,11 @@ fn zero_row<const D: usize>(pool: Tensor<D>, row: usize) -> Tensor<D> {
     }
 }
 
-fn copy_row<const D: usize>(pool: Tensor<D>, from: usize, to: usize) -> Tensor<D> {
+fn copy_row<const D: usize, K: Numeric + OnFlex>(
+    pool: Tensor<D, K>,
+    from: usize,
+    to: usize,
+) -> Tensor<D, K> {
     if route::takes_cpu(&pool) {
         cpu::copy_row(pool, from, to)
     } else {

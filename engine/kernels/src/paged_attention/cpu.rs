@@ -8,13 +8,16 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Element, Tensor};
+use burn_flex::FlexTensor;
+use bytemuck::{Pod, TransparentWrapper as _};
 
-use super::online::{Attend, Job};
-use crate::flex::{self, Elements};
+use super::online::{Attend, Cached, Job};
+use crate::e4m3::E4m3;
+use crate::flex;
 use crate::simd;
 use crate::team::{self, SharedMut};
-use crate::{KvPool, Layout, RowLayout, isa};
+use crate::{KvPool, KvTensor, Layout, RowLayout, isa};
 
 /// Queries times heads of a job: enough to reuse a block, few enough to stay in the first-level
 /// cache with it.
@@ -31,23 +34,19 @@ pub(super) fn paged_attention(
     let [_, _, kv_heads, head_dim] = pool.keys.dims();
     assert_eq!(pool.values.dims(), pool.keys.dims(), "value pool");
     let q = flex::owned(q);
-    let (keys, values) = (flex::view(&pool.keys), flex::view(&pool.values));
+    let (keys, values) = (view(&pool.keys), view(&pool.values));
     let mut out = vec![0.0; num_tokens * width];
     let attend = Attend {
         q: flex::f32s(&q),
-        keys: flex::elements(&keys),
-        values: flex::elements(&values),
+        cached: cached(&keys, &values),
+        key_scale: pool.keys.scale(),
+        value_scale: pool.values.scale(),
         heads,
         kv_heads,
         head_dim,
         block_size: layout.block_size,
         out: SharedMut::new(&mut out),
     };
-    assert!(
-        std::mem::discriminant(&attend.keys) == std::mem::discriminant(&attend.values)
-            && !matches!(attend.keys, Elements::F16(_)),
-        "KV pools are both F32 or both BF16"
-    );
     let jobs = jobs(layout, heads / kv_heads, kv_heads);
     let cost = jobs.iter().map(|job| job.cost(head_dim)).sum();
     let isa = isa();
@@ -55,6 +54,31 @@ pub(super) fn paged_attention(
         simd::run(isa, (&attend, &jobs[index]));
     });
     flex::from_vec(out, [num_tokens, width])
+}
+
+fn view(side: &KvTensor) -> FlexTensor {
+    match side {
+        KvTensor::Float(tensor) => flex::view(tensor),
+        KvTensor::Fp8 { codes, .. } => flex::view(codes),
+    }
+}
+
+/// Both sides in the format that they share.
+fn cached<'a>(keys: &'a FlexTensor, values: &'a FlexTensor) -> Cached<'a> {
+    fn slice<E: Element + Pod>(tensor: &FlexTensor) -> &[E] {
+        tensor
+            .as_slice()
+            .expect("the view is contiguous and of this dtype")
+    }
+    match (keys.dtype(), values.dtype()) {
+        (DType::F32, DType::F32) => Cached::F32(slice(keys), slice(values)),
+        (DType::BF16, DType::BF16) => Cached::Bf16(slice(keys), slice(values)),
+        (DType::U8, DType::U8) => Cached::Fp8(
+            E4m3::wrap_slice(slice(keys)),
+            E4m3::wrap_slice(slice(values)),
+        ),
+        (keys, values) => panic!("KV pools are both F32, BF16 or FP8, not {keys:?} and {values:?}"),
+    }
 }
 
 /// Cuts the step into jobs: by kv head, by queries, and by heads of a group while there are fewer

@@ -3,8 +3,10 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use crate::RowLayout;
-use crate::flex::Elements;
+use crate::e4m3::E4m3;
 use crate::linear::tile::{F32Dot, tile};
 use crate::simd::{Kernel, LANES, Simd, Stored, math};
 use crate::team::SharedMut;
@@ -13,16 +15,25 @@ use crate::team::SharedMut;
 pub(super) struct Attend<'a> {
     /// `[T, heads * head_dim]`.
     pub(super) q: &'a [f32],
-    /// `[num_blocks, block_size, kv_heads, head_dim]`.
-    pub(super) keys: Elements<'a>,
-    /// Like the keys.
-    pub(super) values: Elements<'a>,
+    pub(super) cached: Cached<'a>,
+    /// What stored keys are multiplied with; the scores are, in their stead.
+    pub(super) key_scale: f32,
+    /// What stored values are multiplied with; their sums are.
+    pub(super) value_scale: f32,
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
     pub(super) block_size: usize,
     /// Like the queries.
     pub(super) out: SharedMut<f32>,
+}
+
+/// Keys and values, `[num_blocks, block_size, kv_heads, head_dim]` each.
+#[derive(Clone, Copy)]
+pub(super) enum Cached<'a> {
+    F32(&'a [f32], &'a [f32]),
+    Bf16(&'a [bf16], &'a [bf16]),
+    Fp8(&'a [E4m3], &'a [E4m3]),
 }
 
 /// Some queries of a row with some heads of one group.
@@ -53,14 +64,11 @@ impl Kernel for (&Attend<'_>, &Job<'_>) {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (attend, job) = self;
-        match (attend.keys, attend.values) {
-            (Elements::F32(keys), Elements::F32(values)) => {
-                Online::new(s, attend, job).run(s, keys, values);
-            }
-            (Elements::Bf16(keys), Elements::Bf16(values)) => {
-                Online::new(s, attend, job).run(s, keys, values);
-            }
-            _ => unreachable!("KV pools are both F32 or both BF16, checked by the caller"),
+        let online = Online::new(s, attend, job);
+        match attend.cached {
+            Cached::F32(keys, values) => online.run(s, keys, values),
+            Cached::Bf16(keys, values) => online.run(s, keys, values),
+            Cached::Fp8(keys, values) => online.run(s, keys, values),
         }
     }
 }
@@ -88,7 +96,7 @@ impl<'a> Online<'a> {
     fn new<S: Simd>(_: S, attend: &'a Attend<'a>, job: &'a Job<'a>) -> Self {
         let (heads, head_dim) = (job.heads.len(), attend.head_dim);
         let rows = job.tokens.len() * heads;
-        let scale = (head_dim as f32).sqrt().recip();
+        let scale = (head_dim as f32).sqrt().recip() * attend.key_scale;
         let mut queries = Vec::with_capacity(rows * head_dim);
         for token in job.tokens.clone() {
             let start = (token * attend.heads + job.heads.start) * head_dim;
@@ -346,7 +354,7 @@ impl<'a> Online<'a> {
                 )
             };
             for (out, sum) in out.iter_mut().zip(&self.sums[row * head_dim..]) {
-                *out = sum / total;
+                *out = sum * self.attend.value_scale / total;
             }
         }
     }

@@ -2,9 +2,9 @@
 
 use burn::tensor::{DType, Device};
 
-use super::compare::{TOLERANCE, outcome, untouched};
-use super::inputs::{Numbers, round, scatter, upload, wide};
-use super::{Outcome, Shapes, oracle};
+use super::compare::{TOLERANCE, kept_alone, outcome};
+use super::inputs::{Numbers, scatter, upload, wide};
+use super::{Outcome, Shapes, kv, oracle};
 use crate::KvPool;
 
 /// The write of keys and values, and attention over them.
@@ -17,7 +17,7 @@ pub fn attention(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
     let pool_shape = [num_blocks, shapes.block_size, kv_heads, head_dim];
 
     // What is cached before, what this step brings, and what must be cached after it.
-    let side = |numbers: &mut Numbers| {
+    let side = |numbers: &mut Numbers, scale| {
         let mut before = vec![f32::NAN; pool_shape.iter().product()];
         let mut after = before.clone();
         let mut new = Vec::with_capacity(m * width);
@@ -26,7 +26,10 @@ pub fn attention(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
             let mut positions = Vec::new();
             for position in 0..row.context_len() {
                 let vector = numbers.vector(width, 1.0, DType::F32);
-                let stored: Vec<f32> = vector.iter().map(|&x| round(x, shapes.kv)).collect();
+                let stored: Vec<f32> = vector
+                    .iter()
+                    .map(|&x| kv::kept(x, shapes.kv, scale))
+                    .collect();
                 let at = (row.blocks[position / shapes.block_size] as usize * shapes.block_size
                     + position % shapes.block_size)
                     * width;
@@ -42,12 +45,18 @@ pub fn attention(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
         }
         (before, after, new, rows)
     };
-    let (keys_before, keys_after, k, keys) = side(numbers);
-    let (values_before, values_after, v, values) = side(numbers);
+    let (keys_before, keys_after, k, keys) = side(numbers, kv::KEY_SCALE);
+    let (values_before, values_after, v, values) = side(numbers, kv::VALUE_SCALE);
 
     let pool = KvPool {
-        keys: upload(&keys_before, pool_shape, shapes.kv, device),
-        values: upload(&values_before, pool_shape, shapes.kv, device),
+        keys: kv::pool(&keys_before, pool_shape, shapes.kv, kv::KEY_SCALE, device),
+        values: kv::pool(
+            &values_before,
+            pool_shape,
+            shapes.kv,
+            kv::VALUE_SCALE,
+            device,
+        ),
     };
     let pool = crate::cache_write(
         pool,
@@ -75,8 +84,8 @@ pub fn attention(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
         }
     }
     vec![
-        untouched("cache_write: keys", &pool.keys, &keys_after),
-        untouched("cache_write: values", &pool.values, &values_after),
+        kept_alone("cache_write: keys", &pool.keys, &keys_after),
+        kept_alone("cache_write: values", &pool.values, &values_after),
         outcome("paged_attention", &got, &want, TOLERANCE),
     ]
 }

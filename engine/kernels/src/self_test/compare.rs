@@ -3,8 +3,8 @@
 use burn::tensor::Tensor;
 
 use super::inputs::Numbers;
-use super::{Outcome, Shapes};
-use crate::{Arithmetic, with_f32};
+use super::{Outcome, Shapes, kv};
+use crate::{Arithmetic, KvTensor, with_f32};
 
 /// f32 sums of some thousand terms stay within this.
 pub(super) const TOLERANCE: f64 = 1e-4;
@@ -60,13 +60,20 @@ pub(super) fn untouched<const D: usize>(
     got: &Tensor<D>,
     want: &[f32],
 ) -> Outcome {
-    let same = with_f32(got, |got| {
-        got.len() == want.len()
-            && got
-                .iter()
-                .zip(want)
-                .all(|(got, want)| got == want || (got.is_nan() && want.is_nan()))
-    });
+    with_f32(got, |got| exact(operation, got, want))
+}
+
+/// The same for a side of a KV pool.
+pub(super) fn kept_alone(operation: &'static str, got: &KvTensor, want: &[f32]) -> Outcome {
+    exact(operation, &kv::numbers(got), want)
+}
+
+fn exact(operation: &'static str, got: &[f32], want: &[f32]) -> Outcome {
+    let same = got.len() == want.len()
+        && got
+            .iter()
+            .zip(want)
+            .all(|(got, want)| got == want || (got.is_nan() && want.is_nan()));
     Outcome {
         operation,
         max_error: if same { 0.0 } else { f64::INFINITY },

@@ -2,10 +2,10 @@
 
 use burn::tensor::{DType, Device};
 
-use super::compare::{TOLERANCE, outcome, untouched, worst};
+use super::compare::{TOLERANCE, kept_alone, outcome, untouched, worst};
 use super::inputs::{Numbers, scatter, upload, wide};
 use super::oracle::{self, HeadConstants, HeadToken};
-use super::{Outcome, Shapes};
+use super::{Outcome, Shapes, kv};
 use crate::{KvPool, Layout, StatePool, with_f32};
 
 /// State pools of the mixer whose slots are NaN but for the rows' own, and those rows' contents.
@@ -229,12 +229,16 @@ pub fn copies(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
 
     let block_shape = [3, shapes.block_size, shapes.kv_heads, shapes.head_dim];
     let block_len: usize = block_shape[1..].iter().product();
-    let mut keys = numbers.vector(3 * block_len, 1.0, shapes.kv);
-    let mut values = numbers.vector(3 * block_len, 1.0, shapes.kv);
+    let mut side = |scale| -> Vec<f32> {
+        let numbers = numbers.vector(3 * block_len, 1.0, DType::F32);
+        let kept = numbers.iter().map(|&x| kv::kept(x, shapes.kv, scale));
+        kept.collect()
+    };
+    let (mut keys, mut values) = (side(kv::KEY_SCALE), side(kv::VALUE_SCALE));
     let blocks = crate::copy_block(
         KvPool {
-            keys: upload(&keys, block_shape, shapes.kv, device),
-            values: upload(&values, block_shape, shapes.kv, device),
+            keys: kv::pool(&keys, block_shape, shapes.kv, kv::KEY_SCALE, device),
+            values: kv::pool(&values, block_shape, shapes.kv, kv::VALUE_SCALE, device),
         },
         2,
         1,
@@ -244,7 +248,7 @@ pub fn copies(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
     vec![
         untouched("slots: conv", &pool.conv, &moved(&states.conv, conv_len)),
         untouched("slots: ssm", &pool.ssm, &moved(&states.ssm, ssm_len)),
-        untouched("blocks: keys", &blocks.keys, &keys),
-        untouched("blocks: values", &blocks.values, &values),
+        kept_alone("blocks: keys", &blocks.keys, &keys),
+        kept_alone("blocks: values", &blocks.values, &values),
     ]
 }

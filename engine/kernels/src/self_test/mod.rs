@@ -7,6 +7,7 @@ mod attention;
 mod compare;
 mod dense;
 mod inputs;
+mod kv;
 mod mixer;
 mod mixture;
 mod oracle;
@@ -18,7 +19,7 @@ pub use dense::{embed, gated_norm, mlp, norms, product, product_with};
 pub use mixer::{conv_and_scan, copies};
 pub use mixture::{experts, router};
 
-use crate::{Arithmetic, MambaShape, RouterShape};
+use crate::{Arithmetic, KvFormat, MambaShape, RouterShape};
 
 /// Shapes to test at: a model's own, or small ones.
 #[derive(Clone, Debug)]
@@ -52,7 +53,7 @@ pub struct Shapes {
     /// Stored format of the weights.
     pub weights: DType,
     /// Format of the KV pools.
-    pub kv: DType,
+    pub kv: KvFormat,
     /// Arithmetic of the weight products.
     pub arithmetic: Arithmetic,
     /// Where the random inputs begin.
@@ -89,7 +90,7 @@ impl Default for Shapes {
             // A decode, a fresh prompt, a chunk across blocks, and a chunk shorter than the window.
             rows: vec![(37, 1), (0, 5), (13, 20), (3, 2)],
             weights: DType::BF16,
-            kv: DType::F32,
+            kv: KvFormat::F32,
             arithmetic: Arithmetic::F32,
             seed: 1,
         }
