@@ -72,9 +72,17 @@ impl Buffer {
     }
 
     /// As a kernel's argument.
-    #[allow(dead_code)] // Until the first kernel is here.
     pub(crate) fn arg(&self) -> BufferArg {
+        self.vectors(1)
+    }
+
+    /// As a kernel's argument of vectors of `lanes` elements.
+    ///
+    /// # Panics
+    /// If a vector is left incomplete.
+    pub(crate) fn vectors(&self, lanes: usize) -> BufferArg {
+        assert_eq!(self.len % lanes, 0, "{} in vectors of {lanes}", self.len);
         // SAFETY: `new` and the other constructors hold the length against the handle's size.
-        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len) }
+        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len / lanes) }
     }
 }

@@ -5,6 +5,8 @@
 //! |---|---|
 //! | `buffer` | a piece of device memory as kernels see it |
 //! | `matrix` | a weight matrix as the checkpoint stores it, read as words |
+//! | `decode` | weights out of the words that hold them |
+//! | `products` | products with weight matrices |
 //! | `step` | how the rows of a step lie in its tokens, as index buffers |
 //!
 //! Kernels read weights and caches as `u32` words and decode them in registers, so that one text
@@ -13,11 +15,14 @@
 //! Wrong shapes are bugs of the caller and assert. The crate knows no sequence, layer or checkpoint.
 
 mod buffer;
+mod decode;
 mod matrix;
+mod products;
 mod step;
 
 pub use buffer::Buffer;
 pub use matrix::{Format, Matrix, NVFP4_GROUP};
+pub use products::embedding;
 pub use step::{RowIndex, StepIndex};
 
 pub use cubecl::client::Client;

@@ -1,5 +1,7 @@
 //! A weight matrix as the checkpoint stores it.
 
+use cubecl::prelude::BufferArg;
+
 use crate::Buffer;
 
 /// How a weight is stored.
@@ -82,5 +84,12 @@ impl Matrix {
             let bytes = rows * (self.k / NVFP4_GROUP);
             assert_eq!(scales.len(), bytes.div_ceil(4), "words of block scales");
         }
+    }
+
+    /// Scales per matrix and per block as a kernel's arguments; any buffer where the format has
+    /// none, which its kernels then do not read.
+    pub(crate) fn scale_args(&self) -> (BufferArg, BufferArg) {
+        let or_any = |buffer: &Option<Buffer>| buffer.as_ref().unwrap_or(&self.words).arg();
+        (or_any(&self.scales), or_any(&self.block_scales))
     }
 }

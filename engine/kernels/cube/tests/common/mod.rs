@@ -5,7 +5,7 @@ use cubecl::Device;
 
 /// The first Vulkan device, on a processor if need be (lavapipe); `None`, said loudly, where the
 /// machine has none and `NEMOSERVE_REQUIRE_VULKAN` does not insist.
-pub fn client() -> Option<Client> {
+pub(crate) fn client() -> Option<Client> {
     let device = Device::enumerate_all()
         .into_iter()
         .find(|device| matches!(device, Device::Wgpu(_)));

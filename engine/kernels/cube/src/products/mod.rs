@@ -1,0 +1,5 @@
+//! Products with weight matrices.
+
+mod embedding;
+
+pub use embedding::embedding;

@@ -1,0 +1,6 @@
+//! Products with weight matrices against f64 loops over the same codes.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod embedding;
+mod weights;
