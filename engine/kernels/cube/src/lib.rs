@@ -8,6 +8,9 @@
 //! | `decode` | weights out of the words that hold them |
 //! | `products` | products with weight matrices |
 //! | `step` | how the rows of a step lie in its tokens, as index buffers |
+//! | `math` | what several kernels compute on the way |
+//! | `shared` | whether the planes of a cube may share memory |
+//! | `norms` | RMS norms, alone and fused with what stands before them |
 //!
 //! Kernels read weights and caches as `u32` words and decode them in registers, so that one text
 //! runs on every device: bf16, FP8 and FP4 are bits to it, never element types.
@@ -16,13 +19,18 @@
 
 mod buffer;
 mod decode;
+mod math;
 mod matrix;
+mod norms;
 mod products;
+mod shared;
 mod step;
 
 pub use buffer::Buffer;
 pub use matrix::{Format, Matrix, NVFP4_GROUP};
+pub use norms::{add, add_rms_norm, gated_group_norm, rms_norm};
 pub use products::embedding;
+pub use shared::trust_shared_memory;
 pub use step::{RowIndex, StepIndex};
 
 pub use cubecl::client::Client;
