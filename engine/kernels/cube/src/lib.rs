@@ -11,6 +11,7 @@
 //! | `math` | what several kernels compute on the way |
 //! | `shared` | whether the planes of a cube may share memory |
 //! | `norms` | RMS norms, alone and fused with what stands before them |
+//! | `moves` | words cleared and copied within a buffer, rows gathered |
 //!
 //! Kernels read weights and caches as `u32` words and decode them in registers, so that one text
 //! runs on every device: bf16, FP8 and FP4 are bits to it, never element types.
@@ -24,6 +25,7 @@ mod matrix;
 mod norms;
 mod products;
 mod shared;
+mod moves;
 mod step;
 
 pub use buffer::Buffer;
@@ -31,6 +33,7 @@ pub use matrix::{Format, Matrix, NVFP4_GROUP};
 pub use norms::{add, add_rms_norm, gated_group_norm, rms_norm};
 pub use products::embedding;
 pub use shared::trust_shared_memory;
+pub use moves::{copy_words, gather_rows, zero_words};
 pub use step::{RowIndex, StepIndex};
 
 pub use cubecl::client::Client;
