@@ -12,6 +12,7 @@
 //! | `shared` | whether the planes of a cube may share memory |
 //! | `norms` | RMS norms, alone and fused with what stands before them |
 //! | `moves` | words cleared and copied within a buffer, rows gathered |
+//! | `router` | the experts of a token and their weights |
 //!
 //! Kernels read weights and caches as `u32` words and decode them in registers, so that one text
 //! runs on every device: bf16, FP8 and FP4 are bits to it, never element types.
@@ -26,6 +27,7 @@ mod norms;
 mod products;
 mod shared;
 mod moves;
+mod router;
 mod step;
 
 pub use buffer::Buffer;
@@ -34,6 +36,7 @@ pub use norms::{add, add_rms_norm, gated_group_norm, rms_norm};
 pub use products::embedding;
 pub use shared::trust_shared_memory;
 pub use moves::{copy_words, gather_rows, zero_words};
+pub use router::{RouterShape, router_topk};
 pub use step::{RowIndex, StepIndex};
 
 pub use cubecl::client::Client;
