@@ -85,14 +85,4 @@ impl Buffer {
         // SAFETY: `new` and the other constructors hold the length against the handle's size.
         unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len / lanes) }
     }
-
-    /// As a kernel's argument of vectors of `width` elements.
-    ///
-    /// # Panics
-    /// If the last vector would be a partial one.
-    pub(crate) fn vectors(&self, width: usize) -> BufferArg {
-        assert_eq!(self.len % width, 0, "vectors of {width}");
-        // SAFETY: as in `arg`; the vectors are the elements, no more.
-        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len / width) }
-    }
 }

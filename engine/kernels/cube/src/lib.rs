@@ -23,20 +23,20 @@ mod buffer;
 mod decode;
 mod math;
 mod matrix;
+mod moves;
 mod norms;
 mod products;
-mod shared;
-mod moves;
 mod router;
+mod shared;
 mod step;
 
 pub use buffer::Buffer;
 pub use matrix::{Format, Matrix, NVFP4_GROUP};
+pub use moves::{copy_words, gather_rows, zero_words};
 pub use norms::{add, add_rms_norm, gated_group_norm, rms_norm};
 pub use products::embedding;
-pub use shared::trust_shared_memory;
-pub use moves::{copy_words, gather_rows, zero_words};
 pub use router::{RouterShape, router_topk};
+pub use shared::trust_shared_memory;
 pub use step::{RowIndex, StepIndex};
 
 pub use cubecl::client::Client;
