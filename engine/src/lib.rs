@@ -9,7 +9,7 @@
 //! | `model/weights/` | checkpoint names to fields; names appear only here |
 //! | `model/load`, `model/dummy` | weights to the device; weights invented from a seed |
 //! | `model/nemotron_h`, `layers/` | the forward pass, one file per kind of layer |
-//! | `layers/linear` | the only file that knows weight formats |
+//! | `layers/linear` | products with stored matrices, whose formats only `weights`, `load` and kernels know |
 //! | `cache` | block and slot tensors, the plan's movements between them |
 //! | `batch` | plan to flat index lists; which positions need logits |
 //! | `sampler`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |

@@ -5,7 +5,7 @@
 pub const MAX: f32 = 6.0;
 
 /// Every code's number; the fourth bit is the sign.
-pub const VALUES: [f32; 16] = [
+pub static VALUES: [f32; 16] = [
     0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
 ];
 

@@ -23,6 +23,18 @@ pub(crate) fn view<const D: usize, K: OnFlex>(tensor: &Tensor<D, K>) -> FlexTens
     owned(tensor.clone())
 }
 
+/// A contiguous view of the U8 codes of a quantised tensor.
+pub(crate) fn view_codes<const D: usize>(codes: &Tensor<D, Int>) -> FlexTensor {
+    let codes = codes.clone().try_into_primitive::<Flex>().expect(
+        "the operation was routed to the CPU by its first tensor, the others live there too",
+    );
+    if codes.is_contiguous() {
+        codes
+    } else {
+        codes.to_contiguous()
+    }
+}
+
 /// The same for a tensor that is used up.
 pub(crate) fn owned<const D: usize, K: OnFlex>(tensor: Tensor<D, K>) -> FlexTensor {
     let tensor = tensor.try_into_primitive::<Flex>().expect(
@@ -61,6 +73,13 @@ pub(crate) fn from_vec<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> T
 /// A new I32 tensor over `values`, not copied.
 pub(crate) fn from_ids<const D: usize>(values: Vec<i32>, shape: [usize; D]) -> Tensor<D, Int> {
     Tensor::from_primitive::<Flex>(FlexTensor::from_data(TensorData::new(values, shape)))
+}
+
+/// The bytes of a contiguous U8 tensor.
+pub(crate) fn codes(tensor: &FlexTensor) -> &[u8] {
+    tensor
+        .as_slice()
+        .unwrap_or_else(|| panic!("codes are U8, not {:?}", tensor.dtype()))
 }
 
 /// The elements of a contiguous F32 tensor.
@@ -107,15 +126,6 @@ impl Elements<'_> {
             Self::Bf16(values) => Self::Bf16(&values[range]),
         }
     }
-
-    /// Number of elements.
-    pub(crate) fn len(self) -> usize {
-        match self {
-            Self::F32(values) => values.len(),
-            Self::F16(values) => values.len(),
-            Self::Bf16(values) => values.len(),
-        }
-    }
 }
 
 /// Calls `f` with the tensor's elements in row-major order: in place on the CPU when they are
@@ -139,6 +149,32 @@ struct Part {
 impl AsRef<[u8]> for Part {
     fn as_ref(&self) -> &[u8] {
         &(*self.owner).as_ref()[self.range.clone()]
+    }
+}
+
+/// Wraps bytes of a memory map as the codes of a quantised tensor, U8. On the CPU nothing is copied;
+/// elsewhere they are uploaded.
+///
+/// # Panics
+/// As [`weight_from_shared`].
+pub fn codes_from_shared<const D: usize>(
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D, Int> {
+    let part = Part { owner, range };
+    assert_eq!(
+        part.as_ref().len(),
+        shape.iter().product::<usize>(),
+        "bytes of a {shape:?} tensor of codes"
+    );
+    let bytes = Bytes::from_shared(bytes::Bytes::from_owner(part), AllocationProperty::File);
+    let data = TensorData::from_bytes(bytes, shape.to_vec(), DType::U8);
+    if route::is_cpu(device) {
+        Tensor::from_primitive::<Flex>(FlexTensor::from_data(data))
+    } else {
+        Tensor::from_data(data, (device, DType::U8))
     }
 }
 

@@ -20,7 +20,8 @@
 //! | `moe_experts` | [`moe_experts()`] |
 //!
 //! Beside them: `layout` (how a step's rows lie in the token dimension, shapes, states), `kv_pool`
-//! (the KV cache and its formats), `route` (which way is taken), `flex` (the CPU backend's buffers), [`e4m3`] and [`e2m1`] (small number
+//! (the KV cache and its formats), `matrix` ([`Matrix`], a weight in its stored format), `route`
+//! (which way is taken), `flex` (the CPU backend's buffers), [`e4m3`] and [`e2m1`] (small number
 //! formats), `simd`, `isa`, `team`, `bandwidth`, and [`self_test`], which holds every operation of
 //! a device against f64 loops.
 //!
@@ -55,6 +56,7 @@ mod isa;
 mod kv_pool;
 mod layout;
 mod linear;
+mod matrix;
 mod moe_experts;
 mod paged_attention;
 mod route;
@@ -68,12 +70,13 @@ pub use bandwidth::measure_read_bandwidth;
 pub use cache::{cache_write, copy_block, copy_slot, zero_slot};
 pub use causal_conv1d::causal_conv1d;
 pub use embedding::embedding;
-pub use flex::{weight_from_shared, with_f32};
+pub use flex::{codes_from_shared, weight_from_shared, with_f32};
 pub use fused_norm::{add_rms_norm, gated_group_norm, rms_norm};
 pub use isa::{Isa, isa, set_isa, with_isa};
 pub use kv_pool::{KvFormat, KvPool, KvTensor};
 pub use layout::{Arithmetic, Layout, MambaShape, RowLayout, StatePool};
 pub use linear::{linear, mlp_relu2};
+pub use matrix::{Format, Matrix, NVFP4_BLOCK, Stack};
 pub use moe_experts::{ExpertMatrices, moe_experts};
 pub use paged_attention::paged_attention;
 pub use route::{force_reference, is_cpu, with_reference};

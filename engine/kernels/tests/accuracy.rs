@@ -3,7 +3,10 @@
 
 use burn::tensor::{DType, Device};
 use kernels::self_test::{self, Outcome, Shapes, self_test};
-use kernels::{Arithmetic, Isa, KvFormat, MambaShape, RouterShape, with_isa, with_reference};
+use kernels::{
+    Arithmetic, Format, Isa, KvFormat, MambaShape, NVFP4_BLOCK, RouterShape, with_isa,
+    with_reference,
+};
 use proptest::prelude::*;
 
 fn check(outcomes: &[Outcome], how: &str, shapes: &Shapes) {
@@ -40,6 +43,33 @@ fn self_test_passes() {
     }
 }
 
+/// What reads matrices.
+fn products(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
+    vec![
+        self_test::product(device, shapes),
+        self_test::mlp(device, shapes),
+        self_test::experts(device, shapes),
+    ]
+}
+
+#[test]
+fn quantised_products_pass() {
+    for format in [Format::Fp8, Format::Nvfp4] {
+        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
+            // Experts in one buffer and apart.
+            for seed in [1, 2] {
+                let shapes = Shapes {
+                    format,
+                    arithmetic,
+                    seed,
+                    ..Shapes::default()
+                };
+                check_all_ways(&shapes, products);
+            }
+        }
+    }
+}
+
 #[test]
 fn self_test_notices_a_wrong_result() {
     // What the outcomes are worth: a kernel that computes in bf16 fails the f32 tolerance.
@@ -63,6 +93,10 @@ fn rows() -> impl Strategy<Value = Vec<(usize, usize)>> {
         (0_usize..40, 2_usize..6),
     ];
     prop::collection::vec(row, 1..5)
+}
+
+fn formats() -> impl Strategy<Value = Format> {
+    prop::sample::select(vec![Format::Plain, Format::Fp8, Format::Nvfp4])
 }
 
 fn dtypes() -> impl Strategy<Value = (DType, KvFormat, Arithmetic)> {
@@ -117,28 +151,36 @@ fn shapes() -> impl Strategy<Value = Shapes> {
         attention(),
         mamba(),
         router(),
-        limit,
+        (limit, formats()),
         any::<u32>(),
     )
         .prop_map(
-            |(rows, dtypes, widths, attention, mamba, router, time_step_limit, seed)| Shapes {
-                hidden: widths.0,
-                intermediate: widths.1,
-                heads: attention.0 * attention.1,
-                kv_heads: attention.0,
-                head_dim: attention.2,
-                block_size: attention.3,
-                mamba,
-                time_step_limit,
-                num_experts: router.0,
-                expert_hidden: widths.2,
-                expert_intermediate: widths.3,
-                router: router.1,
-                rows,
-                weights: dtypes.0,
-                kv: dtypes.1,
-                arithmetic: dtypes.2,
-                seed: u64::from(seed),
+            |(rows, dtypes, widths, attention, mamba, router, (time_step_limit, format), seed)| {
+                // Rows of NVFP4 are whole blocks.
+                let width = |width: usize| match format {
+                    Format::Nvfp4 => width.next_multiple_of(NVFP4_BLOCK),
+                    _ => width,
+                };
+                Shapes {
+                    hidden: width(widths.0),
+                    intermediate: width(widths.1),
+                    heads: attention.0 * attention.1,
+                    kv_heads: attention.0,
+                    head_dim: attention.2,
+                    block_size: attention.3,
+                    mamba,
+                    time_step_limit,
+                    num_experts: router.0,
+                    expert_hidden: width(widths.2),
+                    expert_intermediate: width(widths.3),
+                    router: router.1,
+                    rows,
+                    weights: dtypes.0,
+                    format,
+                    kv: dtypes.1,
+                    arithmetic: dtypes.2,
+                    seed: u64::from(seed),
+                }
             },
         )
 }
@@ -167,12 +209,15 @@ fn wide_shapes() {
             arithmetic,
             ..shapes.clone()
         };
-        check_all_ways(&shapes, |device, shapes| {
-            vec![
-                self_test::product(device, shapes),
-                self_test::mlp(device, shapes),
-            ]
-        });
+        for format in [Format::Plain, Format::Fp8, Format::Nvfp4] {
+            let shapes = Shapes {
+                format,
+                // Rows of the down projection are whole blocks.
+                intermediate: if format == Format::Nvfp4 { 528 } else { 517 },
+                ..shapes.clone()
+            };
+            check_all_ways(&shapes, products);
+        }
         check_all_ways(&shapes, self_test::attention);
     }
 }

@@ -46,8 +46,66 @@ fn pieces_of(len: usize, cuts: &[usize]) -> Vec<std::ops::Range<usize>> {
     borders.windows(2).map(|pair| pair[0]..pair[1]).collect()
 }
 
-fn stored() -> impl Strategy<Value = FloatDType> {
-    prop::sample::select(vec![FloatDType::F32, FloatDType::F16, FloatDType::BF16])
+/// How a matrix is stored.
+#[derive(Clone, Copy, Debug)]
+enum Stored {
+    Plain(FloatDType),
+    Fp8,
+    Nvfp4,
+}
+
+const STORED: [Stored; 5] = [
+    Stored::Plain(FloatDType::F32),
+    Stored::Plain(FloatDType::F16),
+    Stored::Plain(FloatDType::BF16),
+    Stored::Fp8,
+    Stored::Nvfp4,
+];
+
+fn stored() -> impl Strategy<Value = Stored> {
+    prop::sample::select(STORED.to_vec())
+}
+
+impl Stored {
+    /// A width that rows may have.
+    fn width(self, width: usize) -> usize {
+        match self {
+            Self::Nvfp4 => width.next_multiple_of(NVFP4_BLOCK),
+            _ => width,
+        }
+    }
+
+    /// Random numbers.
+    fn matrix(self, [n, k]: [usize; 2]) -> Matrix {
+        let scale = || Tensor::full([1], 0.01, &Device::flex());
+        match self {
+            Self::Plain(dtype) => Matrix::Plain(random([n, k]).cast(dtype)),
+            Self::Fp8 => Matrix::Fp8 {
+                codes: random_codes([n, k], 0xf7),
+                scale: scale(),
+            },
+            Self::Nvfp4 => Matrix::Nvfp4 {
+                codes: random_codes([n, k / 2], 0xff),
+                block_scales: random_codes([n, k / NVFP4_BLOCK], 0x77),
+                scale: scale(),
+            },
+        }
+    }
+
+    fn experts(self, count: usize, shape: [usize; 2]) -> ExpertMatrices {
+        ExpertMatrices::PerExpert((0..count).map(|_| self.matrix(shape)).collect())
+    }
+}
+
+/// Bytes of which only the bits of `mask` may be set, so that none is E4M3's NaN.
+fn random_codes<const D: usize>(shape: [usize; D], mask: u8) -> Tensor<D, Int> {
+    let numbers = random([shape.iter().product()]);
+    let codes: Vec<u8> = with_f32(&numbers, |numbers| {
+        let code = |x: &f32| (x * 1e6) as i32 as u8 & mask;
+        numbers.iter().map(code).collect()
+    });
+    let device = Device::flex();
+    Tensor::from_data(TensorData::new(codes, shape), (&device, DType::U8))
 }
 
 fn arithmetic() -> impl Strategy<Value = Arithmetic> {
@@ -71,9 +129,10 @@ proptest! {
     #[test]
     fn weight_products(
         m in 1_usize..40, n in 1_usize..40, k in 1_usize..200,
-        dtype in stored(), arithmetic in arithmetic(), cuts in cuts(),
+        stored in stored(), arithmetic in arithmetic(), cuts in cuts(),
     ) {
-        let (x, w, down) = (random([m, k]), random([n, k]).cast(dtype), random([k, n]).cast(dtype));
+        let (n, k) = (stored.width(n), stored.width(k));
+        let (x, w, down) = (random([m, k]), stored.matrix([n, k]), stored.matrix([k, n]));
         let bias = random([n]);
         check_cuts(&x, &cuts, |x| linear(x, &w, Some(&bias), arithmetic));
         check_cuts(&x, &cuts, |x| mlp_relu2(x, &w, None, &down, None, arithmetic));
@@ -98,12 +157,13 @@ proptest! {
     #[test]
     fn experts(
         m in 1_usize..30, k in 1_usize..40, n in 1_usize..40,
-        dtype in stored(), arithmetic in arithmetic(), cuts in cuts(), seed in any::<u32>(),
+        stored in stored(), arithmetic in arithmetic(), cuts in cuts(), seed in any::<u32>(),
     ) {
         const EXPERTS: usize = 6;
         const TOP_K: usize = 3;
-        let up = ExpertMatrices::Fused(random([EXPERTS, n, k]).cast(dtype));
-        let down = ExpertMatrices::Fused(random([EXPERTS, k, n]).cast(dtype));
+        let (n, k) = (stored.width(n), stored.width(k));
+        let up = stored.experts(EXPERTS, [n, k]);
+        let down = stored.experts(EXPERTS, [k, n]);
         let gate = random([EXPERTS, k]);
         let bias = random([EXPERTS]).mul_scalar(f64::from(seed % 3) * 0.1);
         let shape = RouterShape {
@@ -294,32 +354,25 @@ fn check_mixer(shape: &MambaShape, len: usize, cuts: &[usize]) -> TestCaseResult
 /// Shapes wide enough for several threads, blocks of input rows and expert passes.
 #[test]
 fn wide_operations() {
-    let (x, w) = (
-        random([90, 1536]),
-        random([300, 1536]).cast(FloatDType::BF16),
-    );
-    for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
-        check_cuts(&x, &[1, 33, 50], |x| linear(x, &w, None, arithmetic));
+    let x = random([90, 1536]);
+    for stored in [Stored::Plain(FloatDType::BF16), Stored::Fp8, Stored::Nvfp4] {
+        let w = stored.matrix([300, 1536]);
+        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
+            check_cuts(&x, &[1, 33, 50], |x| linear(x, &w, None, arithmetic));
+        }
     }
     // Around the length of a part of K, with tails; a few rows alone are not parted.
     for k in [1023, 1024, 1025, 2100] {
-        for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
+        for stored in STORED {
+            let k = stored.width(k);
             for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
-                let w = random([13, k]).cast(dtype);
+                let w = stored.matrix([13, k]);
                 check_cuts(&random([31, k]), &[1, 4, 28], |x| {
                     linear(x, &w, None, arithmetic)
                 });
             }
         }
     }
-    let experts = |n, k| {
-        ExpertMatrices::PerExpert(
-            (0..8)
-                .map(|_| random([n, k]).cast(FloatDType::BF16))
-                .collect(),
-        )
-    };
-    let (up, down) = (experts(48, 64), experts(64, 48));
     let gate = random([8, 64]);
     let bias = Tensor::zeros([8], &Device::flex());
     let shape = RouterShape {
@@ -330,18 +383,19 @@ fn wide_operations() {
         scaling: 1.0,
     };
     // 400 tokens with 6 experts each are more rows than one pass takes.
-    check_cuts(&random([400, 64]), &[1, 7, 200], |v| {
-        let routing = router_topk(&v, &gate, &bias, &shape);
-        moe_experts(v, &up, &down, &routing, Arithmetic::F32)
-    });
+    for stored in [Stored::Plain(FloatDType::BF16), Stored::Fp8, Stored::Nvfp4] {
+        let (up, down) = (stored.experts(8, [48, 64]), stored.experts(8, [64, 48]));
+        check_cuts(&random([400, 64]), &[1, 7, 200], |v| {
+            let routing = router_topk(&v, &gate, &bias, &shape);
+            moe_experts(v, &up, &down, &routing, Arithmetic::F32)
+        });
+    }
 }
 
 #[test]
 fn number_of_threads_changes_nothing() {
-    let (x, w) = (
-        random([7, 1024]),
-        random([2000, 1024]).cast(FloatDType::BF16),
-    );
+    let x = random([7, 1024]);
+    let each = STORED.map(|stored| stored.matrix([2000, 1024]));
     let q = random([1, 32 * 64]);
     let pool = KvPool {
         keys: random([40, 16, 2, 64]).into(),
@@ -359,7 +413,10 @@ fn number_of_threads_changes_nothing() {
     let run = |threads| {
         set_num_threads(threads);
         assert_eq!(num_threads(), threads);
-        let mut all = bits(&linear(x.clone(), &w, None, Arithmetic::F32));
+        let mut all = Vec::new();
+        for w in &each {
+            all.extend(bits(&linear(x.clone(), w, None, Arithmetic::F32)));
+        }
         all.extend(bits(&paged_attention(q.clone(), &pool, 32, &layout)));
         all
     };
@@ -375,9 +432,12 @@ fn avx2_and_avx512_agree() {
     if Isa::best() < Isa::Avx512 {
         return;
     }
-    let (x, w) = (random([5, 333]), random([77, 333]).cast(FloatDType::F16));
-    let run = |isa| with_isa(isa, || bits(&linear(x.clone(), &w, None, Arithmetic::F32)));
-    assert!(run(Isa::Avx2) == run(Isa::Avx512));
+    for stored in STORED {
+        let k = stored.width(333);
+        let (x, w) = (random([5, k]), stored.matrix([77, k]));
+        let run = |isa| with_isa(isa, || bits(&linear(x.clone(), &w, None, Arithmetic::F32)));
+        assert!(run(Isa::Avx2) == run(Isa::Avx512), "{stored:?}");
+    }
 }
 
 #[test]
@@ -416,11 +476,12 @@ fn a_nan_token_spoils_only_itself() {
 fn strided_inputs_are_read_in_order() {
     let x = random([6, 20]);
     let w = random([20, 9]);
-    let strided = linear(x.clone(), &w.clone().transpose(), None, Arithmetic::F32);
+    let transposed = w.clone().transpose().into();
+    let strided = linear(x.clone(), &transposed, None, Arithmetic::F32);
     let packed = Tensor::<2>::from_data(w.transpose().into_data(), &Device::flex());
     assert_eq!(
         bits(&strided),
-        bits(&linear(x, &packed, None, Arithmetic::F32))
+        bits(&linear(x, &packed.into(), None, Arithmetic::F32))
     );
 }
 

@@ -27,10 +27,10 @@ impl Attention {
         loader: &mut Loader,
     ) -> Self {
         Self {
-            query: Linear::load_plain(&weights.query, loader),
-            key: Linear::load_plain(&weights.key, loader),
-            value: Linear::load_plain(&weights.value, loader),
-            output: Linear::load_plain(&weights.output, loader),
+            query: Linear::load_matrix(&weights.query, loader),
+            key: Linear::load_matrix(&weights.key, loader),
+            value: Linear::load_matrix(&weights.value, loader),
+            output: Linear::load_matrix(&weights.output, loader),
             num_heads,
             index,
         }

@@ -27,6 +27,6 @@ impl Embedding {
 
     /// Logits `[T, V]` of a model whose head is this table.
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        kernels::linear(hidden, &self.table, None, self.arithmetic)
+        kernels::linear(hidden, &self.table.clone().into(), None, self.arithmetic)
     }
 }

@@ -1,15 +1,15 @@
-//! Products with stored matrices. The only file that knows weight formats: F32, F16 and BF16 pass
-//! as they are.
+//! Products with stored matrices, which stay in their format: [`Loader`] brings them as they are,
+//! kernels decode them in registers.
 
 use burn::tensor::Tensor;
-use kernels::{Arithmetic, ExpertMatrices, Routing};
+use kernels::{Arithmetic, ExpertMatrices, Matrix, Routing};
 
 use crate::model::load::Loader;
-use crate::model::weights::{ExpertWeights, LinearWeights, Weight};
+use crate::model::weights::{ExpertWeights, LinearWeights, MatrixWeight};
 
 /// `x @ w^T + bias`.
 pub(crate) struct Linear {
-    weight: Tensor<2>,
+    weight: Matrix,
     bias: Option<Tensor<1>>,
     arithmetic: Arithmetic,
 }
@@ -17,16 +17,16 @@ pub(crate) struct Linear {
 impl Linear {
     pub(crate) fn load(weights: &LinearWeights, loader: &mut Loader) -> Self {
         Self {
-            weight: loader.tensor(&weights.weight),
+            weight: loader.matrix(&weights.weight),
             bias: weights.bias.as_ref().map(|bias| loader.tensor(bias)),
             arithmetic: loader.arithmetic,
         }
     }
 
     /// A matrix that never has a bias.
-    pub(crate) fn load_plain(weight: &Weight, loader: &mut Loader) -> Self {
+    pub(crate) fn load_matrix(weight: &MatrixWeight, loader: &mut Loader) -> Self {
         Self {
-            weight: loader.tensor(weight),
+            weight: loader.matrix(weight),
             bias: None,
             arithmetic: loader.arithmetic,
         }
@@ -59,15 +59,9 @@ pub(crate) struct Experts {
 
 impl Experts {
     pub(crate) fn load(up: &ExpertWeights, down: &ExpertWeights, loader: &mut Loader) -> Self {
-        let mut load = |weights: &ExpertWeights| match weights {
-            ExpertWeights::Fused(weight) => ExpertMatrices::Fused(loader.tensor(weight)),
-            ExpertWeights::PerExpert(weights) => ExpertMatrices::PerExpert(
-                weights.iter().map(|weight| loader.tensor(weight)).collect(),
-            ),
-        };
         Self {
-            up: load(up),
-            down: load(down),
+            up: loader.experts(up),
+            down: loader.experts(down),
             arithmetic: loader.arithmetic,
         }
     }

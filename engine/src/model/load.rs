@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use bytes::Bytes;
-use kernels::Arithmetic;
+use kernels::{Arithmetic, ExpertMatrices, Matrix};
 use safetensors::tensor::Dtype;
 
 use super::dummy;
-use super::weights::{Source, Weight};
+use super::weights::{ExpertWeights, MatrixWeight, Source, Weight};
 use crate::engine_core::LoadProgress;
 
 /// Stride at which pages are touched.
@@ -51,6 +51,45 @@ impl Loader {
         let range = 0..bytes.len();
         let dtype = burn_dtype(weight.dtype());
         kernels::weight_from_shared(Arc::new(bytes), range, &weight.shape, dtype, &self.device)
+    }
+
+    /// The matrix in its stored format.
+    pub(crate) fn matrix(&mut self, weight: &MatrixWeight) -> Matrix {
+        match weight {
+            MatrixWeight::Plain(weight) => Matrix::Plain(self.tensor(weight)),
+            MatrixWeight::Fp8 { codes, scale } => Matrix::Fp8 {
+                codes: self.codes(codes),
+                scale: self.vector(scale, |scale| scale),
+            },
+            MatrixWeight::Nvfp4 {
+                codes,
+                block_scales,
+                scale,
+            } => Matrix::Nvfp4 {
+                codes: self.codes(codes),
+                block_scales: self.codes(block_scales),
+                scale: self.vector(scale, |scale| scale),
+            },
+        }
+    }
+
+    /// Every expert's matrix of one kind.
+    pub(crate) fn experts(&mut self, weights: &ExpertWeights) -> ExpertMatrices {
+        match weights {
+            ExpertWeights::Fused(weight) => ExpertMatrices::Fused(self.tensor(weight)),
+            ExpertWeights::PerExpert(weights) => {
+                let each = weights.iter().map(|weight| self.matrix(weight));
+                ExpertMatrices::PerExpert(each.collect())
+            }
+        }
+    }
+
+    /// The codes of a quantised matrix.
+    fn codes(&mut self, weight: &Weight) -> Tensor<2, Int> {
+        let bytes = self.bytes(weight);
+        let range = 0..bytes.len();
+        let shape = [weight.shape[0], weight.shape[1]];
+        kernels::codes_from_shared(Arc::new(bytes), range, shape, &self.device)
     }
 
     /// A small vector as f32, whatever it is stored as, each element through `f`.

@@ -59,7 +59,7 @@ impl NemotronH {
             head: weights
                 .head
                 .as_ref()
-                .map(|head| Linear::load_plain(head, loader)),
+                .map(|head| Linear::load_matrix(head, loader)),
         }
     }
 

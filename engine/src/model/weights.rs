@@ -20,7 +20,7 @@ pub(crate) struct ModelWeights {
     pub(crate) layers: Vec<LayerWeights>,
     pub(crate) norm: Weight,
     /// `None` if the head reads the embedding table.
-    pub(crate) head: Option<Weight>,
+    pub(crate) head: Option<MatrixWeight>,
 }
 
 pub(crate) struct LayerWeights {
@@ -28,6 +28,7 @@ pub(crate) struct LayerWeights {
     pub(crate) mixer: MixerWeights,
 }
 
+#[allow(clippy::large_enum_variant)] // One per layer.
 pub(crate) enum MixerWeights {
     Mamba(Box<MambaWeights>),
     Attention(AttentionWeights),
@@ -36,9 +37,31 @@ pub(crate) enum MixerWeights {
 }
 
 pub(crate) struct LinearWeights {
-    /// `[N, K]`: rows are outputs.
-    pub(crate) weight: Weight,
+    pub(crate) weight: MatrixWeight,
     pub(crate) bias: Option<Weight>,
+}
+
+/// A matrix `[N, K]`, rows are outputs, in the format that its tensors say.
+#[derive(Clone)]
+pub(crate) enum MatrixWeight {
+    /// F32, F16 or BF16 `[N, K]`.
+    Plain(Weight),
+    /// `e4m3(codes) * scale`.
+    Fp8 {
+        /// F8_E4M3 `[N, K]`.
+        codes: Weight,
+        /// Any plain float, `[1]`.
+        scale: Weight,
+    },
+    /// `e2m1(codes) * e4m3(block_scales) * scale`.
+    Nvfp4 {
+        /// U8 `[N, K / 2]`: two codes a byte, the even column in the low half.
+        codes: Weight,
+        /// F8_E4M3 `[N, K / 16]`.
+        block_scales: Weight,
+        /// Any plain float, `[1]`.
+        scale: Weight,
+    },
 }
 
 pub(crate) struct MambaWeights {
@@ -53,10 +76,17 @@ pub(crate) struct MambaWeights {
 }
 
 pub(crate) struct AttentionWeights {
-    pub(crate) query: Weight,
-    pub(crate) key: Weight,
-    pub(crate) value: Weight,
-    pub(crate) output: Weight,
+    pub(crate) query: MatrixWeight,
+    pub(crate) key: MatrixWeight,
+    pub(crate) value: MatrixWeight,
+    pub(crate) output: MatrixWeight,
+    #[allow(dead_code)] // Until there is an FP8 cache.
+    /// What an FP8 cache divides keys by before it rounds them, `[1]`; 1 if the checkpoint does not
+    /// say.
+    pub(crate) k_scale: Option<Weight>,
+    #[allow(dead_code)]
+    /// The same for values.
+    pub(crate) v_scale: Option<Weight>,
 }
 
 pub(crate) struct MlpWeights {
@@ -78,7 +108,7 @@ pub(crate) enum ExpertWeights {
     /// `[E, N, K]` in one tensor.
     Fused(Weight),
     /// One `[N, K]` each.
-    PerExpert(Vec<Weight>),
+    PerExpert(Vec<MatrixWeight>),
 }
 
 /// One tensor: where it is, or how to make it.
@@ -160,7 +190,9 @@ pub(crate) fn locate(
     let mut finder = Finder::over(checkpoint)?;
     let weights = finder.model(config)?;
     finder.refuse_leftovers(config)?;
-    if let Some(method) = &config.quantization {
+    if let Some(method) = &config.quantization
+        && finder.num_quantised == 0
+    {
         return Err(finder.fail(format!(
             "`quantization_config` announces {method}, but no tensor is quantised that way"
         )));

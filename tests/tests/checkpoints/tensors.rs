@@ -209,36 +209,143 @@ pub(crate) const CASES: &[Case] = &[
         &["\"backbone.norm_f.weight\" is F64, expected F32, F16 or BF16"],
     ),
     case(
-        "an FP8 module",
+        "an FP8 module without its scale",
         |folder| {
-            edit(folder, |shard| {
-                let name = "backbone.layers.0.mixer.out_proj";
-                shard.remove(&format!("{name}.weight"));
-                shard.push(&format!("{name}.weight"), "F8_E4M3", &[40, 48], &[0; 1920]);
-                shard.push(&format!("{name}.weight_scale"), "F32", &[], &[0; 4]);
-            });
+            replace(folder, OUT_PROJ, "F8_E4M3", &[40, 48]);
         },
-        &["\"backbone.layers.0.mixer.out_proj\" is quantised (F8_E4M3"],
+        &["tensor \"backbone.layers.0.mixer.out_proj.weight_scale\" [1] is missing"],
     ),
     case(
-        "an NVFP4 module",
+        "an FP8 module with a scale per row",
         |folder| {
+            replace(folder, OUT_PROJ, "F8_E4M3", &[40, 48]);
             edit(folder, |shard| {
-                let name = "backbone.layers.1.mixer.experts.3.up_proj";
-                shard.remove(&format!("{name}.weight"));
-                shard.push(&format!("{name}.weight"), "U8", &[18, 11], &[0; 198]);
-                shard.push(
-                    &format!("{name}.weight_scale"),
-                    "F8_E4M3",
-                    &[18, 2],
-                    &[0; 36],
-                );
-                shard.push(&format!("{name}.weight_scale_2"), "F32", &[], &[0; 4]);
+                let name = format!("{OUT_PROJ}.weight_scale");
+                shard.push(&name, "F32", &[40], &[0; 160]);
             });
         },
-        &["\"backbone.layers.1.mixer.experts.3.up_proj\" is quantised (NVFP4"],
+        &[
+            "\"backbone.layers.0.mixer.out_proj.weight_scale\" is [40]",
+            "makes it [1]",
+        ],
+    ),
+    case(
+        "an FP8 module with blocks of scales",
+        |folder| {
+            replace(folder, OUT_PROJ, "F8_E4M3", &[40, 48]);
+            edit(folder, |shard| {
+                let name = format!("{OUT_PROJ}.weight_scale_inv");
+                shard.push(&name, "F32", &[1, 1], &[0; 4]);
+            });
+        },
+        &["tensor \"backbone.layers.0.mixer.out_proj.weight_scale\" [1] is missing"],
+    ),
+    case(
+        "FP8 numbers of another kind",
+        |folder| {
+            replace(folder, OUT_PROJ, "F8_E5M2", &[40, 48]);
+        },
+        &["module \"backbone.layers.0.mixer.out_proj\" is quantised in an unknown way (F8_E5M2"],
+    ),
+    case(
+        "an INT8 module",
+        |folder| {
+            replace(folder, OUT_PROJ, "I8", &[40, 48]);
+            edit(folder, |shard| {
+                let name = format!("{OUT_PROJ}.weight_scale");
+                shard.push(&name, "F32", &[40], &[0; 160]);
+            });
+        },
+        &["module \"backbone.layers.0.mixer.out_proj\" is quantised in an unknown way (I8"],
+    ),
+    case(
+        "four bits without the scale of the whole",
+        |folder| {
+            replace(folder, OUT_PROJ, "U8", &[40, 24]);
+            edit(folder, |shard| {
+                let name = format!("{OUT_PROJ}.weight_scale");
+                shard.push(&name, "F8_E4M3", &[40, 3], &[0; 120]);
+            });
+        },
+        &[
+            "module \"backbone.layers.0.mixer.out_proj\" is quantised in an unknown way (U8, without",
+        ],
+    ),
+    case(
+        "an NVFP4 module with other blocks",
+        |folder| {
+            replace(folder, OUT_PROJ, "U8", &[40, 24]);
+            edit(folder, |shard| {
+                let name = format!("{OUT_PROJ}.weight_scale");
+                shard.push(&name, "F8_E4M3", &[40, 2], &[0; 80]);
+                shard.push(&format!("{name}_2"), "F32", &[], &[0; 4]);
+            });
+        },
+        &[
+            "\"backbone.layers.0.mixer.out_proj.weight_scale\" is [40, 2]",
+            "makes it [40, 3]",
+        ],
+    ),
+    case(
+        "an NVFP4 module whose block scales are no E4M3",
+        |folder| {
+            replace(folder, OUT_PROJ, "U8", &[40, 24]);
+            edit(folder, |shard| {
+                let name = format!("{OUT_PROJ}.weight_scale");
+                shard.push(&name, "U8", &[40, 3], &[0; 120]);
+                shard.push(&format!("{name}_2"), "F32", &[], &[0; 4]);
+            });
+        },
+        &["\"backbone.layers.0.mixer.out_proj.weight_scale\" is U8, expected F8_E4M3"],
+    ),
+    case(
+        "an NVFP4 module of broken blocks",
+        |folder| {
+            let name = "backbone.layers.1.mixer.experts.3.up_proj";
+            replace(folder, name, "U8", &[18, 11]);
+            edit(folder, |shard| {
+                let name = format!("{name}.weight_scale");
+                shard.push(&name, "F8_E4M3", &[18, 2], &[0; 36]);
+                shard.push(&format!("{name}_2"), "F32", &[], &[0; 4]);
+            });
+        },
+        &[
+            "module \"backbone.layers.1.mixer.experts.3.up_proj\" is NVFP4",
+            "blocks of 16 do not divide its 22 columns",
+        ],
+    ),
+    case(
+        "an FP8 embedding",
+        |folder| {
+            replace(folder, "backbone.embeddings", "F8_E4M3", &[320, 40]);
+            edit(folder, |shard| {
+                shard.push("backbone.embeddings.weight_scale", "F32", &[], &[0; 4]);
+            });
+        },
+        &["\"backbone.embeddings.weight\" is F8_E4M3, expected F32, F16 or BF16"],
+    ),
+    case(
+        "a scale beside plain weights",
+        |folder| {
+            edit(folder, |shard| {
+                let name = format!("{OUT_PROJ}.weight_scale");
+                shard.push(&name, "F32", &[], &[0; 4]);
+            });
+        },
+        &["tensor \"backbone.layers.0.mixer.out_proj.weight_scale\" [] has no place"],
     ),
 ];
+
+const OUT_PROJ: &str = "backbone.layers.0.mixer.out_proj";
+
+/// Puts zeros of another element type (all of them a byte or less) in place of a module's weight.
+fn replace(folder: &Path, module: &str, dtype: &str, shape: &[usize]) {
+    edit(folder, |shard| {
+        let name = format!("{module}.weight");
+        shard.remove(&name);
+        shard.push(&name, dtype, shape, &vec![0; shape.iter().product()]);
+    });
+}
 
 const fn case(name: &'static str, break_it: fn(&Path), expect: &'static [&'static str]) -> Case {
     Case {

@@ -13,8 +13,8 @@
 use std::ops::Range;
 
 use super::product::{Epilogue, Input, Product};
-use super::tile::{Dot, F32Dot, PairsDot, tile_lanes};
-use crate::flex::Elements;
+use super::tile::{Dot, F32Dot, Nvfp4Dot, Nvfp4Rows, PairsDot, tile_lanes};
+use super::weights::Weights;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::team::SharedMut;
 
@@ -52,11 +52,28 @@ impl Kernel for Columns<'_> {
     fn run<S: Simd>(self, s: S) {
         let k = self.product.k;
         match (self.product.input, self.product.weights) {
-            (Input::F32(x), Elements::F32(w)) => self.blocks::<S, F32Dot<f32>>(s, x, k, w),
-            (Input::F32(x), Elements::F16(w)) => self.blocks::<S, F32Dot<_>>(s, x, k, w),
-            (Input::F32(x), Elements::Bf16(w)) => self.blocks::<S, F32Dot<_>>(s, x, k, w),
-            (Input::Bf16 { values, stride }, Elements::Bf16(w)) if S::BF16_DOT => {
-                self.blocks::<S, PairsDot>(s, values, stride, w);
+            (Input::F32(x), Weights::F32(w)) => self.blocks::<S, F32Dot<_>>(s, x, k, w.as_ptr()),
+            (Input::F32(x), Weights::F16(w)) => self.blocks::<S, F32Dot<_>>(s, x, k, w.as_ptr()),
+            (Input::F32(x), Weights::Bf16(w)) => self.blocks::<S, F32Dot<_>>(s, x, k, w.as_ptr()),
+            (Input::F32(x), Weights::Fp8 { codes, .. }) => {
+                self.blocks::<S, F32Dot<_>>(s, x, k, codes.as_ptr());
+            }
+            (
+                Input::F32(x),
+                Weights::Nvfp4 {
+                    codes,
+                    block_scales,
+                    ..
+                },
+            ) => {
+                let rows = Nvfp4Rows {
+                    codes: codes.as_ptr(),
+                    block_scales: block_scales.as_ptr(),
+                };
+                self.blocks::<S, Nvfp4Dot>(s, x, k, rows);
+            }
+            (Input::Bf16 { values, stride }, Weights::Bf16(w)) if S::BF16_DOT => {
+                self.blocks::<S, PairsDot>(s, values, stride, w.as_ptr());
             }
             (Input::Bf16 { .. }, _) => {
                 unreachable!("bf16 inputs are made for bf16 weights and dot products only")
@@ -69,7 +86,7 @@ impl Kernel for Columns<'_> {
 struct Place<'a, X, W> {
     x: &'a [X],
     stride: usize,
-    w: &'a [W],
+    w: W,
     /// Input rows of the block.
     rows: Range<usize>,
     /// Weight rows of the group.
@@ -82,7 +99,7 @@ struct Place<'a, X, W> {
 
 impl Columns<'_> {
     #[inline(always)]
-    fn blocks<S: Simd, D: Dot>(&self, s: S, x: &[D::X], stride: usize, w: &[D::W]) {
+    fn blocks<S: Simd, D: Dot>(&self, s: S, x: &[D::X], stride: usize, w: D::W) {
         let Product { m, k, .. } = self.product;
         let row_bytes = (stride * size_of::<D::X>()).max(1);
         let block = (BLOCK_BYTES / row_bytes)
@@ -206,7 +223,7 @@ impl Columns<'_> {
                 s,
                 place.x.as_ptr().add(row * place.stride + start),
                 place.stride,
-                place.w.as_ptr().add(column * k + start),
+                (place.w, column * k + start),
                 k,
                 end - start,
                 sums,
@@ -227,12 +244,16 @@ impl Columns<'_> {
     #[inline(always)]
     fn finish(&self, row: usize, column: usize, sum: f32) {
         let Product {
-            n, bias, epilogue, ..
+            n,
+            scale,
+            bias,
+            epilogue,
+            ..
         } = self.product;
-        let mut value = match bias {
-            Some(bias) => sum + bias[column],
-            None => sum,
-        };
+        let mut value = sum * scale;
+        if let Some(bias) = bias {
+            value += bias[column];
+        }
         if epilogue == Epilogue::BiasRelu2 {
             // Not `f32::max`, which would hide a NaN.
             value = if value < 0.0 { 0.0 } else { value * value };

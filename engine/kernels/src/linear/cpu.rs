@@ -5,13 +5,13 @@ use burn::tensor::Tensor;
 use half::bf16;
 
 use super::product::{Epilogue, Input, Product};
-use crate::flex::{self, Elements};
-use crate::{Arithmetic, Isa, isa};
+use super::weights::{Viewed, Weights};
+use crate::{Arithmetic, Isa, Matrix, flex, isa};
 
 /// `x @ w^T + bias`.
 pub(super) fn linear(
     x: Tensor<2>,
-    w: &Tensor<2>,
+    w: &Matrix,
     bias: Option<&Tensor<1>>,
     arithmetic: Arithmetic,
 ) -> Tensor<2> {
@@ -32,9 +32,9 @@ pub(super) fn linear(
 /// `down @ relu(up @ x)^2`.
 pub(super) fn mlp_relu2(
     x: Tensor<2>,
-    up: &Tensor<2>,
+    up: &Matrix,
     up_bias: Option<&Tensor<1>>,
-    down: &Tensor<2>,
+    down: &Matrix,
     down_bias: Option<&Tensor<1>>,
     arithmetic: Arithmetic,
 ) -> Tensor<2> {
@@ -64,27 +64,28 @@ pub(super) fn mlp_relu2(
 pub(crate) fn product(
     x: &[f32],
     num_tokens: usize,
-    w: &Tensor<2>,
+    w: &Matrix,
     bias: Option<&Tensor<1>>,
     arithmetic: Arithmetic,
     epilogue: Epilogue,
 ) -> Vec<f32> {
     let [n, k] = w.dims();
     assert_eq!(x.len(), num_tokens * k, "input of a [{n}, {k}] product");
-    let w = flex::view(w);
+    let w = Viewed::new(w);
     let bias = bias.map(flex::view);
     let bias = bias.as_ref().map(flex::widened);
     if let Some(bias) = &bias {
         assert_eq!(bias.len(), n, "bias of a [{n}, {k}] product");
     }
     let mut out = vec![0.0; num_tokens * n];
-    let weights = flex::elements(&w);
+    let weights = w.weights();
     let isa = isa();
     let rounded = RoundedInput::new(x, num_tokens, k, weights, arithmetic, isa);
     Product {
         input: rounded.as_input(x),
         m: num_tokens,
         weights,
+        scale: w.scale(),
         n,
         k,
         bias: bias.as_deref(),
@@ -109,13 +110,13 @@ impl RoundedInput {
         x: &[f32],
         m: usize,
         k: usize,
-        weights: Elements<'_>,
+        weights: Weights<'_>,
         arithmetic: Arithmetic,
         isa: Isa,
     ) -> Self {
         match (arithmetic, weights) {
             (Arithmetic::F32, _) => Self::AsIs,
-            (Arithmetic::Bf16, Elements::Bf16(_)) if isa == Isa::Avx512Bf16 => {
+            (Arithmetic::Bf16, Weights::Bf16(_)) if isa == Isa::Avx512Bf16 => {
                 let stride = k.next_multiple_of(32);
                 let mut values = vec![bf16::ZERO; m * stride];
                 for row in 0..m {

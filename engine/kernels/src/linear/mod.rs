@@ -5,18 +5,18 @@ pub(crate) mod cpu;
 pub(crate) mod product;
 pub(crate) mod reference;
 pub(crate) mod tile;
+pub(crate) mod weights;
 
 use burn::tensor::Tensor;
 
-use crate::{Arithmetic, route};
+use crate::{Arithmetic, Matrix, route};
 
 /// `x @ w^T + bias`.
 ///
-/// Shapes: `x` F32 `[T, K]`, `w` F32, F16 or BF16 `[N, K]`, `bias` any float `[N]`; returns F32
-/// `[T, N]`. A row of the result depends on its row of `x` alone, bit for bit.
+/// Shapes: `x` F32 `[T, K]`, `w` `[N, K]`, `bias` any float `[N]`; returns F32 `[T, N]`. A row of the result depends on its row of `x` alone, bit for bit.
 pub fn linear(
     x: Tensor<2>,
-    w: &Tensor<2>,
+    w: &Matrix,
     bias: Option<&Tensor<1>>,
     arithmetic: Arithmetic,
 ) -> Tensor<2> {
@@ -32,9 +32,9 @@ pub fn linear(
 /// Shapes: `x` `[T, H]`, `up` `[I, H]`, `down` `[H, I]`; returns `[T, H]`.
 pub fn mlp_relu2(
     x: Tensor<2>,
-    up: &Tensor<2>,
+    up: &Matrix,
     up_bias: Option<&Tensor<1>>,
-    down: &Tensor<2>,
+    down: &Matrix,
     down_bias: Option<&Tensor<1>>,
     arithmetic: Arithmetic,
 ) -> Tensor<2> {

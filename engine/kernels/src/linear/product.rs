@@ -6,6 +6,9 @@
 //!
 //! `blocks.rs` has the loops. Widening the weights ahead of a GEMM was tried and lost for M up to
 //! 64: it doubles the memory traffic.
+//!
+//! Quantised weights become f32 lanes in registers, block scales included, which is exact; the scale
+//! of the whole matrix is applied to sums.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -13,8 +16,8 @@ use std::ops::Range;
 use half::bf16;
 
 use super::blocks::Columns;
+use super::weights::Weights;
 use crate::Isa;
-use crate::flex::Elements;
 use crate::simd;
 use crate::team::{self, SharedMut};
 
@@ -42,7 +45,9 @@ pub(crate) struct Product<'a> {
     pub(crate) input: Input<'a>,
     pub(crate) m: usize,
     /// `[N, K]`.
-    pub(crate) weights: Elements<'a>,
+    pub(crate) weights: Weights<'a>,
+    /// What sums are multiplied by: 1, or the scale of a quantised matrix.
+    pub(crate) scale: f32,
     pub(crate) n: usize,
     pub(crate) k: usize,
     pub(crate) bias: Option<&'a [f32]>,
@@ -84,7 +89,7 @@ impl Product<'_> {
 
     /// The lengths that the pointers below rely on.
     fn check(&self) {
-        assert_eq!(self.weights.len(), self.n * self.k, "weights of a product");
+        self.weights.check(self.n, self.k);
         match self.input {
             Input::F32(x) => assert_eq!(x.len(), self.m * self.k, "input of a product"),
             Input::Bf16 { values, stride } => {

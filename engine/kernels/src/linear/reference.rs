@@ -2,13 +2,13 @@
 
 use burn::tensor::{FloatDType, Tensor, activation::relu};
 
-use crate::Arithmetic;
+use crate::{Arithmetic, Matrix};
 
-/// `x @ w^T + bias` in f32; `Bf16` rounds `x` first, which leaves its products with bf16 weights
-/// exact in f32.
+/// `x @ w^T + bias` in f32; `Bf16` rounds `x` first, which leaves its products with bf16 and
+/// quantised weights exact in f32. The scale of a quantised matrix is applied to sums.
 pub(crate) fn linear(
     x: Tensor<2>,
-    w: &Tensor<2>,
+    w: &Matrix,
     bias: Option<&Tensor<1>>,
     arithmetic: Arithmetic,
 ) -> Tensor<2> {
@@ -16,7 +16,11 @@ pub(crate) fn linear(
         Arithmetic::F32 => x,
         Arithmetic::Bf16 => x.cast(FloatDType::BF16).cast(FloatDType::F32),
     };
-    let y = x.matmul(w.clone().cast(FloatDType::F32).transpose());
+    let y = x.matmul(w.unscaled().cast(FloatDType::F32).transpose());
+    let y = match w.scale() {
+        Some(scale) => y * scale.clone().unsqueeze::<2>(),
+        None => y,
+    };
     match bias {
         Some(bias) => y + bias.clone().cast(FloatDType::F32).unsqueeze::<2>(),
         None => y,
@@ -26,9 +30,9 @@ pub(crate) fn linear(
 /// `down @ relu(up @ x)^2`.
 pub(crate) fn mlp_relu2(
     x: Tensor<2>,
-    up: &Tensor<2>,
+    up: &Matrix,
     up_bias: Option<&Tensor<1>>,
-    down: &Tensor<2>,
+    down: &Matrix,
     down_bias: Option<&Tensor<1>>,
     arithmetic: Arithmetic,
 ) -> Tensor<2> {

@@ -5,13 +5,15 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
+use crate::e4m3;
+use crate::matrix::NVFP4_BLOCK;
 use crate::simd::{LANES, Simd, Stored};
 
 /// How two rows are multiplied: what is loaded, how far a step goes.
 pub(crate) trait Dot {
     /// Element of the input rows.
     type X: Copy;
-    /// Element of the weight rows.
+    /// Where weights begin: a pointer, or one per part of the format.
     type W: Copy;
     /// A step of either, in registers.
     type Lanes<S: Simd>: Copy;
@@ -25,11 +27,11 @@ pub(crate) trait Dot {
     /// `n <= STEP` readable elements, or as many as the format pads to.
     unsafe fn load_x_part<S: Simd>(s: S, p: *const Self::X, n: usize) -> Self::Lanes<S>;
     /// # Safety
-    /// `STEP` readable elements.
-    unsafe fn load_w<S: Simd>(s: S, p: *const Self::W) -> Self::Lanes<S>;
+    /// `STEP` readable elements from the element `at` on.
+    unsafe fn load_w<S: Simd>(s: S, w: Self::W, at: usize) -> Self::Lanes<S>;
     /// # Safety
-    /// `n <= STEP` readable elements.
-    unsafe fn load_w_part<S: Simd>(s: S, p: *const Self::W, n: usize) -> Self::Lanes<S>;
+    /// `n <= STEP` readable elements from the element `at` on.
+    unsafe fn load_w_part<S: Simd>(s: S, w: Self::W, at: usize, n: usize) -> Self::Lanes<S>;
     /// # Safety
     /// The instruction set has this dot product.
     unsafe fn fma<S: Simd>(s: S, x: Self::Lanes<S>, w: Self::Lanes<S>, sum: S::V) -> S::V;
@@ -40,7 +42,7 @@ pub(crate) struct F32Dot<W>(PhantomData<W>);
 
 impl<W: Stored> Dot for F32Dot<W> {
     type X = f32;
-    type W = W;
+    type W = *const W;
     type Lanes<S: Simd> = S::V;
     const STEP: usize = LANES;
 
@@ -57,15 +59,66 @@ impl<W: Stored> Dot for F32Dot<W> {
     }
 
     #[inline(always)]
-    unsafe fn load_w<S: Simd>(s: S, p: *const W) -> S::V {
+    unsafe fn load_w<S: Simd>(s: S, w: *const W, at: usize) -> S::V {
         // SAFETY: the caller's promise.
-        unsafe { W::load(s, p) }
+        unsafe { W::load(s, w.add(at)) }
     }
 
     #[inline(always)]
-    unsafe fn load_w_part<S: Simd>(s: S, p: *const W, n: usize) -> S::V {
+    unsafe fn load_w_part<S: Simd>(s: S, w: *const W, at: usize, n: usize) -> S::V {
         // SAFETY: the caller's promise.
-        unsafe { W::load_part(s, p, n) }
+        unsafe { W::load_part(s, w.add(at), n) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma<S: Simd>(s: S, x: S::V, w: S::V, sum: S::V) -> S::V {
+        s.fma(x, w, sum)
+    }
+}
+
+/// Where an NVFP4 matrix begins. Rows follow one another without padding and are whole blocks, so
+/// that an element's place in either array follows from its number.
+#[derive(Clone, Copy)]
+pub(crate) struct Nvfp4Rows {
+    /// Two codes a byte.
+    pub(crate) codes: *const u8,
+    /// One per block.
+    pub(crate) block_scales: *const u8,
+}
+
+/// f32 inputs with NVFP4 weights: a step is a block.
+pub(crate) struct Nvfp4Dot;
+
+impl Dot for Nvfp4Dot {
+    type X = f32;
+    type W = Nvfp4Rows;
+    type Lanes<S: Simd> = S::V;
+    const STEP: usize = LANES;
+
+    #[inline(always)]
+    unsafe fn load_x<S: Simd>(s: S, p: *const f32) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_x_part<S: Simd>(_: S, _: *const f32, _: usize) -> S::V {
+        unreachable!("rows of NVFP4 are whole blocks")
+    }
+
+    #[inline(always)]
+    unsafe fn load_w<S: Simd>(s: S, w: Nvfp4Rows, at: usize) -> S::V {
+        const { assert!(LANES == NVFP4_BLOCK) };
+        // SAFETY: the caller's promise; steps begin where blocks do.
+        unsafe {
+            let scale = e4m3::decode(w.block_scales.add(at / NVFP4_BLOCK).read());
+            s.load_e2m1(w.codes.add(at / 2), scale)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_w_part<S: Simd>(_: S, _: Nvfp4Rows, _: usize, _: usize) -> S::V {
+        unreachable!("rows of NVFP4 are whole blocks")
     }
 
     #[inline(always)]
@@ -79,7 +132,7 @@ pub(crate) struct PairsDot;
 
 impl Dot for PairsDot {
     type X = bf16;
-    type W = bf16;
+    type W = *const bf16;
     type Lanes<S: Simd> = S::Pairs;
     const STEP: usize = 2 * LANES;
 
@@ -96,17 +149,17 @@ impl Dot for PairsDot {
     }
 
     #[inline(always)]
-    unsafe fn load_w<S: Simd>(s: S, p: *const bf16) -> S::Pairs {
+    unsafe fn load_w<S: Simd>(s: S, w: *const bf16, at: usize) -> S::Pairs {
         // SAFETY: the caller's promise.
-        unsafe { s.load_pairs(p) }
+        unsafe { s.load_pairs(w.add(at)) }
     }
 
     #[inline(always)]
-    unsafe fn load_w_part<S: Simd>(s: S, p: *const bf16, n: usize) -> S::Pairs {
+    unsafe fn load_w_part<S: Simd>(s: S, w: *const bf16, at: usize, n: usize) -> S::Pairs {
         let mut part = [bf16::ZERO; 2 * LANES];
         // SAFETY: n <= 32 readable elements; `part` holds as many.
         unsafe {
-            std::ptr::copy_nonoverlapping(p, part.as_mut_ptr(), n);
+            std::ptr::copy_nonoverlapping(w.add(at), part.as_mut_ptr(), n);
             s.load_pairs(part.as_ptr())
         }
     }
@@ -118,7 +171,7 @@ impl Dot for PairsDot {
     }
 }
 
-/// Dot products of `MR` rows at `x` with `NR` rows at `w`, `k` long, `x_stride` and `w_stride`
+/// Dot products of `MR` rows at `x` with the first `NR` rows of `w`, `k` long, `x_stride` and `w_stride`
 /// elements apart. Each is the fold of sixteen lane sums along K, whatever the tile.
 ///
 /// # Safety
@@ -129,14 +182,13 @@ pub(crate) unsafe fn tile<S: Simd, D: Dot, const MR: usize, const NR: usize>(
     s: S,
     x: *const D::X,
     x_stride: usize,
-    w: *const D::W,
+    w: D::W,
     w_stride: usize,
     k: usize,
 ) -> [[f32; NR]; MR] {
+    let sums = [[s.splat(0.0); NR]; MR];
     // SAFETY: the caller's promise.
-    let sums = unsafe {
-        tile_lanes::<S, D, MR, NR>(s, x, x_stride, w, w_stride, k, [[s.splat(0.0); NR]; MR])
-    };
+    let sums = unsafe { tile_lanes::<S, D, MR, NR>(s, x, x_stride, (w, 0), w_stride, k, sums) };
     let mut out = [[0.0; NR]; MR];
     for i in 0..MR {
         for j in 0..NR {
@@ -146,7 +198,8 @@ pub(crate) unsafe fn tile<S: Simd, D: Dot, const MR: usize, const NR: usize>(
     out
 }
 
-/// The lanes before the fold, continued from `sums`: what [`tile`] does for the next `k` elements.
+/// The lanes before the fold, continued from `sums`: what [`tile`] does for the next `k` elements,
+/// which begin at `x` and at the element `first` of `w`.
 /// All parts but the last are whole steps long.
 ///
 /// # Safety
@@ -156,7 +209,7 @@ pub(crate) unsafe fn tile_lanes<S: Simd, D: Dot, const MR: usize, const NR: usiz
     s: S,
     x: *const D::X,
     x_stride: usize,
-    w: *const D::W,
+    (w, first): (D::W, usize),
     w_stride: usize,
     k: usize,
     mut sums: [[S::V; NR]; MR],
@@ -166,9 +219,9 @@ pub(crate) unsafe fn tile_lanes<S: Simd, D: Dot, const MR: usize, const NR: usiz
     while at < whole {
         // SAFETY: `at + STEP <= k` in every row.
         unsafe {
-            let mut lanes = [D::load_w(s, w.add(at)); NR];
+            let mut lanes = [D::load_w(s, w, first + at); NR];
             for j in 1..NR {
-                lanes[j] = D::load_w(s, w.add(j * w_stride + at));
+                lanes[j] = D::load_w(s, w, first + j * w_stride + at);
             }
             for i in 0..MR {
                 let x = D::load_x(s, x.add(i * x_stride + at));
@@ -182,9 +235,9 @@ pub(crate) unsafe fn tile_lanes<S: Simd, D: Dot, const MR: usize, const NR: usiz
     if whole < k {
         // SAFETY: `k - whole` elements are left in every row.
         unsafe {
-            let mut lanes = [D::load_w_part(s, w.add(whole), k - whole); NR];
+            let mut lanes = [D::load_w_part(s, w, first + whole, k - whole); NR];
             for j in 1..NR {
-                lanes[j] = D::load_w_part(s, w.add(j * w_stride + whole), k - whole);
+                lanes[j] = D::load_w_part(s, w, first + j * w_stride + whole, k - whole);
             }
             for i in 0..MR {
                 let x = D::load_x_part(s, x.add(i * x_stride + whole), k - whole);

@@ -5,12 +5,12 @@
 #![allow(unsafe_code)]
 
 use burn::tensor::Tensor;
-use burn_flex::FlexTensor;
 
 use super::groups::{Group, group_by_expert};
 use super::{ExpertMatrices, Routing};
 use crate::linear::cpu::RoundedInput;
 use crate::linear::product::{Epilogue, PIECE_ROWS, Product};
+use crate::linear::weights::Viewed;
 use crate::team::{self, SharedMut};
 use crate::{Arithmetic, Isa, flex, isa};
 
@@ -88,9 +88,9 @@ fn products(
     arithmetic: Arithmetic,
     isa: Isa,
 ) -> Vec<f32> {
-    let weights: Vec<FlexTensor> = pass
+    let weights: Vec<Viewed> = pass
         .iter()
-        .map(|group| flex::owned(matrices.expert(group.expert)))
+        .map(|group| Viewed::new(&matrices.expert(group.expert)))
         .collect();
     let mut start = 0;
     let parts: Vec<(usize, &[f32], RoundedInput)> = pass
@@ -99,12 +99,8 @@ fn products(
         .map(|(group, weights)| {
             let m = group.members.len();
             let x = &inputs[start * k..][..m * k];
-            let elements = flex::elements(weights);
-            let part = (
-                start,
-                x,
-                RoundedInput::new(x, m, k, elements, arithmetic, isa),
-            );
+            let rounded = RoundedInput::new(x, m, k, weights.weights(), arithmetic, isa);
+            let part = (start, x, rounded);
             start += m;
             part
         })
@@ -127,7 +123,8 @@ fn products(
         let product = Product {
             input: rounded.as_input(x),
             m: pass[index].members.len(),
-            weights: flex::elements(&weights[index]),
+            weights: weights[index].weights(),
+            scale: weights[index].scale(),
             n,
             k,
             bias: None,

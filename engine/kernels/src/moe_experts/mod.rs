@@ -6,16 +6,18 @@ pub(crate) mod reference;
 
 use burn::tensor::Tensor;
 
-use crate::{Arithmetic, Routing, route};
+use crate::{Arithmetic, Matrix, Routing, Stack, route};
 
 /// Expert weights as stored: never restacked on the CPU, where they stay in the memory map.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // One or two per layer.
 pub enum ExpertMatrices {
-    /// One tensor `[E, N, K]`.
+    /// One plain tensor `[E, N, K]`.
     Fused(Tensor<3>),
-    /// One tensor `[N, K]` per expert.
-    PerExpert(Vec<Tensor<2>>),
+    /// One matrix `[N, K]` per expert.
+    PerExpert(Vec<Matrix>),
+    /// Quantised matrices in one buffer.
+    Stacked(Stack),
 }
 
 impl ExpertMatrices {
@@ -24,20 +26,22 @@ impl ExpertMatrices {
         match self {
             Self::Fused(all) => all.dims(),
             Self::PerExpert(each) => {
-                let [n, k] = each.first().map_or([0, 0], Tensor::dims);
+                let [n, k] = each.first().map_or([0, 0], Matrix::dims);
                 [each.len(), n, k]
             }
+            Self::Stacked(stack) => stack.dims(),
         }
     }
 
     /// The matrix of one expert, a view where possible.
-    pub(crate) fn expert(&self, id: usize) -> Tensor<2> {
+    pub(crate) fn expert(&self, id: usize) -> Matrix {
         match self {
             Self::Fused(all) => {
                 let [_, n, k] = all.dims();
-                all.clone().narrow(0, id, 1).reshape([n, k])
+                Matrix::Plain(all.clone().narrow(0, id, 1).reshape([n, k]))
             }
             Self::PerExpert(each) => each[id].clone(),
+            Self::Stacked(stack) => stack.matrix(id),
         }
     }
 }

@@ -18,7 +18,7 @@ pub(super) fn router_topk(
     let mut scores = product(
         flex::f32s(&x),
         num_tokens,
-        gate,
+        &gate.clone().into(),
         None,
         Arithmetic::F32,
         Epilogue::Bias,

@@ -14,7 +14,7 @@ pub(crate) fn router_topk(
 ) -> Routing {
     let [num_tokens, _] = x.dims();
     let device = x.device();
-    let logits = linear::reference::linear(x.clone(), gate, None, Arithmetic::F32);
+    let logits = linear::reference::linear(x.clone(), &gate.clone().into(), None, Arithmetic::F32);
     let bias = correction_bias.clone().cast(FloatDType::F32);
     let (ids, weights) = with_f32(&sigmoid(logits), |scores| {
         with_f32(&bias, |bias| select(scores, bias, shape))

@@ -2,7 +2,6 @@
 
 use burn::tensor::Tensor;
 
-use super::inputs::Numbers;
 use super::{Outcome, Shapes, kv};
 use crate::{Arithmetic, KvTensor, with_f32};
 
@@ -20,12 +19,6 @@ impl Shapes {
             Arithmetic::F32 => TOLERANCE,
             Arithmetic::Bf16 => 2e-2,
         }
-    }
-
-    /// Weights that keep a sum of `k` products near one.
-    pub(super) fn weights(&self, numbers: &mut Numbers, n: usize, k: usize) -> Vec<f32> {
-        let scale = 2.0 / (k as f32).sqrt();
-        numbers.vector(n * k, scale, self.weights)
     }
 }
 

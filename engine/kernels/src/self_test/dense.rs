@@ -35,18 +35,18 @@ pub fn product_with(device: &Device, shapes: &Shapes, arithmetic: Arithmetic) ->
     let numbers = &mut Numbers::new(shapes.seed);
     let (m, n, k) = (shapes.num_tokens(), shapes.intermediate, shapes.hidden);
     let x = numbers.vector(m * k, 1.0, DType::F32);
-    let w = shapes.weights(numbers, n, k);
+    let w = shapes.matrix(numbers, n, k);
     let bias = numbers.vector(n, 1.0, shapes.weights);
     let want = oracle::linear(
         &wide(&x),
-        &wide(&w),
+        &w.wide(),
         Some(&wide(&bias)),
         k,
         shapes.arithmetic,
     );
     let got = crate::linear(
         upload(&x, [m, k], DType::F32, device),
-        &upload(&w, [n, k], shapes.weights, device),
+        &w.upload(shapes.weights, device),
         Some(&upload(&bias, [n], shapes.weights, device)),
         arithmetic,
     );
@@ -58,7 +58,7 @@ pub fn mlp(device: &Device, shapes: &Shapes) -> Outcome {
     let numbers = &mut Numbers::new(shapes.seed);
     let (m, n, k) = (shapes.num_tokens(), shapes.intermediate, shapes.hidden);
     let x = numbers.vector(m * k, 1.0, DType::F32);
-    let (up, down) = (shapes.weights(numbers, n, k), shapes.weights(numbers, k, n));
+    let (up, down) = (shapes.matrix(numbers, n, k), shapes.matrix(numbers, k, n));
     let biases = (shapes.seed.is_multiple_of(2)).then(|| {
         (
             numbers.vector(n, 1.0, shapes.weights),
@@ -70,10 +70,10 @@ pub fn mlp(device: &Device, shapes: &Shapes) -> Outcome {
         Some((up, down)) => (Some(&up[..]), Some(&down[..])),
         None => (None, None),
     };
-    let hidden = oracle::linear(&wide(&x), &wide(&up), up_bias, k, shapes.arithmetic);
+    let hidden = oracle::linear(&wide(&x), &up.wide(), up_bias, k, shapes.arithmetic);
     let want = oracle::linear(
         &oracle::relu2(&hidden),
-        &wide(&down),
+        &down.wide(),
         down_bias,
         n,
         shapes.arithmetic,
@@ -86,9 +86,9 @@ pub fn mlp(device: &Device, shapes: &Shapes) -> Outcome {
     });
     let got = crate::mlp_relu2(
         upload(&x, [m, k], DType::F32, device),
-        &upload(&up, [n, k], shapes.weights, device),
+        &up.upload(shapes.weights, device),
         biases.as_ref().map(|biases| &biases.0),
-        &upload(&down, [k, n], shapes.weights, device),
+        &down.upload(shapes.weights, device),
         biases.as_ref().map(|biases| &biases.1),
         shapes.arithmetic,
     );

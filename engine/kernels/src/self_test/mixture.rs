@@ -4,6 +4,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::compare::{TOLERANCE, outcome};
 use super::inputs::{Numbers, upload, wide};
+use super::packed::Packed;
 use super::{Outcome, Shapes, oracle};
 use crate::{Arithmetic, ExpertMatrices, Routing};
 
@@ -46,18 +47,14 @@ pub fn router(device: &Device, shapes: &Shapes) -> Outcome {
     outcome
 }
 
-/// The routed experts, their weights fused or apart by turns of the seed.
+/// The routed experts, their weights in one buffer or apart by turns of the seed.
 pub fn experts(device: &Device, shapes: &Shapes) -> Outcome {
     let numbers = &mut Numbers::new(shapes.seed);
     let (m, experts, top_k) = (shapes.num_tokens(), shapes.num_experts, shapes.router.top_k);
     let (k, n) = (shapes.expert_hidden, shapes.expert_intermediate);
     let v = numbers.vector(m * k, 1.0, DType::F32);
-    let ups: Vec<Vec<f32>> = (0..experts)
-        .map(|_| shapes.weights(numbers, n, k))
-        .collect();
-    let downs: Vec<Vec<f32>> = (0..experts)
-        .map(|_| shapes.weights(numbers, k, n))
-        .collect();
+    let ups: Vec<Packed> = (0..experts).map(|_| shapes.matrix(numbers, n, k)).collect();
+    let downs: Vec<Packed> = (0..experts).map(|_| shapes.matrix(numbers, k, n)).collect();
     let (mut ids, mut weights) = (Vec::new(), Vec::new());
     for _ in 0..m {
         ids.extend(
@@ -73,23 +70,22 @@ pub fn experts(device: &Device, shapes: &Shapes) -> Outcome {
         let v = wide(&v[token * k..][..k]);
         for choice in token * top_k..(token + 1) * top_k {
             let expert = ids[choice] as usize;
-            let hidden = oracle::linear(&v, &wide(&ups[expert]), None, k, shapes.arithmetic);
+            let hidden = oracle::linear(&v, &ups[expert].wide(), None, k, shapes.arithmetic);
             let hidden = oracle::relu2(&hidden);
-            let out = oracle::linear(&hidden, &wide(&downs[expert]), None, n, shapes.arithmetic);
+            let out = oracle::linear(&hidden, &downs[expert].wide(), None, n, shapes.arithmetic);
             for (want, out) in want.iter_mut().zip(out) {
                 *want += f64::from(weights[choice]) * out;
             }
         }
     }
 
-    let matrices = |each: &[Vec<f32>], [n, k]: [usize; 2]| {
+    let matrices = |each: &[Packed]| {
         if shapes.seed.is_multiple_of(2) {
-            let all = each.concat();
-            ExpertMatrices::Fused(upload(&all, [experts, n, k], shapes.weights, device))
+            Packed::upload_all(each, shapes.weights, device)
         } else {
             ExpertMatrices::PerExpert(
                 each.iter()
-                    .map(|one| upload(one, [n, k], shapes.weights, device))
+                    .map(|one| one.upload(shapes.weights, device))
                     .collect(),
             )
         }
@@ -100,8 +96,8 @@ pub fn experts(device: &Device, shapes: &Shapes) -> Outcome {
     };
     let got = crate::moe_experts(
         upload(&v, [m, k], DType::F32, device),
-        &matrices(&ups, [n, k]),
-        &matrices(&downs, [k, n]),
+        &matrices(&ups),
+        &matrices(&downs),
         &routing,
         shapes.arithmetic,
     );

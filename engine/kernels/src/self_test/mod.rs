@@ -11,6 +11,7 @@ mod kv;
 mod mixer;
 mod mixture;
 mod oracle;
+mod packed;
 
 use burn::tensor::{DType, Device};
 
@@ -19,7 +20,7 @@ pub use dense::{embed, gated_norm, mlp, norms, product, product_with};
 pub use mixer::{conv_and_scan, copies};
 pub use mixture::{experts, router};
 
-use crate::{Arithmetic, KvFormat, MambaShape, RouterShape};
+use crate::{Arithmetic, Format, KvFormat, MambaShape, RouterShape};
 
 /// Shapes to test at: a model's own, or small ones.
 #[derive(Clone, Debug)]
@@ -50,8 +51,10 @@ pub struct Shapes {
     pub router: RouterShape,
     /// Rows of the step as `(positions before it, tokens in it)`.
     pub rows: Vec<(usize, usize)>,
-    /// Stored format of the weights.
+    /// Element type of plain weights: vectors, and matrices that are not quantised.
     pub weights: DType,
+    /// Stored format of the matrices. NVFP4 wants widths of whole blocks.
+    pub format: Format,
     /// Format of the KV pools.
     pub kv: KvFormat,
     /// Arithmetic of the weight products.
@@ -90,6 +93,7 @@ impl Default for Shapes {
             // A decode, a fresh prompt, a chunk across blocks, and a chunk shorter than the window.
             rows: vec![(37, 1), (0, 5), (13, 20), (3, 2)],
             weights: DType::BF16,
+            format: Format::Plain,
             kv: KvFormat::F32,
             arithmetic: Arithmetic::F32,
             seed: 1,

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
-use crate::e4m3::E4m3;
+use crate::{e2m1, e4m3::E4m3};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -181,6 +181,27 @@ impl Simd for Avx2 {
                     rebias,
                 ),
             ]
+        }
+    }
+
+    // Every lane gets four bytes and shifts its own code down. The permutation looks at three bits of
+    // an index, the fourth is the sign.
+    #[inline(always)]
+    unsafe fn load_e2m1(self, p: *const u8, scale: f32) -> V {
+        // SAFETY: eight readable bytes, unaligned loads; `self` proves the features.
+        unsafe {
+            let sizes = _mm256_loadu_ps(e2m1::VALUES.as_ptr());
+            let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+            let sign = _mm256_set1_epi32(i32::MIN);
+            let scale = _mm256_set1_ps(scale);
+            let eight = |p: *const u8| {
+                let bytes = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
+                let codes = _mm256_srlv_epi32(bytes, shifts);
+                let signs = _mm256_and_si256(_mm256_slli_epi32::<28>(codes), sign);
+                let values = _mm256_permutevar8x32_ps(sizes, codes);
+                _mm256_mul_ps(_mm256_or_ps(values, _mm256_castsi256_ps(signs)), scale)
+            };
+            [eight(p), eight(p.add(4))]
         }
     }
 

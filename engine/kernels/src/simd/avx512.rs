@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::{Kernel, Simd};
-use crate::e4m3::E4m3;
+use crate::{e2m1, e4m3::E4m3};
 
 /// Proof that the machine has AVX-512 F, BW, DQ and VL; and BF16 if `DOT`.
 #[derive(Clone, Copy)]
@@ -168,6 +168,19 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
             let size = _mm256_or_si256(_mm256_slli_epi16::<7>(size), nan);
             let halves = _mm256_or_si256(size, sign);
             _mm512_mul_ps(_mm512_cvtph_ps(halves), _mm512_set1_ps(256.0))
+        }
+    }
+
+    // Eight bytes to eight 64-bit lanes; the upper half of each gets the byte moved down to its high
+    // code. The permutation looks at four bits of an index, so what lies above need not go.
+    #[inline(always)]
+    unsafe fn load_e2m1(self, p: *const u8, scale: f32) -> __m512 {
+        // SAFETY: eight readable bytes, unaligned load; `self` proves the features.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64(p.cast()));
+            let codes = _mm512_or_si512(bytes, _mm512_slli_epi64::<28>(bytes));
+            let values = _mm512_permutexvar_ps(codes, _mm512_loadu_ps(e2m1::VALUES.as_ptr()));
+            _mm512_mul_ps(values, _mm512_set1_ps(scale))
         }
     }
 

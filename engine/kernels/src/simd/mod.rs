@@ -70,6 +70,11 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// Sixteen readable codes at `p`.
     unsafe fn load_e4m3(self, p: *const E4m3) -> Self::V;
+    /// The numbers of sixteen E2M1 codes, two a byte, the first in the low half, times `scale`.
+    ///
+    /// # Safety
+    /// Eight readable bytes at `p`.
+    unsafe fn load_e2m1(self, p: *const u8, scale: f32) -> Self::V;
     /// # Safety
     /// Sixteen writable f32 at `p`.
     unsafe fn store(self, a: Self::V, p: *mut f32);

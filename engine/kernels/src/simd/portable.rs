@@ -4,6 +4,7 @@
 use half::{bf16, f16};
 
 use super::{LANES, Simd};
+use crate::e2m1;
 use crate::e4m3::{self, E4m3};
 
 /// The lanes of any machine.
@@ -132,6 +133,18 @@ impl Simd for Portable {
         // SAFETY: sixteen readable codes.
         let codes = unsafe { p.cast::<[E4m3; LANES]>().read() };
         lanewise!(|codes| e4m3::decode(codes.0))
+    }
+
+    #[inline(always)]
+    unsafe fn load_e2m1(self, p: *const u8, scale: f32) -> Self::V {
+        // SAFETY: eight readable bytes.
+        let bytes = unsafe { p.cast::<[u8; LANES / 2]>().read() };
+        let mut out = [0.0; LANES];
+        for (out, byte) in out.chunks_exact_mut(2).zip(bytes) {
+            out[0] = e2m1::VALUES[usize::from(byte & 15)] * scale;
+            out[1] = e2m1::VALUES[usize::from(byte >> 4)] * scale;
+        }
+        out
     }
 
     #[inline(always)]

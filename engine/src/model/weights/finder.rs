@@ -3,21 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use kernels::{Format, NVFP4_BLOCK};
 use safetensors::tensor::Dtype;
 
-use super::{Init, Inventory, Source, Weight, fnv1a};
+use super::{Init, Inventory, MatrixWeight, Source, Weight, fnv1a};
 use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::error::EngineError;
 use crate::model::config::ModelConfig;
 
-/// Endings of the extra tensors that a quantised module has.
-const SCALES: [&str; 5] = [
-    ".weight_scale_2",
-    ".weight_scale",
-    ".input_scale",
-    ".k_scale",
-    ".v_scale",
-];
+/// Element types that numbers are stored in as they are.
+const PLAIN: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
 
 /// Claims tensors by name and shape.
 pub(super) struct Finder {
@@ -25,6 +20,8 @@ pub(super) struct Finder {
     /// The file errors name when no tensor is at hand.
     pub(super) path: PathBuf,
     pub(super) inventory: Inventory,
+    /// Matrices that are not plain.
+    pub(super) num_quantised: usize,
 }
 
 pub(super) enum Origin {
@@ -43,7 +40,6 @@ impl Finder {
         let mut unclaimed: BTreeMap<String, (String, StoredTensor)> = BTreeMap::new();
         let mut prefix = None;
         let tensors = checkpoint.into_tensors();
-        refuse_quantised(&tensors)?;
         for (full, tensor) in tensors {
             let name = short_name(&full);
             if name.ends_with("rotary_emb.inv_freq") {
@@ -67,6 +63,7 @@ impl Finder {
             },
             path,
             inventory: Inventory::default(),
+            num_quantised: 0,
         })
     }
 
@@ -75,6 +72,7 @@ impl Finder {
             origin: Origin::Seed(seed),
             path: PathBuf::from("dummy weights"),
             inventory: Inventory::default(),
+            num_quantised: 0,
         }
     }
 
@@ -85,35 +83,146 @@ impl Finder {
         shape: &[usize],
         init: Init,
     ) -> Result<Weight, EngineError> {
-        let weight = match &mut self.origin {
+        let weight = match self.origin {
             Origin::Seed(seed) => Weight {
                 shape: shape.to_vec(),
                 source: Source::Dummy {
                     init,
-                    seed: fnv1a(*seed, name.as_bytes()),
+                    seed: fnv1a(seed, name.as_bytes()),
                 },
             },
-            Origin::Files { unclaimed, prefix } => {
-                let Some((full, tensor)) = unclaimed.remove(name) else {
-                    let full = full_name(prefix, name);
-                    return Err(self.fail(format!("tensor {full:?} {shape:?} is missing")));
-                };
-                check_tensor(&full, &tensor, shape)?;
-                Weight {
-                    shape: shape.to_vec(),
-                    source: Source::Stored(tensor),
-                }
-            }
+            Origin::Files { .. } => self.stored(name, shape, PLAIN)?,
         };
         self.inventory.num_parameters += weight.num_elements();
+        Ok(self.listed(name, weight))
+    }
+
+    /// Claims a module's matrix with its scales, in whatever format the tensors say that it is.
+    pub(super) fn matrix(
+        &mut self,
+        module: &str,
+        shape: [usize; 2],
+        init: Init,
+    ) -> Result<MatrixWeight, EngineError> {
+        let format = self.format(module)?;
+        let name = format!("{module}.weight");
+        if format == Format::Plain {
+            return Ok(MatrixWeight::Plain(self.take(&name, &shape, init)?));
+        }
+        self.num_quantised += 1;
+        self.inventory.num_parameters += (shape[0] * shape[1]) as u64;
+        // Static scales of activations: only weights are read quantised here.
+        self.discard(&format!("{module}.input_scale"));
+        if format == Format::Fp8 {
+            return Ok(MatrixWeight::Fp8 {
+                codes: self.part(&name, &shape, Dtype::F8_E4M3)?,
+                scale: self.scalar(&format!("{module}.weight_scale"))?,
+            });
+        }
+        let [n, k] = shape;
+        if k % NVFP4_BLOCK != 0 {
+            return Err(self.fail(format!(
+                "module {:?} is NVFP4, whose blocks of {NVFP4_BLOCK} do not divide its {k} columns",
+                self.full_name(module)
+            )));
+        }
+        Ok(MatrixWeight::Nvfp4 {
+            codes: self.part(&name, &[n, k / 2], Dtype::U8)?,
+            block_scales: self.part(
+                &format!("{module}.weight_scale"),
+                &[n, k / NVFP4_BLOCK],
+                Dtype::F8_E4M3,
+            )?,
+            scale: self.scalar(&format!("{module}.weight_scale_2"))?,
+        })
+    }
+
+    /// Claims a scale that a checkpoint may leave out.
+    pub(super) fn scale(&mut self, name: &str) -> Result<Option<Weight>, EngineError> {
+        self.has(name).then(|| self.scalar(name)).transpose()
+    }
+
+    /// How a module's matrix is stored, told by the tensors present.
+    fn format(&self, module: &str) -> Result<Format, EngineError> {
+        let Origin::Files { unclaimed, .. } = &self.origin else {
+            return Ok(Format::Plain);
+        };
+        let Some((_, weight)) = unclaimed.get(&format!("{module}.weight")) else {
+            // Whoever takes it says that it is missing.
+            return Ok(Format::Plain);
+        };
+        let is_scaled = |ending: &str| unclaimed.contains_key(&format!("{module}.{ending}"));
+        match weight.dtype {
+            Dtype::F8_E4M3 => Ok(Format::Fp8),
+            Dtype::U8 if is_scaled("weight_scale_2") => Ok(Format::Nvfp4),
+            Dtype::U8 | Dtype::I8 | Dtype::F8_E5M2 | Dtype::F4 => Err(EngineError::Checkpoint {
+                path: weight.path.to_path_buf(),
+                what: format!(
+                    "module {:?} is quantised in an unknown way ({}{}); F32, F16, BF16, FP8 (E4M3 \
+                     with one scale) and NVFP4 weights can be served",
+                    self.full_name(module),
+                    weight.dtype,
+                    if is_scaled("weight_scale") {
+                        ", without `weight_scale_2`"
+                    } else {
+                        ", without scales"
+                    },
+                ),
+            }),
+            _ => Ok(Format::Plain),
+        }
+    }
+
+    /// Claims one tensor of a quantised matrix.
+    fn part(&mut self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Weight, EngineError> {
+        let weight = self.stored(name, shape, &[dtype])?;
+        Ok(self.listed(name, weight))
+    }
+
+    /// Claims a single number, whose shape writers spell in two ways.
+    fn scalar(&mut self, name: &str) -> Result<Weight, EngineError> {
+        if let Origin::Files { unclaimed, .. } = &mut self.origin
+            && let Some((_, tensor)) = unclaimed.get_mut(name)
+            && tensor.shape.is_empty()
+        {
+            tensor.shape = vec![1];
+        }
+        let weight = self.stored(name, &[1], PLAIN)?;
+        Ok(self.listed(name, weight))
+    }
+
+    /// Takes a tensor out of the files.
+    fn stored(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        dtypes: &[Dtype],
+    ) -> Result<Weight, EngineError> {
+        let Origin::Files { unclaimed, .. } = &mut self.origin else {
+            unreachable!("a dummy is not stored");
+        };
+        let Some((full, tensor)) = unclaimed.remove(name) else {
+            let full = self.full_name(name);
+            return Err(self.fail(format!("tensor {full:?} {shape:?} is missing")));
+        };
+        check_tensor(&full, &tensor, shape, dtypes)?;
+        Ok(Weight {
+            shape: shape.to_vec(),
+            source: Source::Stored(tensor),
+        })
+    }
+
+    /// Counts a weight's bytes and writes its line.
+    fn listed(&mut self, name: &str, weight: Weight) -> Weight {
         self.inventory.num_bytes += weight.num_bytes();
         let line = format!(
-            "{name} {} {shape:?} {:x}\n",
+            "{name} {} {:?} {:x}\n",
             weight.dtype(),
+            weight.shape,
             sample(name, &weight)
         );
         self.inventory.listing.push_str(&line);
-        Ok(weight)
+        weight
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -167,6 +276,21 @@ impl Finder {
         })
     }
 
+    /// The name as the files have it, for errors.
+    fn full_name(&self, name: &str) -> String {
+        let Origin::Files { prefix, .. } = &self.origin else {
+            return name.to_owned();
+        };
+        if name.starts_with("lm_head.") || name == "lm_head" || name.starts_with("mtp.") {
+            let outer = prefix
+                .strip_suffix("backbone.")
+                .or_else(|| prefix.strip_suffix("model."));
+            format!("{}{name}", outer.unwrap_or(""))
+        } else {
+            format!("{prefix}{name}")
+        }
+    }
+
     pub(super) fn fail(&self, what: String) -> EngineError {
         EngineError::Checkpoint {
             path: self.path.clone(),
@@ -183,18 +307,12 @@ fn short_name(full: &str) -> &str {
         .unwrap_or(name)
 }
 
-fn full_name(prefix: &str, name: &str) -> String {
-    if name.starts_with("lm_head.") || name.starts_with("mtp.") {
-        let outer = prefix
-            .strip_suffix("backbone.")
-            .or_else(|| prefix.strip_suffix("model."));
-        format!("{}{name}", outer.unwrap_or(""))
-    } else {
-        format!("{prefix}{name}")
-    }
-}
-
-fn check_tensor(full: &str, tensor: &StoredTensor, shape: &[usize]) -> Result<(), EngineError> {
+fn check_tensor(
+    full: &str,
+    tensor: &StoredTensor,
+    shape: &[usize],
+    dtypes: &[Dtype],
+) -> Result<(), EngineError> {
     let fail = |what| {
         Err(EngineError::Checkpoint {
             path: tensor.path.to_path_buf(),
@@ -207,44 +325,15 @@ fn check_tensor(full: &str, tensor: &StoredTensor, shape: &[usize]) -> Result<()
             tensor.shape
         ));
     }
-    if !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+    if !dtypes.contains(&tensor.dtype) {
+        let expected = match dtypes {
+            [only] => only.to_string(),
+            _ => "F32, F16 or BF16".to_owned(),
+        };
         return fail(format!(
-            "tensor {full:?} is {}, expected F32, F16 or BF16",
+            "tensor {full:?} is {}, expected {expected}",
             tensor.dtype
         ));
-    }
-    Ok(())
-}
-
-/// Names the first quantised module and its format, told by the tensors present.
-fn refuse_quantised(tensors: &BTreeMap<String, StoredTensor>) -> Result<(), EngineError> {
-    for (name, tensor) in tensors {
-        let scale = SCALES.iter().find(|scale| name.ends_with(*scale));
-        let is_packed = matches!(
-            tensor.dtype,
-            Dtype::U8 | Dtype::I8 | Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F4
-        );
-        if scale.is_none() && !is_packed {
-            continue;
-        }
-        let module = name
-            .strip_suffix(*scale.unwrap_or(&".weight"))
-            .unwrap_or(name);
-        let weight = tensors.get(&format!("{module}.weight"));
-        let format = if tensors.contains_key(&format!("{module}.weight_scale_2")) {
-            "NVFP4".to_owned()
-        } else if name.ends_with(".k_scale") || name.ends_with(".v_scale") {
-            "FP8 cache".to_owned()
-        } else {
-            weight.unwrap_or(tensor).dtype.to_string()
-        };
-        return Err(EngineError::Checkpoint {
-            path: tensor.path.to_path_buf(),
-            what: format!(
-                "module {module:?} is quantised ({format}, tensor {name:?}); only F32, F16 and \
-                 BF16 weights can be served"
-            ),
-        });
     }
     Ok(())
 }

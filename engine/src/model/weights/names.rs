@@ -36,7 +36,7 @@ impl Finder {
             self.discard("lm_head.weight");
             None
         } else {
-            Some(self.take("lm_head.weight", &[vocab, hidden], Init::fan_in(hidden))?)
+            Some(self.matrix("lm_head", [vocab, hidden], Init::fan_in(hidden))?)
         };
         if let Some(kinds) = &config.mtp_layers
             && self.has_any("mtp.")
@@ -124,13 +124,15 @@ impl Finder {
         let queries = attention.num_heads * attention.head_dim;
         let keys = attention.num_kv_heads * attention.head_dim;
         let mut project = |name: &str, shape: [usize; 2], init| {
-            self.take(&format!("{mixer}.{name}_proj.weight"), &shape, init)
+            self.matrix(&format!("{mixer}.{name}_proj"), shape, init)
         };
         Ok(AttentionWeights {
             query: project("q", [queries, hidden], Init::fan_in(hidden))?,
             key: project("k", [keys, hidden], Init::fan_in(hidden))?,
             value: project("v", [keys, hidden], Init::fan_in(hidden))?,
             output: project("o", [hidden, queries], place.output(queries))?,
+            k_scale: self.scale(&format!("{mixer}.k_proj.k_scale"))?,
+            v_scale: self.scale(&format!("{mixer}.v_proj.v_scale"))?,
         })
     }
 
@@ -202,11 +204,8 @@ impl Finder {
         }
         (0..count)
             .map(|expert| {
-                self.take(
-                    &format!("{mixer}.experts.{expert}.{name}.weight"),
-                    &shape,
-                    init,
-                )
+                let module = format!("{mixer}.experts.{expert}.{name}");
+                self.matrix(&module, shape, init)
             })
             .collect::<Result<_, _>>()
             .map(ExpertWeights::PerExpert)
@@ -275,7 +274,7 @@ impl Finder {
         init: Init,
     ) -> Result<LinearWeights, EngineError> {
         Ok(LinearWeights {
-            weight: self.take(&format!("{name}.weight"), &shape, init)?,
+            weight: self.matrix(name, shape, init)?,
             bias: if has_bias {
                 let bias = format!("{name}.bias");
                 Some(self.take(&bias, &shape[..1], Init::Constant(0.0))?)
