@@ -10,6 +10,8 @@
 //! | `step` | how the rows of a step lie in its tokens, as index buffers |
 //! | `math` | what several kernels compute on the way |
 //! | `shared` | whether the planes of a cube may share memory |
+//! | `mamba` | the shape that the Mamba-2 kernels share |
+//! | `conv` | the causal convolution in front of the scan |
 //! | `norms` | RMS norms, alone and fused with what stands before them |
 //! | `moves` | words cleared and copied within a buffer, rows gathered |
 //! | `router` | the experts of a token and their weights |
@@ -20,7 +22,9 @@
 //! Wrong shapes are bugs of the caller and assert. The crate knows no sequence, layer or checkpoint.
 
 mod buffer;
+mod conv;
 mod decode;
+mod mamba;
 mod math;
 mod matrix;
 mod moves;
@@ -31,6 +35,8 @@ mod shared;
 mod step;
 
 pub use buffer::Buffer;
+pub use conv::causal_conv1d;
+pub use mamba::MambaShape;
 pub use matrix::{Format, Matrix, NVFP4_GROUP};
 pub use moves::{copy_words, gather_rows, zero_words};
 pub use norms::{add, add_rms_norm, gated_group_norm, rms_norm};

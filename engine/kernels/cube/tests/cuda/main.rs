@@ -10,6 +10,7 @@ use std::path::Path;
 use cube_kernels::{Buffer, Client};
 
 mod attention;
+mod mamba;
 mod norms;
 mod products;
 mod recorder;
@@ -50,7 +51,12 @@ impl Entry {
 ///     cube_kernels::norm(client, &x, &floats(client, 4096), 1e-5, &floats(client, 4096));
 /// })];
 /// ```
-const ENTRIES: &[&[Entry]] = &[attention::ENTRIES, norms::ENTRIES, products::ENTRIES];
+const ENTRIES: &[&[Entry]] = &[
+    attention::ENTRIES,
+    mamba::ENTRIES,
+    norms::ENTRIES,
+    products::ENTRIES,
+];
 
 /// `len` f32 without values.
 pub(crate) fn floats(client: &Client, len: usize) -> Buffer {

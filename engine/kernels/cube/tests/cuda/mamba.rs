@@ -1,0 +1,52 @@
+//! The Mamba-2 mixer.
+
+use cube_kernels::{Client, MambaShape, StepIndex};
+
+use crate::{Entry, floats, words};
+
+/// Super's.
+const SHAPE: MambaShape = MambaShape {
+    heads: 128,
+    head_dim: 64,
+    groups: 8,
+    state: 128,
+    conv_kernel: 4,
+};
+
+/// `rows` rows of `tokens` tokens, without values.
+fn step(client: &Client, rows: usize, tokens: usize) -> StepIndex {
+    StepIndex {
+        num_tokens: rows * tokens,
+        num_rows: rows,
+        max_row_tokens: tokens,
+        max_context: tokens,
+        block_size: 64,
+        table_stride: 1,
+        token_rows: words(client, rows * tokens),
+        token_positions: words(client, rows * tokens),
+        row_tokens: words(client, rows + 1),
+        row_starts: words(client, rows),
+        row_slots: words(client, rows),
+        tables: words(client, rows),
+    }
+}
+
+fn conv(client: &Client, rows: usize, tokens: usize) {
+    let step = step(client, rows, tokens);
+    let t = step.num_tokens;
+    cube_kernels::causal_conv1d(
+        client,
+        &floats(client, t * SHAPE.projected()),
+        &floats(client, SHAPE.conv_dim() * 4),
+        Some(&floats(client, SHAPE.conv_dim())),
+        &floats(client, rows * SHAPE.conv_dim() * 3),
+        &SHAPE,
+        &step,
+        &floats(client, t * SHAPE.conv_dim()),
+    );
+}
+
+pub(crate) const ENTRIES: &[Entry] = &[
+    Entry::new("conv_decode_64x10240", |client| conv(client, 64, 1)),
+    Entry::new("conv_prefill_2048x10240", |client| conv(client, 1, 2048)),
+];
