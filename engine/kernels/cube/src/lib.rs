@@ -12,6 +12,7 @@
 //! | `shared` | whether the planes of a cube may share memory |
 //! | `mamba` | the shape that the Mamba-2 kernels share |
 //! | `conv` | the causal convolution in front of the scan |
+//! | `scan` | the Mamba-2 recurrence |
 //! | `norms` | RMS norms, alone and fused with what stands before them |
 //! | `moves` | words cleared and copied within a buffer, rows gathered |
 //! | `router` | the experts of a token and their weights |
@@ -31,6 +32,7 @@ mod moves;
 mod norms;
 mod products;
 mod router;
+mod scan;
 mod shared;
 mod step;
 
@@ -42,6 +44,7 @@ pub use moves::{copy_words, gather_rows, zero_words};
 pub use norms::{add, add_rms_norm, gated_group_norm, rms_norm};
 pub use products::embedding;
 pub use router::{RouterShape, router_topk};
+pub use scan::{ScanParameters, ssm_scan};
 pub use shared::trust_shared_memory;
 pub use step::{RowIndex, StepIndex};
 

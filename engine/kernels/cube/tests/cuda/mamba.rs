@@ -1,6 +1,6 @@
 //! The Mamba-2 mixer.
 
-use cube_kernels::{Client, MambaShape, StepIndex};
+use cube_kernels::{Client, MambaShape, ScanParameters, StepIndex};
 
 use crate::{Entry, floats, words};
 
@@ -46,7 +46,29 @@ fn conv(client: &Client, rows: usize, tokens: usize) {
     );
 }
 
+fn scan(client: &Client, rows: usize, tokens: usize) {
+    let step = step(client, rows, tokens);
+    let t = step.num_tokens;
+    let [a, d, dt_bias] = [(); 3].map(|()| floats(client, SHAPE.heads));
+    cube_kernels::ssm_scan(
+        client,
+        &floats(client, t * SHAPE.conv_dim()),
+        &floats(client, t * SHAPE.projected()),
+        &ScanParameters {
+            a: &a,
+            d: &d,
+            dt_bias: &dt_bias,
+            time_step_limit: None,
+        },
+        &floats(client, rows * SHAPE.inner() * SHAPE.state),
+        &SHAPE,
+        &step,
+        &floats(client, t * SHAPE.inner()),
+    );
+}
+
 pub(crate) const ENTRIES: &[Entry] = &[
     Entry::new("conv_decode_64x10240", |client| conv(client, 64, 1)),
     Entry::new("conv_prefill_2048x10240", |client| conv(client, 1, 2048)),
+    Entry::new("ssm_decode_64x128x64x128", |client| scan(client, 64, 1)),
 ];

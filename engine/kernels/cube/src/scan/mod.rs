@@ -1,0 +1,59 @@
+//! The Mamba-2 recurrence, for prefill and decode alike.
+//!
+//! ```text
+//! dt   = softplus(dt + dt_bias)                     held to time_step_limit, where there is one
+//! S[h] = exp(a[h] * dt[h]) * S[h] + (dt[h] * x[h]) outer B[g]
+//! y[h] = S[h] @ C[g] + D[h] * x[h]
+//! ```
+//!
+//! Shapes: xbc f32 `[T, C]` (x, B, C, activated), projected f32 `[T, P]` with dt in its last
+//! `heads` columns, a (`-exp(A_log)`), d and dt_bias f32 `[heads]`, pool f32 `[slots, heads,
+//! head_dim, state]` in place, y f32 `[T, inner]`: the `ssm_scan` reference.
+
+mod walk;
+
+use cubecl::client::Client;
+
+use crate::{Buffer, MambaShape, StepIndex};
+
+/// Constants of a mixer's recurrence, all f32 `[heads]`.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanParameters<'a> {
+    /// `-exp(A_log)`.
+    pub a: &'a Buffer,
+    /// The skip weight D.
+    pub d: &'a Buffer,
+    /// Added to dt before the softplus.
+    pub dt_bias: &'a Buffer,
+    /// Bounds on dt after the softplus; only for configs that really carry finite ones.
+    pub time_step_limit: Option<(f32, f32)>,
+}
+
+/// For every token of every row, continuing from and advancing the row's slot of `pool`. Slots of
+/// a step's rows differ.
+#[allow(clippy::too_many_arguments)] // The operands of one operation of the model.
+pub fn ssm_scan(
+    client: &Client,
+    xbc: &Buffer,
+    projected: &Buffer,
+    parameters: &ScanParameters<'_>,
+    pool: &Buffer,
+    shape: &MambaShape,
+    step: &StepIndex,
+    out: &Buffer,
+) {
+    let tokens = step.num_tokens;
+    assert_eq!(xbc.len(), tokens * shape.conv_dim(), "xbc");
+    assert_eq!(projected.len(), tokens * shape.projected(), "projected");
+    assert_eq!(out.len(), tokens * shape.inner(), "y");
+    assert_eq!(shape.heads % shape.groups, 0, "heads per group");
+    for constants in [parameters.a, parameters.d, parameters.dt_bias] {
+        assert_eq!(constants.len(), shape.heads, "constants per head");
+    }
+    let slot = shape.inner() * shape.state;
+    assert_eq!(pool.len() % slot, 0, "slots of {slot} in {}", pool.len());
+    if tokens == 0 {
+        return;
+    }
+    walk::walk(client, xbc, projected, parameters, pool, shape, step, out);
+}

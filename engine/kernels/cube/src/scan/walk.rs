@@ -1,0 +1,208 @@
+//! The recurrence, token by token: a state stays in registers while its row's tokens pass.
+//!
+//! One cube per row and head, or a part of its channels. A plane holds `CHANNELS` rows of the
+//! state, its lanes their columns in 16-byte vectors: all loads of a state are issued before the
+//! first is used, and each is read and written once. The sum over columns is one reduction over
+//! the plane per channel; no shared memory, no barrier.
+//!
+//! Bound by bandwidth in decode: `8 head_dim state` bytes a row and head, 8 MiB a row for Super;
+//! B and C come from L2 once per plane, an eighth of that. In flight per cube: 32 KiB, so that one
+//! row alone (128 cubes) covers the latency of a Hopper's memory. Sixteen channels a plane would
+//! halve the share of B and C, but leave one row's loads in half as many planes. A row of many
+//! tokens takes as long as its tokens' latencies in turn.
+//!
+//! Every sum has one order: the bits of a token depend on nothing but its row, however it is cut.
+#![allow(unsafe_code)]
+
+use cubecl::client::Client;
+use cubecl::prelude::*;
+
+use super::ScanParameters;
+use crate::math::{lanes, softplus, vector_width};
+use crate::{Buffer, MambaShape, StepIndex};
+
+/// Rows of a state (channels of a head) that a plane holds.
+const CHANNELS: usize = 8;
+
+/// Most planes of a cube.
+const PLANES: usize = 8;
+
+/// See [`ssm_scan`](super::ssm_scan()).
+#[allow(clippy::too_many_arguments)] // As above.
+pub(super) fn walk(
+    client: &Client,
+    xbc: &Buffer,
+    projected: &Buffer,
+    parameters: &ScanParameters<'_>,
+    pool: &Buffer,
+    shape: &MambaShape,
+    step: &StepIndex,
+    out: &Buffer,
+) {
+    let lanes = lanes(client);
+    let width = vector_width(&[shape.state, shape.inner(), shape.conv_dim()]);
+    let planes = shape.head_dim.div_ceil(CHANNELS);
+    let cubes = planes.div_ceil(PLANES);
+    let planes = planes.div_ceil(cubes);
+    let plan = Plan {
+        shape: *shape,
+        lanes,
+        planes,
+        is_limited: parameters.time_step_limit.is_some(),
+    };
+    let (min, max) = parameters.time_step_limit.unwrap_or_default();
+    let count = CubeCount::Static(shape.heads as u32, step.num_rows as u32, cubes as u32);
+    // SAFETY: heads, channels and columns are the shape's, checked in the kernel where they do not
+    // fill a cube; tokens, rows and slots are the step's; `ssm_scan` asserts the lengths.
+    unsafe {
+        walk_rows::launch_unchecked(
+            client,
+            count,
+            CubeDim::new_2d(lanes as u32, planes as u32),
+            width,
+            xbc.arg(),
+            xbc.vectors(width),
+            projected.arg(),
+            parameters.a.arg(),
+            parameters.d.arg(),
+            parameters.dt_bias.arg(),
+            pool.vectors(width),
+            step.row_tokens.arg(),
+            step.row_slots.arg(),
+            out.arg(),
+            min,
+            max,
+            plan,
+        );
+    }
+}
+
+/// What is known when a kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Plan {
+    shape: MambaShape,
+    lanes: usize,
+    planes: usize,
+    is_limited: bool,
+}
+
+#[cube(launch_unchecked)]
+fn walk_rows<N: Size>(
+    xbc: &[f32],
+    xbc_vectors: &[Vector<f32, N>],
+    projected: &[f32],
+    a: &[f32],
+    d: &[f32],
+    dt_bias: &[f32],
+    pool: &mut [Vector<f32, N>],
+    row_tokens: &[u32],
+    row_slots: &[u32],
+    out: &mut [f32],
+    min: f32,
+    max: f32,
+    #[comptime] plan: Plan,
+) {
+    let shape = comptime!(plan.shape);
+    let head = CUBE_POS_X as usize;
+    let row = CUBE_POS_Y as usize;
+    let lane = UNIT_POS_X as usize;
+    let width = N::value();
+    // Vectors of a state's row, of them those of a lane.
+    let columns = comptime!(shape.state / width);
+    let passes = comptime!(columns.div_ceil(plan.lanes));
+    let is_whole = comptime!(columns.is_multiple_of(plan.lanes));
+    let first = (CUBE_POS_Z as usize * plan.planes + UNIT_POS_Y as usize) * CHANNELS;
+    let is_full = comptime!(shape.head_dim.is_multiple_of(CHANNELS * plan.planes));
+
+    let slot = row_slots[row] as usize * shape.heads + head;
+    let state_at = (slot * shape.head_dim + first) * columns + lane;
+    let mut state = Array::<Vector<f32, N>>::new(comptime!(CHANNELS * passes));
+    #[unroll]
+    for channel in 0..CHANNELS {
+        #[unroll]
+        for pass in 0..passes {
+            let mut value = Vector::<f32, N>::new(0.0);
+            if (is_full || first + channel < shape.head_dim)
+                && (is_whole || pass * plan.lanes + lane < columns)
+            {
+                value = pool[state_at + channel * columns + pass * plan.lanes];
+            }
+            state[channel * passes + pass] = value;
+        }
+    }
+
+    let decay_rate = a[head];
+    let skip = d[head];
+    let bias = dt_bias[head];
+    let group = head / comptime!(shape.heads / shape.groups);
+    let b_at = comptime!(shape.inner() / width) + group * columns + lane;
+    let c_at = b_at + comptime!(shape.groups * columns);
+    let x_at = head * shape.head_dim + first;
+    for token in row_tokens[row]..row_tokens[row + 1] {
+        let token = token as usize;
+        let raw = projected[token * comptime!(shape.projected())
+            + comptime!(shape.inner() + shape.conv_dim())
+            + head];
+        let dt = time_step(raw + bias, min, max, plan.is_limited);
+        let decay = Vector::<f32, N>::new((decay_rate * dt).exp());
+        let vectors = token * comptime!(shape.conv_dim() / width);
+        let mut b = Sequence::<Vector<f32, N>>::new();
+        let mut c = Sequence::<Vector<f32, N>>::new();
+        #[unroll]
+        for pass in 0..passes {
+            let mut b_value = Vector::<f32, N>::new(0.0);
+            let mut c_value = Vector::<f32, N>::new(0.0);
+            if is_whole || pass * plan.lanes + lane < columns {
+                b_value = xbc_vectors[vectors + b_at + pass * plan.lanes];
+                c_value = xbc_vectors[vectors + c_at + pass * plan.lanes];
+            }
+            b.push(b_value);
+            c.push(c_value);
+        }
+        let x = token * comptime!(shape.conv_dim()) + x_at;
+        let y = token * comptime!(shape.inner()) + x_at;
+        #[unroll]
+        for channel in 0..CHANNELS {
+            if is_full || first + channel < shape.head_dim {
+                let x = xbc[x + channel];
+                let input = Vector::<f32, N>::new(dt * x);
+                let mut sum = Vector::<f32, N>::new(0.0);
+                #[unroll]
+                for pass in 0..passes {
+                    let old = state[channel * passes + pass];
+                    let new = fma(old, decay, input * b[pass]);
+                    state[channel * passes + pass] = new;
+                    sum = fma(new, c[pass], sum);
+                }
+                let sum = plane_sum(sum.vector_sum());
+                if lane == channel % plan.lanes {
+                    out[y + channel] = fma(skip, x, sum);
+                }
+            }
+        }
+    }
+
+    #[unroll]
+    for channel in 0..CHANNELS {
+        #[unroll]
+        for pass in 0..passes {
+            if (is_full || first + channel < shape.head_dim)
+                && (is_whole || pass * plan.lanes + lane < columns)
+            {
+                pool[state_at + channel * columns + pass * plan.lanes] =
+                    state[channel * passes + pass];
+            }
+        }
+    }
+}
+
+/// The softplus, within its bounds. Comparisons, not `max` and `min`, which would hide a NaN.
+#[cube]
+pub(super) fn time_step(raw: f32, min: f32, max: f32, #[comptime] is_limited: bool) -> f32 {
+    let mut dt = softplus(raw);
+    if is_limited {
+        dt = select(dt < min, min, dt);
+        dt = select(dt > max, max, dt);
+    }
+    dt
+}
