@@ -2,8 +2,8 @@
 //!
 //! One cube per row and head, or a part of its channels. A plane holds `CHANNELS` rows of the
 //! state, its lanes their columns in 16-byte vectors: all loads of a state are issued before the
-//! first is used, and each is read and written once. The sum over columns is one reduction over
-//! the plane per channel; no shared memory, no barrier.
+//! first is used, and each is read and written once. The sums over columns of a plane's channels are
+//! folded together; no shared memory, no barrier.
 //!
 //! Bound by bandwidth in decode: `8 head_dim state` bytes a row and head, 8 MiB a row for Super;
 //! B and C come from L2 once per plane, an eighth of that. In flight per cube: 32 KiB, so that one
@@ -40,6 +40,7 @@ pub(super) fn walk(
     out: &Buffer,
 ) {
     let lanes = lanes(client);
+    assert!(lanes >= CHANNELS, "planes of {lanes} lanes");
     let width = vector_width(&[shape.state, shape.inner(), shape.conv_dim()]);
     let planes = shape.head_dim.div_ceil(CHANNELS);
     let cubes = planes.div_ceil(PLANES);
@@ -143,8 +144,6 @@ fn walk_rows<N: Size>(
         let raw = projected[token * comptime!(shape.projected())
             + comptime!(shape.inner() + shape.conv_dim())
             + head];
-        let dt = time_step(raw + bias, min, max, plan.is_limited);
-        let decay = Vector::<f32, N>::new((decay_rate * dt).exp());
         let vectors = token * comptime!(shape.conv_dim() / width);
         let mut b = Sequence::<Vector<f32, N>>::new();
         let mut c = Sequence::<Vector<f32, N>>::new();
@@ -159,26 +158,40 @@ fn walk_rows<N: Size>(
             b.push(b_value);
             c.push(c_value);
         }
-        let x = token * comptime!(shape.conv_dim()) + x_at;
-        let y = token * comptime!(shape.inner()) + x_at;
+        // All inputs before the first sum, and all sums before the first is reduced: one row has
+        // little else to hide their latencies behind.
+        let x_at = token * comptime!(shape.conv_dim()) + x_at;
+        let mut x = Sequence::<f32>::new();
         #[unroll]
         for channel in 0..CHANNELS {
+            let mut value = f32::new(0.0);
             if is_full || first + channel < shape.head_dim {
-                let x = xbc[x + channel];
-                let input = Vector::<f32, N>::new(dt * x);
-                let mut sum = Vector::<f32, N>::new(0.0);
-                #[unroll]
-                for pass in 0..passes {
-                    let old = state[channel * passes + pass];
-                    let new = fma(old, decay, input * b[pass]);
-                    state[channel * passes + pass] = new;
-                    sum = fma(new, c[pass], sum);
-                }
-                let sum = plane_sum(sum.vector_sum());
-                if lane == channel % plan.lanes {
-                    out[y + channel] = fma(skip, x, sum);
-                }
+                value = xbc[x_at + channel];
             }
+            x.push(value);
+        }
+        let dt = time_step(raw + bias, min, max, plan.is_limited);
+        let decay = Vector::<f32, N>::new((decay_rate * dt).exp());
+        let mut sums = Array::<f32>::new(CHANNELS);
+        #[unroll]
+        for channel in 0..CHANNELS {
+            let input = Vector::<f32, N>::new(dt * x[channel]);
+            let mut sum = Vector::<f32, N>::new(0.0);
+            #[unroll]
+            for pass in 0..passes {
+                let old = state[channel * passes + pass];
+                let new = fma(old, decay, input * b[pass]);
+                state[channel * passes + pass] = new;
+                sum = fma(new, c[pass], sum);
+            }
+            sums[channel] = sum.vector_sum();
+        }
+        let channel = fold(&mut sums, lane, plan.lanes);
+        let is_first = lane % comptime!(plan.lanes / CHANNELS) == 0;
+        if is_first && (is_full || first + channel < shape.head_dim) {
+            let x = xbc[x_at + channel];
+            out[token * comptime!(shape.inner()) + head * shape.head_dim + first + channel] =
+                fma(skip, x, sums[0]);
         }
     }
 
@@ -194,6 +207,34 @@ fn walk_rows<N: Size>(
             }
         }
     }
+}
+
+/// Sums each of `CHANNELS` values over the plane and returns whose sum this lane finds in the
+/// first: a lane keeps half of its values and gives the other half away, until one is left. That
+/// takes 9 exchanges for 32 lanes, where a reduction per value takes 40, one after the other.
+#[cube]
+fn fold(values: &mut Array<f32>, lane: usize, #[comptime] lanes: usize) -> usize {
+    let mut channel = 0usize;
+    #[unroll]
+    for step in 0..comptime!(CHANNELS.ilog2() as usize) {
+        let half = comptime!(CHANNELS >> (step + 1));
+        let mask = comptime!(lanes >> (step + 1));
+        let is_upper = lane & mask != 0;
+        #[unroll]
+        for value in 0..half {
+            let kept = select(is_upper, values[value + half], values[value]);
+            let given = select(is_upper, values[value], values[value + half]);
+            values[value] = kept + plane_shuffle_xor(given, mask as u32);
+        }
+        channel += select(is_upper, half, 0usize);
+    }
+    let mut sum = values[0];
+    #[unroll]
+    for step in 0..comptime!((lanes / CHANNELS).ilog2() as usize) {
+        sum += plane_shuffle_xor(sum, comptime!((lanes / CHANNELS) >> (step + 1)) as u32);
+    }
+    values[0] = sum;
+    channel
 }
 
 /// The softplus, within its bounds. Comparisons, not `max` and `min`, which would hide a NaN.
