@@ -9,7 +9,6 @@
 //! | `products` | products with weight matrices |
 //! | `step` | how the rows of a step lie in its tokens, as index buffers |
 //! | `math` | what several kernels compute on the way |
-//! | `shared` | whether the planes of a cube may share memory |
 //! | `mamba` | the shape that the Mamba-2 kernels share |
 //! | `conv` | the causal convolution in front of the scan |
 //! | `scan` | the Mamba-2 recurrence |
@@ -33,7 +32,6 @@ mod norms;
 mod products;
 mod router;
 mod scan;
-mod shared;
 mod step;
 
 pub use buffer::Buffer;
@@ -45,7 +43,6 @@ pub use norms::{add, add_rms_norm, gated_group_norm, rms_norm};
 pub use products::embedding;
 pub use router::{RouterShape, router_topk};
 pub use scan::{ScanParameters, ssm_scan};
-pub use shared::trust_shared_memory;
 pub use step::{RowIndex, StepIndex};
 
 pub use cubecl::client::Client;

@@ -15,7 +15,6 @@ use cubecl::prelude::*;
 
 use crate::Buffer;
 use crate::math::{CUBE_UNITS, cube_sum, lanes, silu_vector, vector_width};
-use crate::shared::shares_memory;
 
 /// Vectors that a unit holds before another plane joins its cube. Enough loads in flight to cover
 /// their latency; a group of the gated norm then fits one plane, without a barrier.
@@ -199,12 +198,9 @@ impl Plan {
         let lanes = lanes(client);
         let width = vector_width(strides);
         let len = len / width;
-        let planes = if shares_memory(client) {
-            len.div_ceil(lanes * VECTORS_PER_UNIT)
-                .min(CUBE_UNITS / lanes)
-        } else {
-            1
-        };
+        let planes = len
+            .div_ceil(lanes * VECTORS_PER_UNIT)
+            .min(CUBE_UNITS / lanes);
         Some(Self {
             count: CubeCount::Static(t as u32, groups as u32, 1),
             dim: CubeDim::new_2d(lanes as u32, planes as u32),

@@ -16,9 +16,6 @@ pub(crate) fn client() -> Option<Client> {
         );
         eprintln!("SKIPPED: no Vulkan device (install mesa-vulkan-drivers to run the GPU kernels)");
     }
-    if std::env::var_os("NEMOSERVE_SHARED_MEMORY").is_some() {
-        cube_kernels::trust_shared_memory();
-    }
     device.map(|device| device.client())
 }
 
