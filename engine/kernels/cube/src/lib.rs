@@ -42,7 +42,7 @@ pub use moves::{copy_words, gather_rows, zero_words};
 pub use norms::{add, add_rms_norm, gated_group_norm, rms_norm};
 pub use products::embedding;
 pub use router::{RouterShape, router_topk};
-pub use scan::{ScanParameters, ssm_scan};
+pub use scan::{Rest, ScanParameters, ssm_scan, ssm_scan_rest};
 pub use step::{RowIndex, StepIndex};
 
 pub use cubecl::client::Client;

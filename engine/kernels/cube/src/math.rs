@@ -61,7 +61,7 @@ pub(crate) fn softplus(x: f32) -> f32 {
     series = fma(q, series, f32::new(1.0 / 3.0));
     series = fma(q, series, f32::new(1.0));
     let zero = f32::new(0.0);
-    select(x > zero, x, zero) + 2.0 * s * series
+    fma(2.0 * s, series, select(x > zero, x, zero))
 }
 
 /// The sum over a cube of `planes` whole planes, the same bits in every unit: planes first, then

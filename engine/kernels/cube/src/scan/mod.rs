@@ -29,11 +29,69 @@ pub struct ScanParameters<'a> {
     pub time_step_limit: Option<(f32, f32)>,
 }
 
+/// Of which tokens a scan is, row by row. All, or what a scan of whole chunks leaves: rows of at
+/// most `short_tokens`, and of others the last chunk, if no more of its tokens are theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rest {
+    /// Chunks lie on a grid of absolute positions, this far apart.
+    pub chunk: usize,
+    /// Fewer tokens than a chunk.
+    pub short_tokens: usize,
+}
+
+impl Rest {
+    /// Every token.
+    const ALL: Self = Self {
+        chunk: 1,
+        short_tokens: u32::MAX as usize,
+    };
+}
+
 /// For every token of every row, continuing from and advancing the row's slot of `pool`. Slots of
 /// a step's rows differ.
+///
+/// A token's bits depend on its row alone, however that was cut.
 #[allow(clippy::too_many_arguments)] // The operands of one operation of the model.
 pub fn ssm_scan(
     client: &Client,
+    xbc: &Buffer,
+    projected: &Buffer,
+    parameters: &ScanParameters<'_>,
+    pool: &Buffer,
+    shape: &MambaShape,
+    step: &StepIndex,
+    out: &Buffer,
+) {
+    let rest = Rest::ALL;
+    ssm_scan_rest(
+        client, xbc, projected, parameters, pool, shape, step, rest, out,
+    );
+}
+
+/// [`ssm_scan`] for some of the tokens, by the same kernel. The others' outputs are left alone.
+#[allow(clippy::too_many_arguments)] // As above.
+pub fn ssm_scan_rest(
+    client: &Client,
+    xbc: &Buffer,
+    projected: &Buffer,
+    parameters: &ScanParameters<'_>,
+    pool: &Buffer,
+    shape: &MambaShape,
+    step: &StepIndex,
+    rest: Rest,
+    out: &Buffer,
+) {
+    check(xbc, projected, parameters, pool, shape, step, out);
+    if step.num_tokens > 0 {
+        walk::walk(
+            client, xbc, projected, parameters, pool, shape, step, rest, out,
+        );
+    }
+}
+
+/// # Panics
+/// If a buffer is not what the shape and the step make it.
+pub(crate) fn check(
     xbc: &Buffer,
     projected: &Buffer,
     parameters: &ScanParameters<'_>,
@@ -52,8 +110,4 @@ pub fn ssm_scan(
     }
     let slot = shape.inner() * shape.state;
     assert_eq!(pool.len() % slot, 0, "slots of {slot} in {}", pool.len());
-    if tokens == 0 {
-        return;
-    }
-    walk::walk(client, xbc, projected, parameters, pool, shape, step, out);
 }

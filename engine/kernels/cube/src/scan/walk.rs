@@ -17,7 +17,7 @@
 use cubecl::client::Client;
 use cubecl::prelude::*;
 
-use super::ScanParameters;
+use super::{Rest, ScanParameters};
 use crate::math::{lanes, softplus, vector_width};
 use crate::{Buffer, MambaShape, StepIndex};
 
@@ -27,7 +27,7 @@ const CHANNELS: usize = 8;
 /// Most planes of a cube.
 const PLANES: usize = 8;
 
-/// See [`ssm_scan`](super::ssm_scan()).
+/// See [`ssm_scan_rest`](super::ssm_scan_rest()).
 #[allow(clippy::too_many_arguments)] // As above.
 pub(super) fn walk(
     client: &Client,
@@ -37,6 +37,7 @@ pub(super) fn walk(
     pool: &Buffer,
     shape: &MambaShape,
     step: &StepIndex,
+    rest: Rest,
     out: &Buffer,
 ) {
     let lanes = lanes(client);
@@ -69,8 +70,11 @@ pub(super) fn walk(
             parameters.dt_bias.arg(),
             pool.vectors(width),
             step.row_tokens.arg(),
+            step.row_starts.arg(),
             step.row_slots.arg(),
             out.arg(),
+            rest.chunk as u32,
+            rest.short_tokens as u32,
             min,
             max,
             plan,
@@ -97,8 +101,11 @@ fn walk_rows<N: Size>(
     dt_bias: &[f32],
     pool: &mut [Vector<f32, N>],
     row_tokens: &[u32],
+    row_starts: &[u32],
     row_slots: &[u32],
     out: &mut [f32],
+    chunk: u32,
+    short_tokens: u32,
     min: f32,
     max: f32,
     #[comptime] plan: Plan,
@@ -114,6 +121,18 @@ fn walk_rows<N: Size>(
     let is_whole = comptime!(columns.is_multiple_of(plan.lanes));
     let first = (CUBE_POS_Z as usize * plan.planes + UNIT_POS_Y as usize) * CHANNELS;
     let is_full = comptime!(shape.head_dim.is_multiple_of(CHANNELS * plan.planes));
+
+    let mut begin = row_tokens[row];
+    let end = row_tokens[row + 1];
+    if end - begin > short_tokens {
+        let start = row_starts[row];
+        let position = start + (end - begin);
+        let last = u32::max(position / chunk * chunk, start);
+        if position - last > short_tokens || position == last {
+            terminate!();
+        }
+        begin = end - (position - last);
+    }
 
     let slot = row_slots[row] as usize * shape.heads + head;
     let state_at = (slot * shape.head_dim + first) * columns + lane;
@@ -139,7 +158,7 @@ fn walk_rows<N: Size>(
     let b_at = comptime!(shape.inner() / width) + group * columns + lane;
     let c_at = b_at + comptime!(shape.groups * columns);
     let x_at = head * shape.head_dim + first;
-    for token in row_tokens[row]..row_tokens[row + 1] {
+    for token in begin..end {
         let token = token as usize;
         let raw = projected[token * comptime!(shape.projected())
             + comptime!(shape.inner() + shape.conv_dim())
@@ -187,7 +206,7 @@ fn walk_rows<N: Size>(
             sums[channel] = sum.vector_sum();
         }
         let channel = fold(&mut sums, lane, plan.lanes);
-        let is_first = lane % comptime!(plan.lanes / CHANNELS) == 0;
+        let is_first = lane.is_multiple_of(comptime!(plan.lanes / CHANNELS));
         if is_first && (is_full || first + channel < shape.head_dim) {
             let x = xbc[x_at + channel];
             out[token * comptime!(shape.inner()) + head * shape.head_dim + first + channel] =

@@ -1,6 +1,8 @@
 //! The recurrence.
 
-use cube_kernels::{Buffer, Client, MambaShape, RowIndex, ScanParameters, ssm_scan};
+use cube_kernels::{
+    Buffer, Client, MambaShape, Rest, RowIndex, ScanParameters, ssm_scan, ssm_scan_rest,
+};
 
 use crate::common::{self, Numbers, assert_near, poisoned};
 use crate::states::{self, SMALL};
@@ -118,25 +120,50 @@ impl Case {
 
     /// The kernel: as above.
     pub(crate) fn got(&self, client: &Client, rows: &[RowIndex]) -> (Vec<f32>, Vec<f32>) {
+        self.got_rest(client, rows, None)
+    }
+
+    fn got_rest(
+        &self,
+        client: &Client,
+        rows: &[RowIndex],
+        rest: Option<Rest>,
+    ) -> (Vec<f32>, Vec<f32>) {
         let upload = |values: &[f32]| Buffer::upload(client, values);
         let step = states::index(client, rows);
+        let (xbc, projected) = (upload(&self.xbc), upload(&self.projected));
+        let parameters = ScanParameters {
+            a: &upload(&self.a),
+            d: &upload(&self.d),
+            dt_bias: &upload(&self.dt_bias),
+            time_step_limit: self.limit,
+        };
         let pool = upload(&self.pool);
         let out = poisoned(client, step.num_tokens * self.shape.inner());
-        ssm_scan(
-            client,
-            &upload(&self.xbc),
-            &upload(&self.projected),
-            &ScanParameters {
-                a: &upload(&self.a),
-                d: &upload(&self.d),
-                dt_bias: &upload(&self.dt_bias),
-                time_step_limit: self.limit,
-            },
-            &pool,
-            &self.shape,
-            &step,
-            &out,
-        );
+        let shape = &self.shape;
+        match rest {
+            None => ssm_scan(
+                client,
+                &xbc,
+                &projected,
+                &parameters,
+                &pool,
+                shape,
+                &step,
+                &out,
+            ),
+            Some(rest) => ssm_scan_rest(
+                client,
+                &xbc,
+                &projected,
+                &parameters,
+                &pool,
+                shape,
+                &step,
+                rest,
+                &out,
+            ),
+        }
         (out.read(client), pool.read(client))
     }
 
@@ -289,4 +316,50 @@ fn cuts_of_a_short_row_are_not_seen() {
         assert_eq!(bits(&together), bits(&whole), "cut at {cut}");
         assert_eq!(bits(&pool), bits(&whole_pool), "cut at {cut}");
     }
+}
+
+#[test]
+fn the_rest_is_what_chunks_leave() {
+    let Some(client) = common::client() else {
+        return;
+    };
+    let numbers = &mut Numbers::new(9);
+    // With chunks of 8 and at most 3 tokens left: all of a short row, even across the grid; the
+    // end of a long one; none of one that ends on the grid or far from it; the end alone of one
+    // that begins in its last chunk but one.
+    let starts = [7, 13, 8, 6, 15];
+    let lengths = [3, 12, 8, 7, 4];
+    let left = [3, 1, 0, 0, 3];
+    let (mut rows, num_slots) = states::rows(&lengths, numbers);
+    for (row, start) in rows.iter_mut().zip(starts) {
+        row.start = start;
+    }
+    let case = Case::new(SMALL, &rows, num_slots, numbers);
+    let rest = Rest {
+        chunk: 8,
+        short_tokens: 3,
+    };
+    let (out, pool) = case.got_rest(&client, &rows, Some(rest));
+    let mut want_pool = case.pool.clone();
+    let inner = SMALL.inner();
+    for ((row, tokens), left) in rows.iter().zip(states::spans(&rows)).zip(left) {
+        let first = tokens.end - left;
+        let untouched = &out[tokens.start * inner..first * inner];
+        assert!(untouched.iter().all(|y| y.is_nan()), "row at {}", row.start);
+        if left > 0 {
+            let mut alone = case.part(first..tokens.end);
+            alone.pool = want_pool;
+            let (want, after) = alone.got(
+                &client,
+                &[RowIndex {
+                    num_tokens: left,
+                    ..row.clone()
+                }],
+            );
+            let got = &out[first * inner..tokens.end * inner];
+            assert_eq!(bits(got), bits(&want), "row at {}", row.start);
+            want_pool = after;
+        }
+    }
+    assert_eq!(bits(&pool), bits(&want_pool));
 }
