@@ -14,6 +14,7 @@
 //! | `scan` | the Mamba-2 recurrence |
 //! | `norms` | RMS norms, alone and fused with what stands before them |
 //! | `moves` | words cleared and copied within a buffer, rows gathered |
+//! | `kv` | the paged cache's formats, and writes into it |
 //! | `router` | the experts of a token and their weights |
 //!
 //! Kernels read weights and caches as `u32` words and decode them in registers, so that one text
@@ -24,6 +25,7 @@
 mod buffer;
 mod conv;
 mod decode;
+mod kv;
 mod mamba;
 mod math;
 mod matrix;
@@ -36,6 +38,7 @@ mod step;
 
 pub use buffer::Buffer;
 pub use conv::causal_conv1d;
+pub use kv::{KvFormat, cache_write};
 pub use mamba::MambaShape;
 pub use matrix::{Format, Matrix, NVFP4_GROUP};
 pub use moves::{copy_words, gather_rows, zero_words};
