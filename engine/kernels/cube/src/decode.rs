@@ -35,7 +35,7 @@ pub(crate) fn weights<N: Size, P: Size>(
     #[comptime] format: Format,
 ) -> Vector<f32, P> {
     let mut out = Vector::<f32, P>::empty();
-    let wide = comptime!(P::try_value_const().expect("a constant size"));
+    let wide = P::value();
     let each = comptime!(per_word(format));
     #[unroll]
     for at in 0..wide {

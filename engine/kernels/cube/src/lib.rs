@@ -14,6 +14,7 @@
 //! | `scan` | the Mamba-2 recurrence |
 //! | `norms` | RMS norms, alone and fused with what stands before them |
 //! | `moves` | words cleared and copied within a buffer, rows gathered |
+//! | `attention` | attention over the paged cache |
 //! | `kv` | the paged cache's formats, and writes into it |
 //! | `router` | the experts of a token and their weights |
 //!
@@ -22,6 +23,7 @@
 //!
 //! Wrong shapes are bugs of the caller and assert. The crate knows no sequence, layer or checkpoint.
 
+mod attention;
 mod buffer;
 mod conv;
 mod decode;
@@ -36,6 +38,7 @@ mod router;
 mod scan;
 mod step;
 
+pub use attention::{paged_attention, paged_attention_within};
 pub use buffer::Buffer;
 pub use conv::causal_conv1d;
 pub use kv::{KvFormat, cache_write};

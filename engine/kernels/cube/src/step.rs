@@ -25,6 +25,8 @@ pub struct StepIndex {
     pub num_tokens: usize,
     /// Rows `R`.
     pub num_rows: usize,
+    /// Leading rows of one token each.
+    pub num_single_rows: usize,
     /// Most tokens of a row.
     pub max_row_tokens: usize,
     /// Most positions of a row, this step's included.
@@ -70,6 +72,7 @@ impl StepIndex {
         Self {
             num_tokens: token_rows.len(),
             num_rows: rows.len(),
+            num_single_rows: rows.iter().take_while(|row| row.num_tokens == 1).count(),
             max_row_tokens: largest(|row| row.num_tokens),
             max_context: largest(|row| row.start + row.num_tokens),
             block_size,

@@ -1,6 +1,6 @@
 //! The cache, attention, routing and sampling.
 
-use cube_kernels::RouterShape;
+use cube_kernels::{Buffer, Client, KvFormat, RouterShape, RowIndex, StepIndex};
 
 use crate::{Entry, floats, words};
 
@@ -32,4 +32,67 @@ pub(crate) const ENTRIES: &[Entry] = &[
         let (ids, weights) = (words(client, 64 * 22), floats(client, 64 * 22));
         cube_kernels::router_topk(client, &logits, &bias, 64, &shape, &ids, &weights);
     }),
+    Entry::new("cache_write_bf16_64", |client| {
+        write(client, KvFormat::Bf16);
+    }),
+    Entry::new("cache_write_fp8_64", |client| {
+        write(client, FP8);
+    }),
+    // 64 streams of 8192 positions, one token each: splits.
+    Entry::new("paged_attention_bf16_64x8192", |client| {
+        attend(client, KvFormat::Bf16, 64, 1);
+    }),
+    Entry::new("paged_attention_fp8_64x8192", |client| {
+        attend(client, FP8, 64, 1);
+    }),
+    // The last 2048 tokens of a prompt of 8192: walks.
+    Entry::new("paged_attention_bf16_chunk_2048", |client| {
+        attend(client, KvFormat::Bf16, 1, 2048);
+    }),
 ];
+
+const FP8: KvFormat = KvFormat::Fp8 {
+    k_scale: 1.0,
+    v_scale: 1.0,
+};
+const HEADS: usize = 32;
+const KV_HEADS: usize = 2;
+const HEAD_DIM: usize = 128;
+const BLOCK: usize = 32;
+const CONTEXT: usize = 8192;
+
+/// Rows at the end of their context.
+fn step(client: &Client, num_rows: usize, num_tokens: usize) -> StepIndex {
+    let row = RowIndex {
+        num_tokens,
+        start: CONTEXT - num_tokens,
+        slot: 1,
+        blocks: vec![1; CONTEXT / BLOCK],
+    };
+    StepIndex::upload(client, &vec![row; num_rows], BLOCK)
+}
+
+/// A side of a pool of 4096 blocks.
+fn pool(client: &Client, format: KvFormat) -> Buffer {
+    let bits = if format == KvFormat::Bf16 { 16 } else { 8 };
+    words(client, 4096 * BLOCK * KV_HEADS * HEAD_DIM * bits / 32)
+}
+
+fn write(client: &Client, format: KvFormat) {
+    let side = floats(client, 64 * KV_HEADS * HEAD_DIM);
+    let (keys, values) = (pool(client, format), pool(client, format));
+    let step = step(client, 64, 1);
+    cube_kernels::cache_write(
+        client, &side, &side, &keys, &values, format, KV_HEADS, HEAD_DIM, &step,
+    );
+}
+
+fn attend(client: &Client, format: KvFormat, num_rows: usize, num_tokens: usize) {
+    let q = floats(client, num_rows * num_tokens * HEADS * HEAD_DIM);
+    let out = floats(client, q.len());
+    let (keys, values) = (pool(client, format), pool(client, format));
+    let step = step(client, num_rows, num_tokens);
+    cube_kernels::paged_attention(
+        client, &q, &keys, &values, format, HEADS, KV_HEADS, HEAD_DIM, &step, &out,
+    );
+}
