@@ -18,6 +18,7 @@ fn step(client: &Client, rows: usize, tokens: usize) -> StepIndex {
     StepIndex {
         num_tokens: rows * tokens,
         num_rows: rows,
+        num_single_rows: if tokens == 1 { rows } else { 0 },
         max_row_tokens: tokens,
         max_context: tokens,
         block_size: 64,
