@@ -39,9 +39,12 @@ pub(crate) const ENTRIES: &[Entry] = &[
         write(client, FP8);
     }),
     // 64 streams of 8192 positions, one token each: splits.
-    Entry::new("paged_attention_bf16_64x8192", |client| {
-        attend(client, KvFormat::Bf16, 64, 1);
-    }),
+    Entry {
+        spill_bytes: 16,
+        ..Entry::new("paged_attention_bf16_64x8192", |client| {
+            attend(client, KvFormat::Bf16, 64, 1);
+        })
+    },
     Entry::new("paged_attention_fp8_64x8192", |client| {
         attend(client, FP8, 64, 1);
     }),
