@@ -133,14 +133,14 @@ impl Checkpoint {
 }
 
 /// Where symbolic links may lead.
-struct Root {
+pub(crate) struct Root {
     folder: PathBuf,
 }
 
 impl Root {
     /// The model folder. In the hub's cache layout, `MODEL/snapshots/REVISION`, files link to
     /// `MODEL/blobs`, so the root is `MODEL`.
-    fn of(folder: &Path) -> Result<Self, EngineError> {
+    pub(crate) fn of(folder: &Path) -> Result<Self, EngineError> {
         let canonical = folder.canonicalize().map_err(|source| EngineError::Io {
             path: folder.to_owned(),
             source,
@@ -155,7 +155,7 @@ impl Root {
     }
 
     /// Follows links and refuses to leave.
-    fn resolve(&self, path: &Path) -> Result<PathBuf, EngineError> {
+    pub(crate) fn resolve(&self, path: &Path) -> Result<PathBuf, EngineError> {
         let canonical = path.canonicalize().map_err(|source| EngineError::Io {
             path: path.to_owned(),
             source,

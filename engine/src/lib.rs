@@ -14,6 +14,7 @@
 //! | `batch` | plan to flat index lists; which positions need logits |
 //! | `sampler`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
 //! | `model_runner` | implements `scheduler::Runner`; decides nothing |
+//! | `quantize/` | a checkpoint written anew in FP8 or NVFP4 |
 //! | `constraints` | how far each choice has come through its guide; masks for the rows of a plan |
 //! | `engine_core` | the step loop on its own thread; a panic or failed step fails every stream |
 //! | `handle` | the server's only door in; a dropped stream aborts its request |
@@ -45,6 +46,7 @@ pub mod model;
 mod model_runner;
 mod noise;
 mod open;
+mod quantize;
 mod sampler;
 
 pub use config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource};
@@ -58,3 +60,4 @@ pub use machine::Machine;
 pub use memory::MAX_MODEL_LEN;
 pub use model::ModelConfig;
 pub use open::{Engine, Opened};
+pub use quantize::{ModuleReport, PackedFormat, Quantize, Quantized};

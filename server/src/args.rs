@@ -61,6 +61,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Say what this machine can serve.
     Doctor(DoctorArgs),
+    /// Write a BF16 checkpoint anew in FP8 or NVFP4.
+    Quantize(QuantizeArgs),
 }
 
 /// Everything about serving. Keys of the file are the flags' names.
@@ -297,6 +299,26 @@ pub struct ChatArgs {
     /// Let the model think first
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub think: bool,
+}
+
+/// What to write.
+#[derive(Clone, Debug, Args)]
+pub struct QuantizeArgs {
+    /// Checkpoint folder in Hugging Face layout, not quantised
+    #[arg(long, env = "NEMOSERVE_MODEL", value_name = "DIR")]
+    pub model: PathBuf,
+    /// Folder to write; it must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// nvfp4 (4.5 bits a weight) or fp8 (8 bits)
+    #[arg(long)]
+    pub format: String,
+    /// Leave these modules as they are, too; * stands for anything
+    #[arg(long, value_name = "PATTERN", num_args = 1.., value_delimiter = ',')]
+    pub exclude: Vec<String>,
+    /// Score this text with both checkpoints and print their perplexities; form feeds part documents
+    #[arg(long, value_name = "TEXTFILE")]
+    pub evaluate: Option<PathBuf>,
 }
 
 /// What to examine.

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         None => run_server(top_level),
         Some(Command::Serve(args)) => run_server(args.over(top_level)),
         Some(Command::Chat(args)) => run(cli::chat::run(args)),
+        Some(Command::Quantize(args)) => run(cli::quantize::run(args)),
         Some(Command::Doctor(args)) => cli::doctor::run(&args),
     };
     ExitCode::from(code)

@@ -2,7 +2,7 @@
 
 pub mod config;
 mod dummy;
-mod json;
+pub(crate) mod json;
 pub(crate) mod load;
 pub(crate) mod nemotron_h;
 pub(crate) mod weights;

@@ -10,6 +10,7 @@ mod names;
 use safetensors::tensor::Dtype;
 
 use self::finder::Finder;
+pub(crate) use self::finder::short_name;
 use super::config::ModelConfig;
 use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::error::EngineError;

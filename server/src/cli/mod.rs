@@ -2,3 +2,5 @@
 
 pub mod chat;
 pub mod doctor;
+mod perplexity;
+pub mod quantize;

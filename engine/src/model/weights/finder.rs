@@ -300,7 +300,7 @@ impl Finder {
 }
 
 /// Drops what wrappers and writers put before the model's own names.
-fn short_name(full: &str) -> &str {
+pub(crate) fn short_name(full: &str) -> &str {
     let name = full.strip_prefix("language_model.").unwrap_or(full);
     name.strip_prefix("backbone.")
         .or_else(|| name.strip_prefix("model."))
