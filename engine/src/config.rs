@@ -114,13 +114,18 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: u32,
     /// Tokens per cache block. Default 32.
     pub block_size: u32,
-    /// Bytes for KV blocks and state slots together. `None`: half of the memory that the weights
-    /// leave free, or less if nobody could use it.
+    /// Bytes for KV blocks and state slots together, on each rank's device. `None`: half of the memory
+    /// that the weights leave free, or less if nobody could use it.
     pub cache_memory_bytes: Option<u64>,
     /// Threads that share the work of one operation. `None`: every core.
     pub threads: Option<usize>,
     /// Requests that may wait. Default 1024.
     pub max_queue: u32,
+    /// Ranks that run the model together: as many GPUs, or shares of the CPU's threads. Must divide
+    /// its heads and groups. Default 1.
+    pub tensor_parallel_size: usize,
+    /// Ranks keep whole experts instead of a part of every one. Needs at least 2 ranks. Default false.
+    pub expert_parallel: bool,
 }
 
 impl EngineConfig {
@@ -138,6 +143,8 @@ impl EngineConfig {
             cache_memory_bytes: None,
             threads: None,
             max_queue: 1024,
+            tensor_parallel_size: 1,
+            expert_parallel: false,
         }
     }
 }

@@ -57,6 +57,28 @@ pub(crate) fn resolve(choice: DeviceChoice) -> Result<Device, EngineError> {
     }
 }
 
+/// The devices of several ranks: GPUs one after the other from the chosen one on, or the CPU for all
+/// of them.
+pub(crate) fn resolve_ranks(
+    choice: DeviceChoice,
+    num_ranks: usize,
+) -> Result<Vec<Device>, EngineError> {
+    let first = match choice {
+        DeviceChoice::Cuda(index) => index,
+        DeviceChoice::Auto if num_cuda_devices() > 0 => 0,
+        DeviceChoice::Auto | DeviceChoice::Cpu => return Ok(vec![Device::flex(); num_ranks]),
+    };
+    if num_ranks > 1 && first + num_ranks > num_cuda_devices() && cfg!(feature = "cuda") {
+        return Err(EngineError::Device(format!(
+            "--tensor-parallel-size {num_ranks} takes cuda:{first} to cuda:{}, this machine has {} \
+             CUDA devices",
+            first + num_ranks - 1,
+            num_cuda_devices()
+        )));
+    }
+    (first..first + num_ranks).map(cuda).collect()
+}
+
 /// Whether tensors of this device are ordinary memory.
 pub(crate) fn is_cpu(device: &Device) -> bool {
     kernels::is_cpu(device)

@@ -39,24 +39,33 @@ pub(crate) enum Command {
     },
 }
 
-/// Tells the handle, if there is one, how far loading is.
+/// Tells whoever watches how far loading is.
 #[derive(Clone)]
-pub struct LoadProgress(Option<Arc<Shared>>);
+pub struct LoadProgress(Arc<dyn Fn(u64, u64) + Send + Sync>);
 
 impl LoadProgress {
-    /// Nobody watches.
-    pub(crate) fn unwatched() -> Self {
-        Self(None)
+    /// Calls `watch` with the bytes loaded and their total.
+    pub(crate) fn new(watch: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(watch))
     }
 
-    /// Publishes a new count.
-    pub fn set(&self, loaded_bytes: u64, total_bytes: u64) {
-        if let Some(shared) = &self.0 {
+    /// Nobody watches.
+    pub(crate) fn unwatched() -> Self {
+        Self::new(|_, _| {})
+    }
+
+    fn to(shared: Arc<Shared>) -> Self {
+        Self::new(move |loaded_bytes, total_bytes| {
             shared.status.send_replace(EngineStatus::Loading {
                 loaded_bytes,
                 total_bytes,
             });
-        }
+        })
+    }
+
+    /// Publishes a new count.
+    pub fn set(&self, loaded_bytes: u64, total_bytes: u64) {
+        (self.0)(loaded_bytes, total_bytes);
     }
 }
 
@@ -97,7 +106,7 @@ where
         .spawn(move || {
             let mut streams = Streams::default();
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                let runner = load(LoadProgress(Some(Arc::clone(&shared))))?;
+                let runner = load(LoadProgress::to(Arc::clone(&shared)))?;
                 let scheduler = Scheduler::new(config, cache);
                 shared.status.send_replace(EngineStatus::Ready);
                 EngineCore {
@@ -307,7 +316,7 @@ impl Streams {
     }
 }
 
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     panic
         .downcast_ref::<String>()
         .cloned()

@@ -41,6 +41,14 @@ pub enum EngineError {
         /// The most allowed.
         max: u64,
     },
+    /// The model cannot be split over so many ranks.
+    #[error("--tensor-parallel-size {ranks}: {what}")]
+    Ranks {
+        /// How many were asked for.
+        ranks: usize,
+        /// The sizes that do not divide.
+        what: String,
+    },
     /// The memory that was granted cannot hold what was asked for.
     #[error("{0}")]
     Memory(String),
@@ -50,4 +58,18 @@ pub enum EngineError {
     /// The engine thread ended by a panic; the message is the panic's.
     #[error("the engine thread panicked: {0}")]
     Panicked(String),
+}
+
+impl EngineError {
+    /// The same, said by one rank of several.
+    pub(crate) fn of_rank(self, rank: usize, num_ranks: usize) -> Self {
+        let of = |text: String| format!("rank {rank} of {num_ranks}: {text}");
+        match self {
+            Self::Memory(text) => Self::Memory(of(text)),
+            Self::Device(text) => Self::Device(of(text)),
+            Self::Panicked(text) => Self::Panicked(of(text)),
+            // These name a file or a flag, and all ranks read the same ones.
+            other => other,
+        }
+    }
 }

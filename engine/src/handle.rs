@@ -89,9 +89,13 @@ pub struct EngineInfo {
     pub num_blocks: u32,
     /// Usable state slots.
     pub num_slots: u32,
-    /// Bytes of one block over all attention layers.
+    /// Ranks that run the model together.
+    pub num_ranks: usize,
+    /// Bytes of the weights of one rank, the one with the most.
+    pub rank_weight_bytes: u64,
+    /// Bytes of one block over all attention layers, of one rank.
     pub block_bytes: u64,
-    /// Bytes of one slot over all Mamba layers.
+    /// Bytes of one slot over all Mamba layers, of one rank.
     pub slot_bytes: u64,
     /// For people: "cpu (AVX-512 BF16, 2 threads)".
     pub device: String,

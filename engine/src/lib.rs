@@ -8,6 +8,7 @@
 //! | `model/config/`, `model/json` | `config.json` in all its dialects |
 //! | `model/weights/` | checkpoint names to fields; names appear only here |
 //! | `model/load`, `model/dummy` | weights to the device; weights invented from a seed |
+//! | `model/shard` | one rank's share of a model's weights and configuration |
 //! | `model/nemotron_h`, `layers/` | the forward pass, one file per kind of layer |
 //! | `layers/linear` | products with stored matrices, whose formats only `weights`, `load` and kernels know |
 //! | `cache` | block and slot tensors, the plan's movements between them |
@@ -15,6 +16,7 @@
 //! | `sampler`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
 //! | `model_runner` | implements `scheduler::Runner`; decides nothing |
 //! | `quantize/` | a checkpoint written anew in FP8 or NVFP4 |
+//! | `parallel` | several ranks as one runner: a thread each, and the sum between them |
 //! | `constraints` | how far each choice has come through its guide; masks for the rows of a plan |
 //! | `engine_core` | the step loop on its own thread; a panic or failed step fails every stream |
 //! | `handle` | the server's only door in; a dropped stream aborts its request |
@@ -23,12 +25,14 @@
 //! Grammars and thinking budgets are the crate `constraint` (in `constraint/`, without tensors).
 //!
 //! It does not know text, HTTP, or who asks. It does not decide what runs: the scheduler does. One
-//! thread owns scheduler, runner, weights and caches, and no tensor leaves it.
+//! thread owns scheduler, runner, weights and caches, and no tensor leaves it. With several ranks each
+//! has a thread that owns its weights and caches; what passes between them are plans, and the sums
+//! of `parallel`.
 //!
 //! What a stream says is the same, bit for bit, whatever else is in the batch and however its
-//! prompt was cut (`tests/tests/equivalence.rs`); block size, `--dtype`, `--kv-cache-dtype` and
-//! the CPU's instruction set are part of the configuration and may move a bit. The draft block's tensors are checked and left
-//! in their files: nothing drafts yet.
+//! prompt was cut (`tests/tests/equivalence.rs`); block size, `--dtype`, `--kv-cache-dtype`,
+//! the number of ranks and the CPU's instruction set are part of the configuration and may move a bit.
+//! The draft block's tensors are checked and left in their files: nothing drafts yet.
 
 mod batch;
 mod cache;
@@ -46,6 +50,7 @@ pub mod model;
 mod model_runner;
 mod noise;
 mod open;
+mod parallel;
 mod quantize;
 mod sampler;
 

@@ -26,6 +26,23 @@ pub(crate) struct MemoryPlan {
     pub(crate) max_num_seqs: u32,
 }
 
+impl MemoryPlan {
+    /// What every rank can carry out: they all get the same plans.
+    pub(crate) fn smallest(&self, other: &Self) -> Self {
+        Self {
+            cache: CacheConfig {
+                block_size: self.cache.block_size,
+                num_blocks: self.cache.num_blocks.min(other.cache.num_blocks),
+                num_slots: self.cache.num_slots.min(other.cache.num_slots),
+            },
+            block_bytes: self.block_bytes.max(other.block_bytes),
+            slot_bytes: self.slot_bytes.max(other.slot_bytes),
+            max_model_len: self.max_model_len.min(other.max_model_len),
+            max_num_seqs: self.max_num_seqs.min(other.max_num_seqs),
+        }
+    }
+}
+
 /// What the machine has.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FreeMemory {

@@ -22,6 +22,8 @@ pub(crate) struct ModelRunner {
     model: NemotronH,
     cache: DeviceCache,
     in_flight: Option<InFlight>,
+    /// Draws tokens; else computes its part of the logits and leaves the rest to rank 0.
+    draws: bool,
 }
 
 /// Between `submit` and `collect`.
@@ -38,7 +40,14 @@ impl ModelRunner {
             model,
             cache,
             in_flight: None,
+            draws: true,
         }
+    }
+
+    /// A rank that takes part in every step and answers none: its results have no rows.
+    pub(crate) fn silent(mut self) -> Self {
+        self.draws = false;
+        self
     }
 
     /// The rows' outputs, in order. The head runs only where logits are needed, and reading logits is
@@ -109,9 +118,17 @@ impl Runner for ModelRunner {
 
     fn collect(&mut self, masks: &[Option<TokenMask>]) -> Result<StepResult, EngineError> {
         let step = self.in_flight.take().expect("a step was submitted");
-        let rows = step
-            .forward
-            .map(|forward| self.read_out(&step.rows, masks, &forward));
+        let rows = step.forward.map(|forward| {
+            if self.draws {
+                return self.read_out(&step.rows, masks, &forward);
+            }
+            let (batch, hidden) = forward;
+            // The same calls as those of rank 0, which waits for this part of each.
+            for positions in batch.positions.chunks(LOGIT_ROWS) {
+                self.model.logits(&hidden, positions);
+            }
+            Vec::new()
+        });
         Ok(StepResult {
             step: step.step,
             rows: rows.unwrap_or_default(),

@@ -2,10 +2,11 @@
 //! can be checked without reading weights, [`Opened::start`] loads them on the engine's thread.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use kernels::{Arithmetic, KvFormat};
-use scheduler::{Runner, SchedulerConfig};
+use scheduler::{Runner, SchedulerConfig, SchedulerOutput, StepResult, TokenMask};
 
 use crate::cache::{DeviceCache, KvScales};
 use crate::checkpoint::Checkpoint;
@@ -17,9 +18,11 @@ use crate::handle::{EngineHandle, EngineInfo};
 use crate::memory::{self, FreeMemory, MAX_MODEL_LEN, MemoryPlan};
 use crate::model::load::Loader;
 use crate::model::nemotron_h::NemotronH;
+use crate::model::shard::{Share, Split};
 use crate::model::weights::{self, Inventory, ModelWeights, fnv1a};
 use crate::model::{LayerKind, ModelConfig};
 use crate::model_runner::ModelRunner;
+use crate::parallel::{AllReduce, Meeting, OverDevices, ParallelRunner, Peers};
 
 /// The way in.
 pub struct Engine;
@@ -29,6 +32,8 @@ pub struct Opened {
     config: EngineConfig,
     model: ModelConfig,
     weights: ModelWeights,
+    /// `None`: one rank has it all.
+    split: Option<Split>,
     plan: MemoryPlan,
     kv_format: KvFormat,
     info: EngineInfo,
@@ -45,7 +50,8 @@ impl Engine {
     pub fn open(config: EngineConfig) -> Result<Opened, EngineError> {
         check_options(&config)?;
         // Only whether it is there; tensors are made on the engine's thread.
-        let device = device::resolve(config.device)?;
+        let num_ranks = config.tensor_parallel_size;
+        let devices = device::resolve_ranks(config.device, num_ranks)?;
         let (text, path) = config_text(&config.source)?;
         let model = ModelConfig::parse(&text, &path)?;
         let (weights, inventory) = match &config.source {
@@ -56,22 +62,46 @@ impl Engine {
             )?,
             ModelSource::Dummy { seed, .. } => weights::invent(&model, *seed),
         };
-        let dtype = resolve_dtype(config.dtype, &device);
-        let kv_format = resolve_kv_format(config.kv_cache_dtype, dtype);
-        let free = FreeMemory {
-            available: memory::available(),
-            weights: inventory.num_bytes,
-        };
-        let is_dummy = matches!(config.source, ModelSource::Dummy { .. });
-        if is_dummy && free.weights > free.available {
-            return Err(EngineError::Memory(format!(
-                "dummy weights take {}, {} are available",
-                memory::bytes(free.weights),
-                memory::bytes(free.available)
-            )));
+        let split = (num_ranks > 1).then_some(Split {
+            num_ranks,
+            experts: config.expert_parallel,
+        });
+        if let Some(split) = split {
+            split.check(&model)?;
         }
-        let plan = memory::plan(&config, &model, kv_format.num_bytes() as u64, free)?;
-        let device_name = device::name(&device);
+        let dtype = resolve_dtype(config.dtype, &devices[0]);
+        let kv_format = resolve_kv_format(config.kv_cache_dtype, dtype);
+        let plan_for = |model: &ModelConfig, weights: u64| {
+            let free = FreeMemory {
+                available: memory::available() / num_ranks as u64,
+                weights,
+            };
+            let is_dummy = matches!(config.source, ModelSource::Dummy { .. });
+            if is_dummy && free.weights > free.available {
+                return Err(EngineError::Memory(format!(
+                    "dummy weights take {}, {} are available",
+                    memory::bytes(free.weights),
+                    memory::bytes(free.available)
+                )));
+            }
+            memory::plan(&config, model, kv_format.num_bytes() as u64, free)
+        };
+        let (plan, rank_weight_bytes) = match split {
+            None => (plan_for(&model, inventory.num_bytes)?, inventory.num_bytes),
+            Some(split) => (0..num_ranks)
+                .map(|rank| {
+                    let share = split.share(rank, &model, &weights)?;
+                    let bytes = share.weights.num_bytes();
+                    let plan = plan_for(&share.config, bytes);
+                    Ok((plan.map_err(|error| error.of_rank(rank, num_ranks))?, bytes))
+                })
+                .reduce(|one, other| {
+                    let ((one, one_bytes), (other, other_bytes)) = (one?, other?);
+                    Ok((one.smallest(&other), one_bytes.max(other_bytes)))
+                })
+                .expect("there is a rank")?,
+        };
+        let device_name = describe(&devices, split);
         let dtype_name = dtype.to_string();
         let arithmetic = [dtype_name.as_str(), kv_format.name()];
         let info = EngineInfo {
@@ -84,6 +114,8 @@ impl Engine {
             block_size: plan.cache.block_size,
             num_blocks: plan.cache.num_blocks - 1,
             num_slots: plan.cache.num_slots - 1,
+            num_ranks,
+            rank_weight_bytes,
             block_bytes: plan.block_bytes,
             slot_bytes: plan.slot_bytes,
             device: device_name,
@@ -94,6 +126,7 @@ impl Engine {
             config,
             model,
             weights,
+            split,
             plan,
             kv_format,
             info,
@@ -132,11 +165,54 @@ impl Opened {
         self.load(LoadProgress::unwatched())
     }
 
-    fn load(self, progress: LoadProgress) -> Result<ModelRunner, EngineError> {
-        let device = device::resolve(self.config.device)?;
+    fn load(self, progress: LoadProgress) -> Result<Ranks, EngineError> {
         let num_threads = self.config.threads.unwrap_or_else(device::num_cores);
-        kernels::set_num_threads(num_threads);
-        let arithmetic = match resolve_dtype(self.config.dtype, &device) {
+        let Some(split) = self.split else {
+            kernels::set_num_threads(num_threads);
+            let device = device::resolve(self.config.device)?;
+            let all = (&self.model, &self.weights);
+            let runner = self.build(all, &device, num_threads, progress, None);
+            return Ok(Ranks::One(Box::new(runner)));
+        };
+        let num_ranks = split.num_ranks;
+        let devices = device::resolve_ranks(self.config.device, num_ranks)?;
+        let all_reduce: Arc<dyn AllReduce> = if device::is_cpu(&devices[0]) {
+            Arc::new(Meeting::new(num_ranks))
+        } else {
+            Arc::new(OverDevices::new(devices.clone())?)
+        };
+        let between = Arc::clone(&all_reduce);
+        ParallelRunner::start(num_ranks, all_reduce, progress, move |rank, progress| {
+            let num_threads = (num_threads / num_ranks).max(1);
+            kernels::set_num_threads_here(num_threads);
+            let Share {
+                config,
+                weights,
+                vocabulary,
+            } = split.share(rank, &self.model, &self.weights)?;
+            let peers = Peers {
+                all_reduce: Arc::clone(&between),
+                rank,
+                vocabulary,
+            };
+            let part = (&config, &weights);
+            let device = &devices[rank];
+            let runner = self.build(part, device, num_threads, progress, Some(peers));
+            Ok(if rank == 0 { runner } else { runner.silent() })
+        })
+        .map(Ranks::Many)
+    }
+
+    /// Loads one rank's share, or all there is.
+    fn build(
+        &self,
+        (model, weights): (&ModelConfig, &ModelWeights),
+        device: &Device,
+        num_threads: usize,
+        progress: LoadProgress,
+        peers: Option<Peers>,
+    ) -> ModelRunner {
+        let arithmetic = match resolve_dtype(self.config.dtype, device) {
             DtypeChoice::Bf16 => Arithmetic::Bf16,
             _ => Arithmetic::F32,
         };
@@ -145,18 +221,48 @@ impl Opened {
             arithmetic,
             num_threads,
             progress,
-            self.info.weight_bytes,
+            weights.num_bytes(),
         );
-        let model = NemotronH::load(&self.weights, &self.model, &mut loader);
-        let kv_scales = vec![KvScales::default(); self.model.num_layers(LayerKind::Attention)];
-        let cache = DeviceCache::new(
-            &self.model,
-            &self.plan.cache,
-            self.kv_format,
-            &kv_scales,
-            &device,
-        );
-        Ok(ModelRunner::new(model, cache))
+        let loaded = NemotronH::load(weights, model, peers, &mut loader);
+        let kv_scales = vec![KvScales::default(); model.num_layers(LayerKind::Attention)];
+        let cache = DeviceCache::new(model, &self.plan.cache, self.kv_format, &kv_scales, device);
+        ModelRunner::new(loaded, cache)
+    }
+}
+
+/// One rank on the engine's own thread, or several on theirs.
+enum Ranks {
+    One(Box<ModelRunner>),
+    Many(ParallelRunner),
+}
+
+impl Runner for Ranks {
+    type Error = EngineError;
+
+    fn submit(&mut self, plan: SchedulerOutput) -> Result<(), EngineError> {
+        match self {
+            Self::One(runner) => runner.submit(plan),
+            Self::Many(runner) => runner.submit(plan),
+        }
+    }
+
+    fn collect(&mut self, masks: &[Option<TokenMask>]) -> Result<StepResult, EngineError> {
+        match self {
+            Self::One(runner) => runner.collect(masks),
+            Self::Many(runner) => runner.collect(masks),
+        }
+    }
+}
+
+/// Devices, for people and for the fingerprint: sums over more ranks are other sums.
+fn describe(devices: &[Device], split: Option<Split>) -> String {
+    let name = device::name(&devices[0]);
+    match split {
+        None => name,
+        Some(Split { num_ranks, experts }) => {
+            let what = if experts { ", whole experts" } else { "" };
+            format!("{num_ranks} ranks from {name} on{what}")
+        }
     }
 }
 
@@ -177,6 +283,19 @@ fn check_options(config: &EngineConfig) -> Result<(), EngineError> {
     }
     if let Some(threads) = config.threads {
         in_range("threads", threads as u64, 1..=1024)?;
+    }
+    in_range(
+        "tensor-parallel-size",
+        config.tensor_parallel_size as u64,
+        1..=64,
+    )?;
+    if config.expert_parallel {
+        // Of one rank's experts there is nothing to share out.
+        in_range(
+            "tensor-parallel-size",
+            config.tensor_parallel_size as u64,
+            2..=64,
+        )?;
     }
     in_range("max-num-seqs", config.max_num_seqs.into(), 1..=4096)?;
     in_range(

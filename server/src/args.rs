@@ -129,13 +129,30 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_BLOCK_SIZE", value_name = "TOKENS")]
     pub block_size: Option<u32>,
 
-    /// Memory for KV blocks and state slots, such as 4GiB [default: half of what weights leave free]
+    /// Memory for KV blocks and state slots on each device, such as 4GiB [default: half of what weights
+    /// leave free]
     #[arg(long, env = "NEMOSERVE_CACHE_MEMORY", value_name = "SIZE")]
     pub cache_memory: Option<String>,
 
     /// CPU threads for one operation [default: all cores]
     #[arg(long, env = "NEMOSERVE_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+
+    /// Ranks that run the model together, a GPU or a share of the threads each [default: 1]
+    #[arg(long, env = "NEMOSERVE_TENSOR_PARALLEL_SIZE", value_name = "N")]
+    pub tensor_parallel_size: Option<usize>,
+
+    /// Ranks keep whole experts instead of a part of each
+    #[arg(
+        long,
+        env = "NEMOSERVE_EXPERT_PARALLEL",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub expert_parallel: Option<bool>,
 
     /// auto reads the weights; dummy invents seeded random ones from config.json [default: auto]
     #[arg(long, env = "NEMOSERVE_LOAD_FORMAT")]
@@ -373,6 +390,8 @@ impl ServeArgs {
             block_size: self.block_size.or(base.block_size),
             cache_memory: self.cache_memory.or(base.cache_memory),
             threads: self.threads.or(base.threads),
+            tensor_parallel_size: self.tensor_parallel_size.or(base.tensor_parallel_size),
+            expert_parallel: self.expert_parallel.or(base.expert_parallel),
             load_format: self.load_format.or(base.load_format),
             seed: self.seed.or(base.seed),
             api_key: self.api_key.or(base.api_key),

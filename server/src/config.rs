@@ -52,7 +52,7 @@ impl ConfigError {
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
-            Self::Usage(_) | Self::Engine(EngineError::Option { .. })
+            Self::Usage(_) | Self::Engine(EngineError::Option { .. } | EngineError::Ranks { .. })
         )
     }
 }
@@ -296,6 +296,10 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
         cache_memory_bytes,
         threads: args.threads,
         max_queue: args.max_queue.unwrap_or(defaults.max_queue),
+        tensor_parallel_size: args
+            .tensor_parallel_size
+            .unwrap_or(defaults.tensor_parallel_size),
+        expert_parallel: args.expert_parallel.unwrap_or(defaults.expert_parallel),
         ..defaults
     })
 }

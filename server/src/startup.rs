@@ -116,11 +116,16 @@ pub fn summary(state: &AppState, address: SocketAddr) -> String {
         ),
     );
     line("device", info.device.clone());
+    let on_each = if info.num_ranks > 1 {
+        "on each rank "
+    } else {
+        ""
+    };
     line(
         "memory",
         format!(
-            "weights {}, {num_blocks} blocks of {block_size} tokens {}, {num_slots} state slots {}",
-            bytes(info.weight_bytes),
+            "{on_each}weights {}, {num_blocks} blocks of {block_size} tokens {}, {num_slots} state slots {}",
+            bytes(info.rank_weight_bytes),
             bytes(u64::from(num_blocks) * block_bytes),
             bytes(u64::from(num_slots) * slot_bytes),
         ),

@@ -23,7 +23,11 @@ struct Daemon {
 
 impl Daemon {
     async fn start() -> Self {
-        let settings = Settings::new(&ServeArgs::default()).expect("the defaults are valid");
+        Self::start_with(&ServeArgs::default()).await
+    }
+
+    async fn start_with(args: &ServeArgs) -> Self {
+        let settings = Settings::new(args).expect("they are valid");
         let state = Arc::new(startup::open(settings).expect("the embedded model is sound"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let base = format!("http://{}", listener.local_addr().expect("bound"));
@@ -181,7 +185,24 @@ async fn a_repeated_prompt_is_cached_and_answers_the_same() {
 /// (`server/demo/training/evaluate.py`).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn greedy_tokens_are_those_of_the_training_code() {
-    let daemon = Daemon::start().await;
+    check_greedy_tokens(&Daemon::start().await).await;
+}
+
+/// No choice among the samples is so close that the order of a sum could turn it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_ranks_say_what_one_says() {
+    for experts in [false, true] {
+        let args = ServeArgs {
+            tensor_parallel_size: Some(2),
+            expert_parallel: Some(experts),
+            threads: Some(2),
+            ..ServeArgs::default()
+        };
+        check_greedy_tokens(&Daemon::start_with(&args).await).await;
+    }
+}
+
+async fn check_greedy_tokens(daemon: &Daemon) {
     let samples: Vec<Value> = serde_json::from_str(include_str!("../fixtures/demo_greedy.json"))
         .expect("the fixture is JSON");
     assert!(samples.len() >= 20, "{} samples", samples.len());

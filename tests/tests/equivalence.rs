@@ -300,6 +300,67 @@ fn threads_change_nothing() {
     assert_same("five threads", &expect, &got);
 }
 
+/// Ranks sum in one order, whoever comes last: within one number of them everything above holds too.
+#[test]
+fn ranks_are_as_repeatable() {
+    let model = Model::new();
+    let asks = asks();
+    let single = model.alone(|_| {}, &asks);
+    for experts in [false, true] {
+        let two = |config: &mut EngineConfig| {
+            config.tensor_parallel_size = 2;
+            config.expert_parallel = experts;
+        };
+        let expect = model.alone(two, &asks);
+        assert!(expect != single, "one rank did it all");
+        let change = |also: &dyn Fn(&mut EngineConfig)| {
+            let mut config = model.config();
+            two(&mut config);
+            also(&mut config);
+            model.start(config)
+        };
+        let got = model.run(&change(&|_| {}), &asks);
+        assert_same("all at once", &expect, &got);
+        for budget in [1, 7, 33] {
+            let got = model.run(
+                &change(&|config| {
+                    config.max_num_seqs = budget.min(6);
+                    config.max_num_batched_tokens = budget;
+                }),
+                &asks,
+            );
+            assert_same(&format!("{budget} tokens per step"), &expect, &got);
+        }
+        let got = model.run(&change(&|config| config.threads = Some(5)), &asks);
+        assert_same("two threads each", &expect, &got);
+    }
+}
+
+#[test]
+fn ranks_survive_preemption() {
+    let model = Model::new();
+    let mut asks = asks();
+    for ask in &mut asks {
+        ask.params.max_tokens = 60;
+    }
+    let small = |config: &mut EngineConfig| {
+        config.tensor_parallel_size = 2;
+        config.block_size = 4;
+        config.max_model_len = Some(140);
+    };
+    let expect = model.alone(small, &asks);
+    let mut config = model.config();
+    small(&mut config);
+    config.cache_memory_bytes = Some(smallest_cache(&config));
+    let handle = model.start(config);
+    assert_same("a tiny cache", &expect, &model.run(&handle, &asks));
+    let stats = handle.stats().scheduler;
+    assert!(
+        stats.num_preemptions > 0,
+        "nothing was preempted: {stats:?}"
+    );
+}
+
 #[test]
 fn bf16_arithmetic_is_as_repeatable() {
     let model = Model::new();

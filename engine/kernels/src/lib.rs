@@ -17,7 +17,8 @@
 //! | `causal_conv1d` | [`causal_conv1d()`] |
 //! | `ssm_scan` | [`ssm_scan()`], prefill and decode alike |
 //! | `router_topk` | [`router_topk()`] |
-//! | `moe_experts` | [`moe_experts()`] |
+//! | `moe_experts` | [`moe_experts()`], also of some of the experts only |
+//! | `all_reduce` | [`all_reduce()`], the sum over several GPUs |
 //!
 //! Beside them: `layout` (how a step's rows lie in the token dimension, shapes, states), `kv_pool`
 //! (the KV cache and its formats), `matrix` ([`Matrix`], a weight in its stored format), `route`
@@ -44,6 +45,7 @@
 // Tiles walk several arrays of one constant length by one index.
 #![allow(clippy::needless_range_loop)]
 
+mod all_reduce;
 mod bandwidth;
 mod cache;
 mod causal_conv1d;
@@ -66,6 +68,7 @@ mod simd;
 mod ssm_scan;
 mod team;
 
+pub use all_reduce::{all_reduce, can_all_reduce};
 pub use bandwidth::measure_read_bandwidth;
 pub use cache::{cache_write, copy_block, copy_slot, zero_slot};
 pub use causal_conv1d::causal_conv1d;
@@ -82,4 +85,4 @@ pub use paged_attention::paged_attention;
 pub use route::{force_reference, is_cpu, with_reference};
 pub use router_topk::{RouterShape, Routing, router_topk};
 pub use ssm_scan::ssm_scan;
-pub use team::{num_threads, set_num_threads, share};
+pub use team::{num_threads, set_num_threads, set_num_threads_here, share};

@@ -1,5 +1,6 @@
 //! The threads that share the work inside one operation.
 
+use std::cell::RefCell;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rayon::prelude::*;
@@ -26,7 +27,23 @@ pub fn set_num_threads(n: usize) {
     *TEAM.write().unwrap_or_else(PoisonError::into_inner) = Some(pool);
 }
 
-/// The number of threads that share work inside an operation.
+thread_local! {
+    static TEAM_HERE: RefCell<Option<Arc<ThreadPool>>> = const { RefCell::new(None) };
+}
+
+/// Gives the operations called from this thread a team of their own, until the thread ends. Several
+/// models at work in one process, each on its thread, then neither wait for one another's threads
+/// nor take more than their share. A team of one is the calling thread itself.
+///
+/// # Panics
+/// If `n` is 0, or the system refuses the threads.
+pub fn set_num_threads_here(n: usize) {
+    assert!(n > 0, "at least one thread");
+    let pool = build(n);
+    TEAM_HERE.with_borrow_mut(|team| *team = Some(pool));
+}
+
+/// The number of threads that share work inside an operation called from this thread.
 pub fn num_threads() -> usize {
     team().current_num_threads()
 }
@@ -41,6 +58,9 @@ fn build(n: usize) -> Arc<ThreadPool> {
 }
 
 fn team() -> Arc<ThreadPool> {
+    if let Some(team) = TEAM_HERE.with_borrow(Clone::clone) {
+        return team;
+    }
     if let Some(team) = &*TEAM.read().unwrap_or_else(PoisonError::into_inner) {
         return Arc::clone(team);
     }
@@ -122,5 +142,37 @@ impl<T> SharedMut<T> {
     pub(crate) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [T] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.at(start), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Jobs that are worth sharing, from two threads at once: each has its own team, and all jobs
+    /// of both are done.
+    #[test]
+    fn teams_of_two_threads_do_not_wait_for_each_other() {
+        let together = Barrier::new(2);
+        std::thread::scope(|scope| {
+            for n in [1, 3] {
+                let together = &together;
+                scope.spawn(move || {
+                    set_num_threads_here(n);
+                    assert_eq!(num_threads(), n);
+                    let done = AtomicUsize::new(0);
+                    for _ in 0..50 {
+                        together.wait();
+                        share(8, MIN_SHARED_COST, |_| {
+                            done.fetch_add(1, Ordering::Relaxed);
+                        });
+                    }
+                    assert_eq!(done.into_inner(), 400);
+                });
+            }
+        });
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Moe {
     gate: Tensor<2>,
     correction_bias: Tensor<1>,
     router: RouterShape,
+    /// Id of the first expert that is here.
+    first_expert: usize,
     latent: Option<(Linear, Linear)>,
     experts: Experts,
     shared: Option<Mlp>,
@@ -32,6 +34,7 @@ impl Moe {
                 norm_topk_prob: config.norm_topk_prob,
                 scaling: config.scaling,
             },
+            first_expert: weights.first_expert,
             latent: weights
                 .latent
                 .as_ref()
@@ -44,9 +47,11 @@ impl Moe {
         }
     }
 
-    /// `[T, H]` to `[T, H]`.
+    /// `[T, H]` to `[T, H]`. Where only some of the experts are here, the rest of the sum is
+    /// elsewhere.
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let routing = kernels::router_topk(&x, &self.gate, &self.correction_bias, &self.router);
+        let routing = kernels::router_topk(&x, &self.gate, &self.correction_bias, &self.router)
+            .counted_from(self.first_expert);
         let routed = match &self.latent {
             None => self.experts.forward(x.clone(), &routing),
             Some((into, out)) => {

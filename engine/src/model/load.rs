@@ -105,7 +105,14 @@ impl Loader {
     }
 
     fn bytes(&mut self, weight: &Weight) -> Bytes {
-        let bytes = match &weight.source {
+        let bytes = self.read(weight);
+        self.loaded_bytes += bytes.len() as u64;
+        self.progress.set(self.loaded_bytes, self.total_bytes);
+        bytes
+    }
+
+    fn read(&self, weight: &Weight) -> Bytes {
+        match &weight.source {
             Source::Stored(tensor) => {
                 touch(&tensor.data);
                 tensor.data.clone()
@@ -114,10 +121,14 @@ impl Loader {
                 let count = weight.num_elements() as usize;
                 dummy::generate(*init, *seed, count, self.num_threads)
             }
-        };
-        self.loaded_bytes += bytes.len() as u64;
-        self.progress.set(self.loaded_bytes, self.total_bytes);
-        bytes
+            // A rank of several makes the whole of a dummy, so that its part is the same numbers that
+            // one rank alone would have.
+            Source::Cut(cut) => match &cut.whole.source {
+                // Read as it is copied.
+                Source::Stored(tensor) => cut.apply(&tensor.data),
+                _ => cut.apply(&self.read(&cut.whole)),
+            },
+        }
     }
 }
 

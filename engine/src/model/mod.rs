@@ -5,6 +5,7 @@ mod dummy;
 pub(crate) mod json;
 pub(crate) mod load;
 pub(crate) mod nemotron_h;
+pub(crate) mod shard;
 pub(crate) mod weights;
 
 pub use config::{LayerKind, ModelConfig};

@@ -15,14 +15,18 @@ use crate::layers::mamba2::Mamba2;
 use crate::layers::mlp::Mlp;
 use crate::layers::moe::Moe;
 use crate::layers::norm::Norm;
+use crate::parallel::Peers;
 
-/// A loaded model. Holds no sequence: all state is in the [`DeviceCache`].
+/// A loaded model, or one rank's share of it. Holds no sequence: all state is in the [`DeviceCache`].
 pub(crate) struct NemotronH {
     embedding: Embedding,
     layers: Vec<Layer>,
     norm: Norm,
     /// `None` if the embedding table is the head.
     head: Option<Linear>,
+    vocab_size: usize,
+    /// The other ranks, if this is a share.
+    peers: Option<Peers>,
 }
 
 struct Layer {
@@ -38,7 +42,12 @@ enum Mixer {
 }
 
 impl NemotronH {
-    pub(crate) fn load(weights: &ModelWeights, config: &ModelConfig, loader: &mut Loader) -> Self {
+    pub(crate) fn load(
+        weights: &ModelWeights,
+        config: &ModelConfig,
+        peers: Option<Peers>,
+        loader: &mut Loader,
+    ) -> Self {
         let embedding = Embedding::load(&weights.embedding, loader);
         let layers = weights
             .layers
@@ -60,6 +69,8 @@ impl NemotronH {
                 .head
                 .as_ref()
                 .map(|head| Linear::load_matrix(head, loader)),
+            vocab_size: config.vocab_size,
+            peers,
         }
     }
 
@@ -76,6 +87,11 @@ impl NemotronH {
                 Mixer::Attention(mixer) => mixer.forward(input, cache, &batch.layout),
                 Mixer::Moe(mixer) => mixer.forward(input),
                 Mixer::Mlp(mixer) => mixer.forward(input),
+            };
+            // Each rank has a part of the mixer and so a part of the sum.
+            let mixed = match &self.peers {
+                None => mixed,
+                Some(peers) => peers.sum(mixed),
             };
             // The addition is fused with the norm of whoever reads the sum next.
             let next = self
@@ -101,9 +117,13 @@ impl NemotronH {
                 Tensor::from_data(TensorData::new(indices, shape), &hidden.device());
             hidden.clone().select(0, indices)
         };
-        match &self.head {
+        let logits = match &self.head {
             Some(head) => head.forward(chosen),
             None => self.embedding.logits(chosen),
+        };
+        match &self.peers {
+            None => logits,
+            Some(peers) => peers.gather_vocabulary(logits, self.vocab_size),
         }
     }
 }

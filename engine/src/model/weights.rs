@@ -4,11 +4,13 @@
 //! is left over. It reads no weight: a [`Weight`] is a place in the memory map, or a recipe for a
 //! dummy.
 
+mod cut;
 mod finder;
 mod names;
 
 use safetensors::tensor::Dtype;
 
+pub(crate) use self::cut::{Cut, SplitBlock};
 use self::finder::Finder;
 pub(crate) use self::finder::short_name;
 use super::config::ModelConfig;
@@ -37,6 +39,7 @@ pub(crate) enum MixerWeights {
     Mlp(MlpWeights),
 }
 
+#[derive(Clone)]
 pub(crate) struct LinearWeights {
     pub(crate) weight: MatrixWeight,
     pub(crate) bias: Option<Weight>,
@@ -98,6 +101,8 @@ pub(crate) struct MlpWeights {
 pub(crate) struct MoeWeights {
     pub(crate) gate: Weight,
     pub(crate) correction_bias: Weight,
+    /// Id of the first expert in `up` and `down`; not 0 where ranks share out the experts.
+    pub(crate) first_expert: usize,
     /// Into and out of the latent width.
     pub(crate) latent: Option<(LinearWeights, LinearWeights)>,
     pub(crate) up: ExpertWeights,
@@ -125,6 +130,8 @@ pub(crate) enum Source {
     Stored(StoredTensor),
     /// Made at load, from a seed of its own.
     Dummy { init: Init, seed: u64 },
+    /// Parts of another, brought together at load.
+    Cut(Box<Cut>),
 }
 
 /// What random weights look like. Scales keep a residual stream of unit variance finite through
@@ -146,7 +153,9 @@ impl Weight {
     pub(crate) fn num_bytes(&self) -> u64 {
         match &self.source {
             Source::Stored(tensor) => tensor.data.len() as u64,
-            Source::Dummy { init, .. } => self.num_elements() * init.dtype().bitsize() as u64 / 8,
+            Source::Dummy { .. } | Source::Cut(_) => {
+                self.num_elements() * self.dtype().bitsize() as u64 / 8
+            }
         }
     }
 
@@ -158,6 +167,7 @@ impl Weight {
         match &self.source {
             Source::Stored(tensor) => tensor.dtype,
             Source::Dummy { init, .. } => init.dtype(),
+            Source::Cut(cut) => cut.whole.dtype(),
         }
     }
 }
@@ -168,6 +178,100 @@ impl Init {
         match self {
             Self::Constant(_) | Self::Random { .. } => Dtype::BF16,
             Self::DecayRate | Self::TimeStep => Dtype::F32,
+        }
+    }
+}
+
+impl ModelWeights {
+    /// Bytes of all weights as they are loaded.
+    pub(crate) fn num_bytes(&self) -> u64 {
+        self.embedding.num_bytes()
+            + self.norm.num_bytes()
+            + self.head.as_ref().map_or(0, MatrixWeight::num_bytes)
+            + self.layers.iter().map(LayerWeights::num_bytes).sum::<u64>()
+    }
+}
+
+impl LayerWeights {
+    fn num_bytes(&self) -> u64 {
+        let mixer = match &self.mixer {
+            MixerWeights::Mamba(mamba) => mamba.num_bytes(),
+            MixerWeights::Attention(attention) => attention.num_bytes(),
+            MixerWeights::Moe(moe) => moe.num_bytes(),
+            MixerWeights::Mlp(mlp) => mlp.num_bytes(),
+        };
+        self.norm.num_bytes() + mixer
+    }
+}
+
+impl MatrixWeight {
+    fn num_bytes(&self) -> u64 {
+        match self {
+            Self::Plain(weight) => weight.num_bytes(),
+            Self::Fp8 { codes, scale } => codes.num_bytes() + scale.num_bytes(),
+            Self::Nvfp4 {
+                codes,
+                block_scales,
+                scale,
+            } => codes.num_bytes() + block_scales.num_bytes() + scale.num_bytes(),
+        }
+    }
+}
+
+impl LinearWeights {
+    fn num_bytes(&self) -> u64 {
+        self.weight.num_bytes() + self.bias.as_ref().map_or(0, Weight::num_bytes)
+    }
+}
+
+impl MambaWeights {
+    fn num_bytes(&self) -> u64 {
+        let rest = [
+            &self.conv_weight,
+            &self.a_log,
+            &self.d,
+            &self.dt_bias,
+            &self.norm,
+        ];
+        let rest = rest.into_iter().chain(&self.conv_bias);
+        self.in_proj.num_bytes()
+            + self.out_proj.num_bytes()
+            + rest.map(Weight::num_bytes).sum::<u64>()
+    }
+}
+
+impl AttentionWeights {
+    fn num_bytes(&self) -> u64 {
+        let all = [&self.query, &self.key, &self.value, &self.output];
+        let scales = self.k_scale.iter().chain(&self.v_scale);
+        all.into_iter().map(MatrixWeight::num_bytes).sum::<u64>()
+            + scales.map(Weight::num_bytes).sum::<u64>()
+    }
+}
+
+impl MlpWeights {
+    fn num_bytes(&self) -> u64 {
+        self.up.num_bytes() + self.down.num_bytes()
+    }
+}
+
+impl MoeWeights {
+    fn num_bytes(&self) -> u64 {
+        let latent = self.latent.iter().flat_map(|(into, out)| [into, out]);
+        self.gate.num_bytes()
+            + self.correction_bias.num_bytes()
+            + latent.map(LinearWeights::num_bytes).sum::<u64>()
+            + self.up.num_bytes()
+            + self.down.num_bytes()
+            + self.shared.as_ref().map_or(0, MlpWeights::num_bytes)
+    }
+}
+
+impl ExpertWeights {
+    fn num_bytes(&self) -> u64 {
+        match self {
+            Self::Fused(all) => all.num_bytes(),
+            Self::PerExpert(each) => each.iter().map(MatrixWeight::num_bytes).sum(),
         }
     }
 }

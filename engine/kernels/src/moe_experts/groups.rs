@@ -11,8 +11,8 @@ pub(super) struct Group {
     pub(super) members: Vec<(usize, f32)>,
 }
 
-/// Groups in ascending order of expert id, experts without tokens left out. Reads the routing to
-/// the host.
+/// Groups in ascending order of expert id, experts without tokens left out, ids outside
+/// `0..num_experts` skipped. Reads the routing to the host.
 pub(super) fn group_by_expert(routing: &Routing, num_experts: usize) -> Vec<Group> {
     let [_, top_k] = routing.ids.dims();
     let ids = routing
@@ -30,9 +30,10 @@ pub(super) fn group_by_expert(routing: &Routing, num_experts: usize) -> Vec<Grou
         })
         .collect();
     for (index, (&id, &weight)) in ids.iter().zip(&weights).enumerate() {
-        let id = usize::try_from(id).expect("expert ids are not negative");
-        assert!(id < num_experts, "expert {id} of {num_experts}");
-        groups[id].members.push((index / top_k, weight));
+        let group = usize::try_from(id).ok().and_then(|id| groups.get_mut(id));
+        if let Some(group) = group {
+            group.members.push((index / top_k, weight));
+        }
     }
     groups.retain(|group| !group.members.is_empty());
     groups

@@ -47,7 +47,8 @@ impl ExpertMatrices {
 }
 
 /// `sum_e w_e * down_e @ relu(up_e @ v)^2` over each token's experts, in ascending order of expert
-/// id, in f32.
+/// id, in f32. Ids outside `0..E` are experts that somebody else has: they are skipped, and a token
+/// with no expert here gets zeros (see [`Routing::counted_from`]).
 ///
 /// Shapes: `v` F32 `[T, L]`, `up` `[E, I, L]`, `down` `[E, L, I]`; returns F32 `[T, L]`.
 #[allow(clippy::needless_pass_by_value)] // A device kernel may write into the buffer of `v`.

@@ -32,6 +32,21 @@ pub struct Routing {
     pub weights: Tensor<2>,
 }
 
+impl Routing {
+    /// The same choices with experts counted from `first`: what a rank that holds some of the experts
+    /// gives to [`moe_experts`](crate::moe_experts()). Ids below `first` become negative.
+    #[must_use]
+    pub fn counted_from(self, first: usize) -> Self {
+        if first == 0 {
+            return self;
+        }
+        Self {
+            ids: self.ids.sub_scalar(first as i32),
+            weights: self.weights,
+        }
+    }
+}
+
 /// Scores are `sigmoid(gate @ x)`; score plus correction bias chooses, the score alone weighs.
 ///
 /// Shapes: `x` F32 `[T, H]`, `gate` any float `[E, H]`, `correction_bias` any float `[E]`. Ties go

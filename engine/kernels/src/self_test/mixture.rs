@@ -47,7 +47,8 @@ pub fn router(device: &Device, shapes: &Shapes) -> Outcome {
     outcome
 }
 
-/// The routed experts, their weights in one buffer or apart by turns of the seed.
+/// The routed experts, their weights in one buffer or apart by turns of the seed. Some tokens also
+/// choose experts that are not here, an id below and one above, which must be skipped.
 pub fn experts(device: &Device, shapes: &Shapes) -> Outcome {
     let numbers = &mut Numbers::new(shapes.seed);
     let (m, experts, top_k) = (shapes.num_tokens(), shapes.num_experts, shapes.router.top_k);
@@ -58,9 +59,9 @@ pub fn experts(device: &Device, shapes: &Shapes) -> Outcome {
     let (mut ids, mut weights) = (Vec::new(), Vec::new());
     for _ in 0..m {
         ids.extend(
-            numbers.permutation(experts)[..top_k]
+            numbers.permutation(experts + 2)[..top_k]
                 .iter()
-                .map(|&id| id as i32),
+                .map(|&id| id as i32 - 1),
         );
         weights.extend(numbers.vector(top_k, 1.0, DType::F32));
     }
@@ -69,7 +70,12 @@ pub fn experts(device: &Device, shapes: &Shapes) -> Outcome {
     for (token, want) in want.chunks_exact_mut(k).enumerate() {
         let v = wide(&v[token * k..][..k]);
         for choice in token * top_k..(token + 1) * top_k {
-            let expert = ids[choice] as usize;
+            let Some(expert) = usize::try_from(ids[choice])
+                .ok()
+                .filter(|expert| *expert < experts)
+            else {
+                continue;
+            };
             let hidden = oracle::linear(&v, &ups[expert].wide(), None, k, shapes.arithmetic);
             let hidden = oracle::relu2(&hidden);
             let out = oracle::linear(&hidden, &downs[expert].wide(), None, n, shapes.arithmetic);

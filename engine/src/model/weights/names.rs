@@ -93,7 +93,7 @@ impl Finder {
             )?,
             conv_bias: if mamba.conv_bias {
                 let name = format!("{mixer}.conv1d.bias");
-                Some(self.take(&name, &[conv_dim], Init::Constant(0.0))?)
+                Some(self.take(&name, &[conv_dim], Init::bias())?)
             } else {
                 None
             },
@@ -165,6 +165,7 @@ impl Finder {
                 &[experts],
                 Init::Constant(0.0),
             )?,
+            first_expert: 0,
             latent,
             up: self.experts(
                 &mixer,
@@ -277,7 +278,7 @@ impl Finder {
             weight: self.matrix(name, shape, init)?,
             bias: if has_bias {
                 let bias = format!("{name}.bias");
-                Some(self.take(&bias, &shape[..1], Init::Constant(0.0))?)
+                Some(self.take(&bias, &shape[..1], Init::bias())?)
             } else {
                 None
             },
@@ -307,6 +308,11 @@ impl Place {
 impl Init {
     fn unit() -> Self {
         Self::Random { std: 1.0 }
+    }
+
+    /// Small, and not nothing: a bias that is lost, or added by every rank, shows.
+    fn bias() -> Self {
+        Self::Random { std: 0.05 }
     }
 
     /// Unit variance in, unit variance out.
