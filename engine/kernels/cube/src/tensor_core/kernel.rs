@@ -1,0 +1,81 @@
+//! A text as CubeCL launches it.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use cubecl::ir::attributes::BufferIOAttr;
+use cubecl::ir::metadata::Info;
+use cubecl::ir::{AddressType, ElemType, Scope, UIntKind};
+use cubecl::prelude::*;
+use cubecl::server::{KernelArguments, MetadataBindingInfo};
+use cubecl::{CubeKernel, PrecompiledSource};
+
+use super::Text;
+use super::plan::{Launch, Role};
+use crate::{Buffer, Client};
+
+pub(super) fn launch(client: &Client, launch: &Launch, buffers: &BTreeMap<Role, Buffer>) {
+    let last = launch.arguments.len() - 1;
+    let mut arguments = KernelArguments::new();
+    for (at, role) in launch.arguments.iter().enumerate() {
+        let io = if at == last {
+            BufferIOAttr::WriteOnly
+        } else {
+            BufferIOAttr::ReadOnly
+        };
+        let handle = buffers[role].handle().clone();
+        arguments = arguments.with_buffer_io(handle.binding(), io);
+    }
+    // Passed by value, behind the pointers: CUDA takes as many bytes as the text declares.
+    let words = launch.sizes.chunks(2).map(|pair| {
+        let high = pair.get(1).copied().unwrap_or(0);
+        u64::from(pair[0]) | u64::from(high) << 32
+    });
+    let words: Vec<u64> = words.collect();
+    let num_static = words.len();
+    arguments.info = MetadataBindingInfo::new(words, num_static);
+    let [x, y, z] = launch.grid;
+    let kernel = TextKernel(launch.text.clone());
+    client.launch(Box::new(kernel), CubeCount::Static(x, y, z), arguments);
+}
+
+struct TextKernel(Text);
+
+impl KernelMetadata for TextKernel {
+    fn id(&self) -> KernelId {
+        // Compiled kernels are kept by id, so it must cover the text.
+        let mut hasher = DefaultHasher::new();
+        self.0.source().hash(&mut hasher);
+        KernelId::new::<Self>()
+            .info((self.0.name.clone(), hasher.finish()))
+            .cube_dim(CubeDim::new_1d(self.0.num_threads).0)
+    }
+
+    fn address_type(&self) -> ElemType {
+        ElemType::UInt(UIntKind::U32)
+    }
+}
+
+impl CubeKernel for TextKernel {
+    /// Nothing: the text is the kernel.
+    fn define(&self) -> KernelDefinition {
+        let settings = KernelSettings::new(
+            CubeDim::new_1d(self.0.num_threads).0,
+            ExecutionMode::Checked,
+            AddressType::U32,
+        );
+        KernelDefinition {
+            body: Scope::root(settings.clone()),
+            settings,
+            info: Info::default(),
+        }
+    }
+
+    fn source(&self) -> Option<PrecompiledSource> {
+        Some(PrecompiledSource {
+            source: self.0.source(),
+            entrypoint_name: self.0.name.clone(),
+            lang: "cuda",
+        })
+    }
+}

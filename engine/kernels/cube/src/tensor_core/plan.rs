@@ -1,0 +1,386 @@
+//! Which kernels an operation launches, over which buffers: decided here, carried out by the device
+//! or, in tests, by the emulator.
+
+use super::text::{self, ELEMENT_THREADS, Mode, Text, Tile, Work};
+use crate::{Epilogue, Format, Matrix, NVFP4_GROUP};
+
+/// What a kernel's argument is to the operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// f32 inputs `[t, k]`.
+    X,
+    /// The weights' codes (experts: of the first matrix).
+    Words,
+    /// Their block scales.
+    BlockScales,
+    /// Their scales.
+    Scales,
+    /// f32 `[n]`.
+    Bias,
+    /// Experts: codes of the second matrix.
+    DownWords,
+    /// Its block scales.
+    DownBlockScales,
+    /// Its scales.
+    DownScales,
+    /// Pairs `token * top_k + slot` in ascending order of their expert.
+    Sorted,
+    /// Where each expert's pairs begin in `Sorted`, then where the last one's end.
+    Offsets,
+    /// Experts of the pairs `[t, top_k]`.
+    Experts,
+    /// Their weights, f32.
+    Weights,
+    /// The result, f32.
+    Out,
+    /// Scratch: x in bf16.
+    Rounded,
+    /// Scratch: the partial sums of the slices.
+    Partial,
+    /// Scratch: between an expert's matrices, bf16, sorted.
+    Hidden,
+    /// Scratch: the experts' results, pair by pair.
+    Pairs,
+}
+
+/// One launch.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The kernel.
+    pub text: Text,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// The kernel's pointers; the last is what it writes. Unused ones name something that is there.
+    pub arguments: Vec<Role>,
+    /// What follows them, by value.
+    pub sizes: Vec<u32>,
+}
+
+/// Launches in order, and the scratch between them in bytes.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// In this order.
+    pub launches: Vec<Launch>,
+    /// Memory that only they see.
+    pub scratch: Vec<(Role, usize)>,
+}
+
+/// The shape of a weight matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// How it is stored.
+    pub format: Format,
+    /// Matrices in the stack.
+    pub experts: usize,
+    /// Outputs.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+}
+
+impl From<&Matrix> for Shape {
+    fn from(w: &Matrix) -> Self {
+        Self {
+            format: w.format,
+            experts: w.experts,
+            n: w.n,
+            k: w.k,
+        }
+    }
+}
+
+impl Shape {
+    /// Whether the kernels take it: rows of codes in whole copies of 16 bytes, rows of block scales
+    /// in whole words.
+    pub fn fits(self) -> bool {
+        match self.format {
+            Format::F32 | Format::F16 => false,
+            Format::Bf16 => self.k.is_multiple_of(8),
+            Format::Fp8 => self.k.is_multiple_of(16),
+            Format::Nvfp4 => self.k.is_multiple_of(4 * NVFP4_GROUP),
+        }
+    }
+}
+
+const BIAS: u32 = 1;
+const RELU2: u32 = 2;
+const FOR_FP8: u32 = 4;
+const FOR_NVFP4: u32 = 8;
+
+/// Outputs of a block, whatever the tile.
+const ROWS: usize = 128;
+
+/// Most tokens of a block that rounds x itself; more are rounded beforehand, once.
+const MAX_F32_TOKENS: usize = 16;
+
+/// The tile for `tokens` tokens: the smallest that holds them.
+fn tile(format: Format, tokens: usize) -> Tile {
+    let tokens = tokens.next_power_of_two().clamp(8, 128);
+    // Stages of 64 bytes a row where shared memory (48 KiB) has room for three.
+    let (groups, stages) = match (format, tokens) {
+        (Format::Bf16, 8..=64) => (1, 4),
+        (Format::Bf16, _) => (1, 3),
+        (Format::Fp8, 8) => (2, 4),
+        (Format::Fp8, 16 | 32) => (2, 3),
+        (Format::Fp8, 64) => (1, 5),
+        (Format::Fp8, _) => (1, 4),
+        (_, 8) => (4, 3),
+        (_, 16 | 32) => (2, 5),
+        (_, 64) => (2, 3),
+        (_, _) => (2, 2),
+    };
+    Tile {
+        tokens,
+        warps_n: ROWS / 32,
+        warps_t: if tokens == 128 { 2 } else { 1 },
+        groups,
+        stages,
+    }
+}
+
+/// Columns are added up in this many slices of this many columns: enough blocks to keep a large
+/// GPU's memory busy with one tile of tokens (132 SMs, about three blocks each), and never a
+/// function of the tokens, so that no other row changes a row's sum.
+fn slices(shape: Shape) -> (usize, usize) {
+    const BLOCKS: usize = 384;
+    const COLUMNS: usize = 512;
+    /// Whole stages of every tile.
+    const UNIT: usize = 128;
+    let wanted = (BLOCKS / shape.n.div_ceil(ROWS))
+        .min(shape.k.div_ceil(COLUMNS))
+        .clamp(1, 16);
+    let columns = shape.k.div_ceil(wanted).next_multiple_of(UNIT);
+    (shape.k.div_ceil(columns), columns)
+}
+
+/// `out[t, n] = epilogue(x[t, k] @ w[n, k]^T + bias)`.
+///
+/// # Panics
+/// If the matrix does not fit, or is a stack.
+pub fn linear(t: usize, shape: Shape, has_bias: bool, epilogue: Epilogue) -> Plan {
+    assert!(shape.fits(), "no tensor core product for {shape:?}");
+    assert_eq!(shape.experts, 1, "a stack of matrices");
+    let Shape { format, n, .. } = shape;
+    let mut plan = Plan {
+        launches: Vec::new(),
+        scratch: Vec::new(),
+    };
+    if t == 0 {
+        return plan;
+    }
+    let tile = tile(format, t);
+    let x = plan.round(t, shape, tile);
+    let (num_slices, slice_columns) = slices(shape);
+    let num_tiles = n.div_ceil(ROWS) * t.div_ceil(tile.tokens);
+    // Half a GPU of whole products is worth more than the traffic of partial ones.
+    const ENOUGH_BLOCKS: usize = 64;
+    let mode = if num_slices == 1 {
+        Mode::OneSlice
+    } else if tile.tokens == 128 && num_tiles >= ENOUGH_BLOCKS {
+        Mode::AllSlices
+    } else {
+        Mode::Partial
+    };
+    let bias = if has_bias { Role::Bias } else { Role::X };
+    let flags = u32::from(has_bias) * BIAS + u32::from(epilogue == Epilogue::Relu2) * RELU2;
+    let is_partial = mode == Mode::Partial;
+    let scales = if format == Format::Bf16 {
+        Role::X
+    } else {
+        Role::Scales
+    };
+    plan.launches.push(Launch {
+        text: text::product(format, tile, x == Role::X, mode, Work::Dense),
+        grid: [
+            num_tiles as u32,
+            if is_partial { num_slices } else { 1 } as u32,
+            1,
+        ],
+        arguments: vec![
+            x,
+            Role::Words,
+            if format == Format::Nvfp4 {
+                Role::BlockScales
+            } else {
+                Role::X
+            },
+            scales,
+            bias,
+            Role::X,
+            Role::X,
+            if is_partial { Role::Partial } else { Role::Out },
+        ],
+        sizes: product_sizes(t, shape, num_slices, slice_columns / tile.step(), flags, 1),
+    });
+    if is_partial {
+        plan.scratch.push((Role::Partial, num_slices * t * n * 4));
+        plan.launches.push(Launch {
+            text: text::reduce(format),
+            grid: [(t * n).div_ceil(ELEMENT_THREADS as usize) as u32, 1, 1],
+            arguments: vec![Role::Partial, scales, bias, Role::Out],
+            sizes: vec![(t * n) as u32, n as u32, num_slices as u32, flags],
+        });
+    }
+    plan
+}
+
+/// `out[t, n] = sum over a token's experts of weight * down(relu(up(x))^2)`.
+///
+/// # Panics
+/// If the matrices do not fit, or each other.
+pub fn experts(t: usize, top_k: usize, up: Shape, down: Shape) -> Plan {
+    /// `MAX_TOP_K` in the text.
+    const MAX_TOP_K: usize = 64;
+    assert!(up.fits(), "no tensor core product for {up:?}");
+    assert!(down.fits(), "no tensor core product for {down:?}");
+    assert_eq!((up.experts, up.n), (down.experts, down.k), "up and down");
+    assert!(top_k <= MAX_TOP_K, "{top_k} experts a token");
+    let mut plan = Plan {
+        launches: Vec::new(),
+        scratch: Vec::new(),
+    };
+    if t == 0 {
+        return plan;
+    }
+    let pairs = t * top_k;
+    // Tiles that an expert of middling popularity fills half.
+    let tokens = (2 * pairs / up.experts).clamp(8, 128);
+    let most_tiles = |tile: Tile| {
+        let at_most_partly_full = up.experts * (tile.tokens - 1);
+        pairs.min((pairs + at_most_partly_full) / tile.tokens)
+    };
+
+    let up_tile = tile(up.format, tokens);
+    let x = plan.round(t, up, up_tile);
+    plan.launches.push(Launch {
+        text: text::product(up.format, up_tile, x == Role::X, Mode::OneSlice, Work::Up),
+        grid: [(most_tiles(up_tile) * up.n.div_ceil(ROWS)) as u32, 1, 1],
+        arguments: vec![
+            x,
+            Role::Words,
+            if up.format == Format::Nvfp4 {
+                Role::BlockScales
+            } else {
+                Role::X
+            },
+            if up.format == Format::Bf16 {
+                Role::X
+            } else {
+                Role::Scales
+            },
+            Role::X,
+            Role::Sorted,
+            Role::Offsets,
+            Role::Hidden,
+        ],
+        sizes: product_sizes(pairs, up, 1, 0, RELU2 | order_for(down.format), top_k),
+    });
+    plan.scratch.push((Role::Hidden, pairs * up.n * 2));
+
+    let down_tile = tile(down.format, tokens);
+    plan.launches.push(Launch {
+        text: text::product(down.format, down_tile, false, Mode::OneSlice, Work::Down),
+        grid: [(most_tiles(down_tile) * down.n.div_ceil(ROWS)) as u32, 1, 1],
+        arguments: vec![
+            Role::Hidden,
+            Role::DownWords,
+            if down.format == Format::Nvfp4 {
+                Role::DownBlockScales
+            } else {
+                Role::X
+            },
+            if down.format == Format::Bf16 {
+                Role::X
+            } else {
+                Role::DownScales
+            },
+            Role::X,
+            Role::Sorted,
+            Role::Offsets,
+            Role::Pairs,
+        ],
+        sizes: product_sizes(pairs, down, 1, 0, 0, top_k),
+    });
+    plan.scratch.push((Role::Pairs, pairs * down.n * 4));
+
+    plan.launches.push(Launch {
+        text: text::combine(),
+        grid: [
+            down.n.div_ceil(ELEMENT_THREADS as usize) as u32,
+            t as u32,
+            1,
+        ],
+        arguments: vec![Role::Pairs, Role::Experts, Role::Weights, Role::Out],
+        sizes: vec![down.n as u32, top_k as u32, up.experts as u32],
+    });
+    plan
+}
+
+/// Every text that a plan may name, for whoever compiles them beforehand.
+pub fn texts() -> Vec<Text> {
+    let mut texts = vec![text::combine()];
+    for format in [Format::Bf16, Format::Fp8, Format::Nvfp4] {
+        texts.extend([text::round(format), text::reduce(format)]);
+        for tokens in [8, 16, 32, 64, 128] {
+            let tile = tile(format, tokens);
+            let is_x_f32 = tokens <= MAX_F32_TOKENS;
+            let mut modes = vec![Mode::OneSlice, Mode::Partial];
+            if tokens == 128 {
+                modes.push(Mode::AllSlices);
+            }
+            for mode in modes {
+                texts.push(text::product(format, tile, is_x_f32, mode, Work::Dense));
+            }
+            for (work, is_x_f32) in [(Work::Up, is_x_f32), (Work::Down, false)] {
+                texts.push(text::product(format, tile, is_x_f32, Mode::OneSlice, work));
+            }
+        }
+    }
+    texts
+}
+
+impl Plan {
+    /// Where the product finds x: as it is, or rounded beforehand.
+    fn round(&mut self, t: usize, shape: Shape, tile: Tile) -> Role {
+        if tile.tokens <= MAX_F32_TOKENS {
+            return Role::X;
+        }
+        let num_vectors = t * shape.k / 8;
+        self.scratch.push((Role::Rounded, t * shape.k * 2));
+        self.launches.push(Launch {
+            text: text::round(shape.format),
+            grid: [num_vectors.div_ceil(ELEMENT_THREADS as usize) as u32, 1, 1],
+            arguments: vec![Role::X, Role::Rounded],
+            sizes: vec![num_vectors as u32],
+        });
+        Role::Rounded
+    }
+}
+
+fn order_for(format: Format) -> u32 {
+    match format {
+        Format::Fp8 => FOR_FP8,
+        Format::Nvfp4 => FOR_NVFP4,
+        _ => 0,
+    }
+}
+
+fn product_sizes(
+    tokens: usize,
+    shape: Shape,
+    num_slices: usize,
+    slice_steps: usize,
+    flags: u32,
+    top_k: usize,
+) -> Vec<u32> {
+    vec![
+        tokens as u32,
+        shape.n as u32,
+        shape.k as u32,
+        num_slices as u32,
+        slice_steps as u32,
+        flags,
+        top_k as u32,
+        shape.experts as u32,
+    ]
+}

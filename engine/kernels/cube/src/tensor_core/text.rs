@@ -1,0 +1,147 @@
+//! The texts: constants in front, what they use of the machine, the kernel.
+
+use crate::Format;
+
+const DEVICE: &str = include_str!("../../cuda/device.cuh");
+
+/// A kernel as CUDA C++.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Text {
+    /// The entry point, which also tells the constants apart.
+    pub name: String,
+    /// Threads of a block.
+    pub num_threads: u32,
+    constants: String,
+    body: &'static str,
+}
+
+impl Text {
+    /// What NVRTC compiles, and the emulator runs.
+    pub fn source(&self) -> String {
+        let Self {
+            name, constants, ..
+        } = self;
+        format!("#define ENTRY {name}\n{DEVICE}\n{constants}\n{}", self.body)
+    }
+}
+
+/// What a product is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Work {
+    /// One matrix for all tokens.
+    Dense,
+    /// An expert's first matrix: rows of x by the sorted pairs, results rounded for `Down`.
+    Up,
+    /// An expert's second matrix: results go where the pair is.
+    Down,
+}
+
+/// Which slices of the columns a block adds up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Mode {
+    /// There is one.
+    OneSlice,
+    /// All of them, one after the other.
+    AllSlices,
+    /// One, into a partial that `tensor_reduce` adds to the others.
+    Partial,
+}
+
+/// How a block of `tensor_product` is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Tile {
+    /// Tokens of a block.
+    pub(super) tokens: usize,
+    /// Warps along the outputs, 32 each.
+    pub(super) warps_n: usize,
+    /// Warps along the tokens.
+    pub(super) warps_t: usize,
+    /// Groups of 32 columns in a stage.
+    pub(super) groups: usize,
+    /// Stages in shared memory.
+    pub(super) stages: usize,
+}
+
+impl Tile {
+    /// Columns of a stage.
+    pub(super) fn step(self) -> usize {
+        self.groups * 32
+    }
+}
+
+pub(super) fn product(format: Format, tile: Tile, is_x_f32: bool, mode: Mode, work: Work) -> Text {
+    let (format, format_constant) = format_names(format);
+    let (mode, mode_constant) = match mode {
+        Mode::OneSlice => ("", "ONE_SLICE"),
+        Mode::AllSlices => ("_slices", "ALL_SLICES"),
+        Mode::Partial => ("_partial", "PARTIAL"),
+    };
+    let (work, work_constant) = match work {
+        Work::Dense => ("linear", "DENSE"),
+        Work::Up => ("experts_up", "UP"),
+        Work::Down => ("experts_down", "DOWN"),
+    };
+    let Tile {
+        tokens,
+        warps_n,
+        warps_t,
+        groups,
+        stages,
+    } = tile;
+    Text {
+        name: format!("tensor_{work}_{format}_{tokens}{mode}"),
+        num_threads: (warps_n * warps_t * 32) as u32,
+        constants: format!(
+            "constexpr int BF16 = 0, FP8 = 1, NVFP4 = 2, FORMAT = {format_constant};
+constexpr int ONE_SLICE = 0, ALL_SLICES = 1, PARTIAL = 2, MODE = {mode_constant};
+constexpr int DENSE = 0, UP = 1, DOWN = 2, WORK = {work_constant};
+constexpr int TOKENS = {tokens}, WARPS_N = {warps_n}, WARPS_T = {warps_t};
+constexpr int GROUPS = {groups}, STAGES = {stages};
+constexpr bool IS_X_F32 = {is_x_f32};"
+        ),
+        body: include_str!("../../cuda/tensor_product.cu"),
+    }
+}
+
+pub(super) fn round(format: Format) -> Text {
+    elementwise("round", format, include_str!("../../cuda/tensor_round.cu"))
+}
+
+pub(super) fn reduce(format: Format) -> Text {
+    elementwise(
+        "reduce",
+        format,
+        include_str!("../../cuda/tensor_reduce.cu"),
+    )
+}
+
+pub(super) fn combine() -> Text {
+    Text {
+        name: "tensor_combine".into(),
+        num_threads: ELEMENT_THREADS,
+        constants: String::new(),
+        body: include_str!("../../cuda/tensor_combine.cu"),
+    }
+}
+
+/// Threads of a block of the kernels that go element by element.
+pub(super) const ELEMENT_THREADS: u32 = 256;
+
+fn elementwise(name: &str, format: Format, body: &'static str) -> Text {
+    let (format, constant) = format_names(format);
+    Text {
+        name: format!("tensor_{name}_{format}"),
+        num_threads: ELEMENT_THREADS,
+        constants: format!("constexpr int BF16 = 0, FP8 = 1, NVFP4 = 2, FORMAT = {constant};"),
+        body,
+    }
+}
+
+fn format_names(format: Format) -> (&'static str, &'static str) {
+    match format {
+        Format::Bf16 => ("bf16", "BF16"),
+        Format::Fp8 => ("fp8", "FP8"),
+        Format::Nvfp4 => ("nvfp4", "NVFP4"),
+        Format::F32 | Format::F16 => unreachable!("`fits` refused it"),
+    }
+}
