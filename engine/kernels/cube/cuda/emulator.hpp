@@ -6,8 +6,9 @@
 // Found and fatal: an access outside a buffer or off its alignment; shared memory that was never
 // written, or is read or written by two threads without a barrier between (words of four bytes);
 // a cp.async whose target is touched before its thread has waited for it and, by others, before a
-// barrier after that; copies in flight at a thread's end; a barrier or warp operation that not all
-// threads reach; more static shared memory than 48 KiB.
+// barrier after that; copies in flight at a thread's end; a wgmma of what no proxy fence made
+// visible, or of what is overwritten before it is waited for; a barrier or warp operation that not
+// all threads reach; more static shared memory than 48 KiB.
 //
 // Not modelled: time, banks, the order in which tensor cores add up (here: f64, then one rounding),
 // blocks that run at once, registers.
@@ -58,11 +59,13 @@ struct Word {
     u32 value = 0;
     u32 writer = NOBODY, write_block_epoch = 0, write_warp_epoch = 0;
     u32 reader = NOBODY, read_block_epoch = 0, read_warp_epoch = 0;
-    bool is_in_flight = false;
+    bool is_in_flight = false, is_unfenced = false;
 };
 
 struct Copy { u32 word; u32 value; };
 using Group = std::vector<Copy>;
+// A wgmma under way: what it was given.
+struct Product { float* d; u32 a[4]; u64 b; bool is_committed; };
 
 struct Thread {
     ucontext_t context;
@@ -72,6 +75,8 @@ struct Thread {
     u32 seen = 0;
     Group open;
     std::deque<Group> groups;
+    std::vector<u32> unfenced;  // words it wrote that wgmma may not see yet
+    std::vector<Product> products;
     u32 in[8], out[4];  // of the warp operation under way
 };
 
@@ -149,6 +154,8 @@ inline void claim_word(u32 at) {
     word.writer = block->current;
     word.write_block_epoch = block->epoch;
     word.write_warp_epoch = my_warp().epoch;
+    word.is_unfenced = true;
+    me().unfenced.push_back(at);
 }
 
 inline void write_word(u32 at, u32 value) {
@@ -182,6 +189,7 @@ inline void enter() {
     if (!thread.open.empty()) fail("copies without a commit at a thread's end");
     for (const Group& group : thread.groups)
         if (!group.empty()) fail("copies in flight at a thread's end");
+    if (!thread.products.empty()) fail("products under way at a thread's end");
     thread.is_done = true;
     block->num_done++;
     swapcontext(&thread.context, &block->scheduler);
@@ -406,6 +414,65 @@ inline void mma_m16n8k16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, 
         }
     });
     std::memcpy(d, thread.out, 16);
+}
+
+// -- Hopper --------------------------------------------------------------------------------------
+
+inline void fence_async_proxy() {
+    for (u32 at : emulator::me().unfenced)
+        if (emulator::block->shared[at].writer == emulator::block->current) emulator::block->shared[at].is_unfenced = false;
+    emulator::me().unfenced.clear();
+}
+inline u32 shared_address(Shared from, u32 byte) { return from.start + byte; }
+inline void wgmma_fence() {}
+inline void wgmma_m64n128k16(float (&d)[16][4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {
+    emulator::me().products.push_back({&d[0][0], {a0, a1, a2, a3}, b, false});
+}
+inline void wgmma_commit() {
+    for (emulator::Product& product : emulator::me().products) product.is_committed = true;
+}
+// Only now are the products made: what became of shared memory meanwhile shows.
+inline void wgmma_wait() {
+    using namespace emulator;
+    static const char key = 0;
+    warp_operation(&key, [](Thread* lanes) {
+        for (size_t at = 0; at < lanes[0].products.size(); at++) {
+            u64 b = lanes[0].products[at].b;
+            u32 start = (b & 0x3fff) << 4, leading = (b >> 16 & 0x3fff) << 4, stride = (b >> 32 & 0x3fff) << 4;
+            if (b >> 46 != 0) fail("only operands without swizzle are emulated");
+            for (u32 lane = 0; lane < 32; lane++) {
+                if (lanes[lane].products.size() != lanes[0].products.size() || lanes[lane].products[at].b != b)
+                    fail("lanes of a warp make different products");
+                if (!lanes[lane].products[at].is_committed) fail("products without a commit");
+            }
+            float a[16][16];
+            for (u32 lane = 0; lane < 32; lane++)
+                for (u32 i = 0; i < 8; i++) {
+                    u32 half = lanes[lane].products[at].a[i / 2] >> (i % 2 * 16) & 0xffff;
+                    a[(lane >> 2) + i / 2 % 2 * 8][(lane & 3) * 2 + (i & 1) + i / 4 * 8] = bf16_value(half);
+                }
+            for (u32 column = 0; column < 128; column++) {
+                float values[16];
+                for (u32 k = 0; k < 16; k += 2) {
+                    // PTX ISA, "Strides": core matrices of 8 by 16 bytes.
+                    u32 byte = start + column / 8 * stride + column % 8 * 16 + k / 8 * leading + k % 8 * 2;
+                    if (block->shared[byte / 4].is_unfenced) fail("a product reads what no proxy fence let it see", byte);
+                    u32 pair = read_word(byte / 4);
+                    values[k] = bf16_value(pair & 0xffff);
+                    values[k + 1] = bf16_value(pair >> 16);
+                }
+                for (u32 row = 0; row < 16; row++) {
+                    u32 lane = row % 8 * 4 + column % 8 / 2, i = row / 8 * 2 + column % 2;
+                    float& d = lanes[lane].products[at].d[column / 8 * 4 + i];
+                    double sum = d;
+                    for (u32 k = 0; k < 16; k++)
+                        sum += static_cast<double>(a[row][k]) * static_cast<double>(values[k]);
+                    d = static_cast<float>(sum);
+                }
+            }
+        }
+        for (u32 lane = 0; lane < 32; lane++) lanes[lane].products.clear();
+    });
 }
 
 inline u32 shuffle_up(u32 value, u32 by) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use cube_kernels::Format;
+use cube_kernels::tensor_core::Unit;
 use cube_kernels::tensor_core::plan::{self, Role, Shape};
 use emulated::Emulator;
 use emulated::weights::{Random, Weights, to_bf16};
@@ -14,10 +15,18 @@ struct Case {
     top_k: usize,
     up: Shape,
     down: Shape,
+    unit: Unit,
 }
 
 /// `experts` matrices `[width, latent]` and `[latent, width]`.
-fn case(formats: [Format; 2], t: usize, top_k: usize, experts: usize, latent: usize, width: usize) -> Case {
+fn case(
+    formats: [Format; 2],
+    t: usize,
+    top_k: usize,
+    experts: usize,
+    latent: usize,
+    width: usize,
+) -> Case {
     let shape = |format, n, k| Shape {
         format,
         experts,
@@ -29,6 +38,7 @@ fn case(formats: [Format; 2], t: usize, top_k: usize, experts: usize, latent: us
         top_k,
         up: shape(formats[0], width, latent),
         down: shape(formats[1], latent, width),
+        unit: Unit::Mma,
     }
 }
 
@@ -74,7 +84,7 @@ fn sort(case: &Case, experts: &[u32]) -> (Vec<u32>, Vec<u32>) {
 }
 
 fn run(emulator: &Emulator, case: &Case, inputs: &Inputs, seed: u32) -> Vec<f32> {
-    let plan = plan::experts(case.t, case.top_k, case.up, case.down);
+    let plan = plan::experts(case.t, case.top_k, case.up, case.down, case.unit);
     let (sorted, offsets) = sort(case, &inputs.experts);
     let floats = |values: &[f32]| bytemuck::cast_slice(values).to_vec();
     let words = |values: &[u32]| bytemuck::cast_slice(values).to_vec();
@@ -112,7 +122,8 @@ fn multiply(w: &Weights, shape: Shape, expert: usize, x: &[Near]) -> Vec<Near> {
         let num_roundings = shape.k as f64 / 16.0 + 24.0;
         for (x, w) in x.iter().zip(weights) {
             value += x.value * w * scale;
-            bound += (w * scale).abs() * (x.bound + x.value.abs() * num_roundings * 2_f64.powi(-24));
+            bound +=
+                (w * scale).abs() * (x.bound + x.value.abs() * num_roundings * 2_f64.powi(-24));
         }
         Near { value, bound }
     };
@@ -139,7 +150,13 @@ fn check(case: &Case, inputs: &Inputs, output: &[f32]) {
                 bound: 0.0,
             })
             .collect();
-        let mut sums = vec![Near { value: 0.0, bound: 0.0 }; case.down.n];
+        let mut sums = vec![
+            Near {
+                value: 0.0,
+                bound: 0.0
+            };
+            case.down.n
+        ];
         for slot in 0..case.top_k {
             let expert = inputs.experts[token * case.top_k + slot] as usize;
             if expert >= case.up.experts {
@@ -148,7 +165,10 @@ fn check(case: &Case, inputs: &Inputs, output: &[f32]) {
             let weight = f64::from(inputs.weights[token * case.top_k + slot]);
             let hidden = multiply(&inputs.up, case.up, expert, &x);
             let hidden: Vec<Near> = hidden.into_iter().map(squared).collect();
-            for (sum, y) in sums.iter_mut().zip(multiply(&inputs.down, case.down, expert, &hidden)) {
+            for (sum, y) in sums
+                .iter_mut()
+                .zip(multiply(&inputs.down, case.down, expert, &hidden))
+            {
                 sum.value += weight * y.value;
                 sum.bound += weight.abs() * (y.bound + y.value.abs() * 2_f64.powi(-20));
             }
@@ -168,7 +188,7 @@ fn check(case: &Case, inputs: &Inputs, output: &[f32]) {
 fn check_all(test: &str, cases: &[Case]) {
     let mut texts = BTreeMap::new();
     for case in cases {
-        for launch in plan::experts(case.t, case.top_k, case.up, case.down).launches {
+        for launch in plan::experts(case.t, case.top_k, case.up, case.down, case.unit).launches {
             texts.insert(launch.text.name.clone(), launch.text.source());
         }
     }
@@ -214,6 +234,25 @@ fn many_tokens_share_tiles() {
     );
 }
 
+#[test]
+fn hoppers_product_is_right() {
+    let mut cases = [
+        case(NVFP4, 140, 2, 3, 64, 192),
+        case([Format::Bf16, Format::Fp8], 80, 2, 3, 160, 96),
+        case([Format::Fp8, Format::Bf16], 80, 2, 3, 32, 96),
+    ];
+    for case in &mut cases {
+        case.unit = Unit::Wgmma;
+        let plan = plan::experts(case.t, case.top_k, case.up, case.down, case.unit);
+        let products = plan
+            .launches
+            .iter()
+            .filter(|launch| launch.text.name.contains("wgmma"));
+        assert_eq!(products.count(), 2);
+    }
+    check_all("tensor_experts_wgmma", &cases);
+}
+
 /// A token's result is the same bits among others and alone; a NaN stays with its token.
 #[test]
 fn tokens_keep_to_themselves() {
@@ -223,7 +262,7 @@ fn tokens_keep_to_themselves() {
     all.x[NAN * 64 + 17] = f32::NAN;
     let mut texts = BTreeMap::new();
     for case in &cases {
-        for launch in plan::experts(case.t, case.top_k, case.up, case.down).launches {
+        for launch in plan::experts(case.t, case.top_k, case.up, case.down, case.unit).launches {
             texts.insert(launch.text.name.clone(), launch.text.source());
         }
     }

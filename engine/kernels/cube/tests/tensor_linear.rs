@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cube_kernels::tensor_core::Unit;
 use cube_kernels::tensor_core::plan::{self, Plan, Role, Shape};
 use cube_kernels::{Epilogue, Format};
 use emulated::Emulator;
@@ -37,7 +38,13 @@ fn shape(format: Format, case: &Case) -> Shape {
 }
 
 fn plan_of(format: Format, case: &Case) -> Plan {
-    plan::linear(case.t, shape(format, case), case.has_bias, case.epilogue)
+    plan::linear(
+        case.t,
+        shape(format, case),
+        case.has_bias,
+        case.epilogue,
+        Unit::Mma,
+    )
 }
 
 /// Compiles what the plans launch.
@@ -204,7 +211,7 @@ fn check_rows(test: &str, format: Format, name: &str) {
     const NAN: usize = 11;
     let cases = [1, 13, 30, 64, 70].map(|t| case(t, 20, 1152));
     let plans = cases.each_ref().map(|case| {
-        let plan = plan::linear(case.t, shape(format, case), false, Epilogue::None);
+        let plan = plan_of(format, case);
         assert_eq!(
             plan.launches.last().map(|last| last.sizes[2]),
             Some(3),
@@ -254,6 +261,44 @@ fn rows_do_not_depend_on_their_number() {
     check_rows("tensor_linear_rows_bf16", Format::Bf16, "bf16");
     check_rows("tensor_linear_rows_fp8", Format::Fp8, "fp8");
     check_rows("tensor_linear_rows_nvfp4", Format::Nvfp4, "nvfp4");
+}
+
+/// Hopper's product is for many outputs of many tokens, so its plan is made at such a size and run
+/// at less.
+fn check_wgmma(test: &str, format: Format, case: &Case) {
+    let large = Shape {
+        n: 64 * 128,
+        ..shape(format, case)
+    };
+    let mut plan = plan::linear(case.t, large, case.has_bias, case.epilogue, Unit::Wgmma);
+    let product = plan.launches.last_mut().expect("a product");
+    assert!(product.text.name.contains("wgmma"), "{}", product.text.name);
+    product.sizes[1] = case.n as u32;
+    product.grid[0] = (case.t.div_ceil(128) * case.n.div_ceil(128)) as u32;
+    let Some(emulator) = compile(test, std::slice::from_ref(&plan)) else {
+        return;
+    };
+    let inputs = inputs(format, case, 5);
+    check(
+        case,
+        &inputs,
+        &carry_out(&emulator, &plan, case, &inputs, 2),
+    );
+}
+
+#[test]
+fn hoppers_product_is_right() {
+    let mut with_bias = case(130, 140, 96);
+    with_bias.has_bias = true;
+    check_wgmma("tensor_linear_wgmma_bf16", Format::Bf16, &with_bias);
+    let mut squared = case(70, 40, 288);
+    squared.epilogue = Epilogue::Relu2;
+    check_wgmma("tensor_linear_wgmma_fp8", Format::Fp8, &squared);
+    check_wgmma(
+        "tensor_linear_wgmma_nvfp4",
+        Format::Nvfp4,
+        &case(128, 130, 320),
+    );
 }
 
 #[test]

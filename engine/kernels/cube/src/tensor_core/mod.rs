@@ -7,7 +7,8 @@
 //! - Activations are rounded to bf16, weights are exact in bf16 but for their matrix's scale, which
 //!   multiplies the sum; sums are f32.
 //! - A row's result depends on its inputs alone, not on the other rows nor on their number: every
-//!   tile adds up in the same order (`cuda/tensor_product.cu`).
+//!   tile adds up in the same order (`cuda/tensor_product.cu`). With [`allow_wgmma`] large products
+//!   have an order of their own, so there the number of rows matters.
 //! - No atomics: the same bits every time.
 
 mod kernel;
@@ -15,19 +16,38 @@ pub mod plan;
 mod text;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use text::Text;
+pub use text::{Text, Unit};
 
 use crate::{Arithmetic, Buffer, Client, Epilogue, Matrix};
 use plan::{Plan, Role, Shape};
 
 /// Whether the client's device runs these texts: CUDA, compute capability 8.0 or later.
 pub fn supports(client: &Client) -> bool {
+    compute_capability(client).is_some_and(|version| version >= 80)
+}
+
+static IS_WGMMA_ALLOWED: AtomicBool = AtomicBool::new(false);
+
+/// Whether large products may use Hopper's own instruction where there is one. Not unless this is
+/// called: it has run in the emulator only, and its sums are not those of the other tiles.
+pub fn allow_wgmma(is_allowed: bool) {
+    IS_WGMMA_ALLOWED.store(is_allowed, Ordering::Relaxed);
+}
+
+fn unit(client: &Client) -> Unit {
+    if IS_WGMMA_ALLOWED.load(Ordering::Relaxed) && compute_capability(client) == Some(90) {
+        Unit::Wgmma
+    } else {
+        Unit::Mma
+    }
+}
+
+/// 90 for sm_90; `None` where the device is not CUDA's.
+fn compute_capability(client: &Client) -> Option<u32> {
     let fingerprint = &client.properties().identity.fingerprint;
-    fingerprint
-        .strip_prefix("ptx_sm")
-        .and_then(|version| version.parse::<u32>().ok())
-        .is_some_and(|version| version >= 80)
+    fingerprint.strip_prefix("ptx_sm")?.parse().ok()
 }
 
 /// Whether a matrix can be multiplied here: BF16, FP8 or NVFP4, its rows whole copies.
@@ -60,7 +80,7 @@ pub fn tensor_linear(
     assert_eq!(x.len(), t * w.k, "inputs");
     assert_eq!(out.len(), t * w.n, "outputs");
     assert!(bias.is_none_or(|bias| bias.len() == w.n), "bias");
-    let plan = plan::linear(t, w.into(), bias.is_some(), epilogue);
+    let plan = plan::linear(t, w.into(), bias.is_some(), epilogue, unit(client));
     let mut buffers = BTreeMap::from([(Role::X, x.clone()), (Role::Out, out.clone())]);
     bind(
         &mut buffers,
@@ -111,7 +131,14 @@ pub fn tensor_experts(
     assert_eq!(routed.weights.len(), pairs, "expert weights");
     assert_eq!(routed.sorted.len(), pairs, "sorted pairs");
     assert_eq!(routed.offsets.len(), up.experts + 1, "offsets");
-    let plan = plan::experts(routed.num_tokens, routed.top_k, up.into(), down.into());
+    let unit = unit(client);
+    let plan = plan::experts(
+        routed.num_tokens,
+        routed.top_k,
+        up.into(),
+        down.into(),
+        unit,
+    );
     let mut buffers = BTreeMap::from([
         (Role::X, x.clone()),
         (Role::Sorted, routed.sorted.clone()),

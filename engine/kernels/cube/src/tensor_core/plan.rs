@@ -1,7 +1,7 @@
 //! Which kernels an operation launches, over which buffers: decided here, carried out by the device
 //! or, in tests, by the emulator.
 
-use super::text::{self, ELEMENT_THREADS, Mode, Text, Tile, Work};
+use super::text::{self, ELEMENT_THREADS, Mode, Text, Tile, Unit, Work};
 use crate::{Epilogue, Format, Matrix, NVFP4_GROUP};
 
 /// What a kernel's argument is to the operation.
@@ -100,15 +100,21 @@ impl Shape {
             Format::Nvfp4 => self.k.is_multiple_of(4 * NVFP4_GROUP),
         }
     }
+
+    /// Whether x can lie in the order of wgmma.
+    fn has_whole_groups(self) -> bool {
+        self.k.is_multiple_of(32)
+    }
 }
 
 const BIAS: u32 = 1;
 const RELU2: u32 = 2;
-const FOR_FP8: u32 = 4;
-const FOR_NVFP4: u32 = 8;
 
 /// Outputs of a block, whatever the tile.
 const ROWS: usize = 128;
+
+/// Half a GPU of whole products is worth more than the traffic of partial ones.
+const ENOUGH_BLOCKS: usize = 64;
 
 /// Most tokens of a block that rounds x itself; more are rounded beforehand, once.
 const MAX_F32_TOKENS: usize = 16;
@@ -123,18 +129,26 @@ fn tile(format: Format, tokens: usize) -> Tile {
         (Format::Fp8, 8) => (2, 4),
         (Format::Fp8, 16 | 32) => (2, 3),
         (Format::Fp8, 64) => (1, 5),
-        (Format::Fp8, _) => (1, 4),
         (_, 8) => (4, 3),
         (_, 16 | 32) => (2, 5),
         (_, 64) => (2, 3),
-        (_, _) => (2, 2),
+        (_, _) => (1, 4),
     };
     Tile {
+        unit: Unit::Mma,
         tokens,
-        warps_n: ROWS / 32,
-        warps_t: if tokens == 128 { 2 } else { 1 },
         groups,
         stages,
+    }
+}
+
+/// The tile for many tokens on Hopper.
+fn wgmma_tile(format: Format) -> Tile {
+    Tile {
+        unit: Unit::Wgmma,
+        tokens: 128,
+        groups: 1,
+        stages: if format == Format::Bf16 { 3 } else { 4 },
     }
 }
 
@@ -153,11 +167,11 @@ fn slices(shape: Shape) -> (usize, usize) {
     (shape.k.div_ceil(columns), columns)
 }
 
-/// `out[t, n] = epilogue(x[t, k] @ w[n, k]^T + bias)`.
+/// `out[t, n] = epilogue(x[t, k] @ w[n, k]^T + bias)`; `unit` for as many tokens as it is good for.
 ///
 /// # Panics
 /// If the matrix does not fit, or is a stack.
-pub fn linear(t: usize, shape: Shape, has_bias: bool, epilogue: Epilogue) -> Plan {
+pub fn linear(t: usize, shape: Shape, has_bias: bool, epilogue: Epilogue, unit: Unit) -> Plan {
     assert!(shape.fits(), "no tensor core product for {shape:?}");
     assert_eq!(shape.experts, 1, "a stack of matrices");
     let Shape { format, n, .. } = shape;
@@ -168,19 +182,21 @@ pub fn linear(t: usize, shape: Shape, has_bias: bool, epilogue: Epilogue) -> Pla
     if t == 0 {
         return plan;
     }
-    let tile = tile(format, t);
-    let x = plan.round(t, shape, tile);
+    let mut tile = tile(format, t);
     let (num_slices, slice_columns) = slices(shape);
     let num_tiles = n.div_ceil(ROWS) * t.div_ceil(tile.tokens);
-    // Half a GPU of whole products is worth more than the traffic of partial ones.
-    const ENOUGH_BLOCKS: usize = 64;
-    let mode = if num_slices == 1 {
+    let is_large = tile.tokens == 128 && num_tiles >= ENOUGH_BLOCKS;
+    let mode = if is_large && unit == Unit::Wgmma && shape.has_whole_groups() {
+        tile = wgmma_tile(format);
         Mode::OneSlice
-    } else if tile.tokens == 128 && num_tiles >= ENOUGH_BLOCKS {
+    } else if num_slices == 1 {
+        Mode::OneSlice
+    } else if is_large {
         Mode::AllSlices
     } else {
         Mode::Partial
     };
+    let x = plan.round(t, shape, tile);
     let bias = if has_bias { Role::Bias } else { Role::X };
     let flags = u32::from(has_bias) * BIAS + u32::from(epilogue == Epilogue::Relu2) * RELU2;
     let is_partial = mode == Mode::Partial;
@@ -210,7 +226,14 @@ pub fn linear(t: usize, shape: Shape, has_bias: bool, epilogue: Epilogue) -> Pla
             Role::X,
             if is_partial { Role::Partial } else { Role::Out },
         ],
-        sizes: product_sizes(t, shape, num_slices, slice_columns / tile.step(), flags, 1),
+        sizes: product_sizes(
+            t,
+            shape,
+            (num_slices, slice_columns / tile.step()),
+            flags,
+            1,
+            0,
+        ),
     });
     if is_partial {
         plan.scratch.push((Role::Partial, num_slices * t * n * 4));
@@ -228,7 +251,7 @@ pub fn linear(t: usize, shape: Shape, has_bias: bool, epilogue: Epilogue) -> Pla
 ///
 /// # Panics
 /// If the matrices do not fit, or each other.
-pub fn experts(t: usize, top_k: usize, up: Shape, down: Shape) -> Plan {
+pub fn experts(t: usize, top_k: usize, up: Shape, down: Shape, unit: Unit) -> Plan {
     /// `MAX_TOP_K` in the text.
     const MAX_TOP_K: usize = 64;
     assert!(up.fits(), "no tensor core product for {up:?}");
@@ -250,7 +273,17 @@ pub fn experts(t: usize, top_k: usize, up: Shape, down: Shape) -> Plan {
         pairs.min((pairs + at_most_partly_full) / tile.tokens)
     };
 
-    let up_tile = tile(up.format, tokens);
+    let is_large = tokens > 64 && unit == Unit::Wgmma;
+    let tile_of = |shape: Shape| {
+        if is_large && up.has_whole_groups() && down.has_whole_groups() {
+            wgmma_tile(shape.format)
+        } else {
+            tile(shape.format, tokens)
+        }
+    };
+
+    let (up_tile, down_tile) = (tile_of(up), tile_of(down));
+    let down_order = text::order(down.format, down_tile.unit);
     let x = plan.round(t, up, up_tile);
     plan.launches.push(Launch {
         text: text::product(up.format, up_tile, x == Role::X, Mode::OneSlice, Work::Up),
@@ -273,11 +306,10 @@ pub fn experts(t: usize, top_k: usize, up: Shape, down: Shape) -> Plan {
             Role::Offsets,
             Role::Hidden,
         ],
-        sizes: product_sizes(pairs, up, 1, 0, RELU2 | order_for(down.format), top_k),
+        sizes: product_sizes(pairs, up, (1, 0), RELU2, top_k, down_order),
     });
     plan.scratch.push((Role::Hidden, pairs * up.n * 2));
 
-    let down_tile = tile(down.format, tokens);
     plan.launches.push(Launch {
         text: text::product(down.format, down_tile, false, Mode::OneSlice, Work::Down),
         grid: [(most_tiles(down_tile) * down.n.div_ceil(ROWS)) as u32, 1, 1],
@@ -299,7 +331,7 @@ pub fn experts(t: usize, top_k: usize, up: Shape, down: Shape) -> Plan {
             Role::Offsets,
             Role::Pairs,
         ],
-        sizes: product_sizes(pairs, down, 1, 0, 0, top_k),
+        sizes: product_sizes(pairs, down, (1, 0), 0, top_k, 0),
     });
     plan.scratch.push((Role::Pairs, pairs * down.n * 4));
 
@@ -316,11 +348,16 @@ pub fn experts(t: usize, top_k: usize, up: Shape, down: Shape) -> Plan {
     plan
 }
 
-/// Every text that a plan may name, for whoever compiles them beforehand.
+/// Every text that a plan may name; those with `wgmma` in their names are for Hopper alone.
 pub fn texts() -> Vec<Text> {
     let mut texts = vec![text::combine()];
     for format in [Format::Bf16, Format::Fp8, Format::Nvfp4] {
-        texts.extend([text::round(format), text::reduce(format)]);
+        texts.extend([Unit::Mma, Unit::Wgmma].map(|unit| text::round(format, unit)));
+        texts.push(text::reduce(format));
+        for work in [Work::Dense, Work::Up, Work::Down] {
+            let tile = wgmma_tile(format);
+            texts.push(text::product(format, tile, false, Mode::OneSlice, work));
+        }
         for tokens in [8, 16, 32, 64, 128] {
             let tile = tile(format, tokens);
             let is_x_f32 = tokens <= MAX_F32_TOKENS;
@@ -348,7 +385,7 @@ impl Plan {
         let num_vectors = t * shape.k / 8;
         self.scratch.push((Role::Rounded, t * shape.k * 2));
         self.launches.push(Launch {
-            text: text::round(shape.format),
+            text: text::round(shape.format, tile.unit),
             grid: [num_vectors.div_ceil(ELEMENT_THREADS as usize) as u32, 1, 1],
             arguments: vec![Role::X, Role::Rounded],
             sizes: vec![num_vectors as u32],
@@ -357,21 +394,13 @@ impl Plan {
     }
 }
 
-fn order_for(format: Format) -> u32 {
-    match format {
-        Format::Fp8 => FOR_FP8,
-        Format::Nvfp4 => FOR_NVFP4,
-        _ => 0,
-    }
-}
-
 fn product_sizes(
     tokens: usize,
     shape: Shape,
-    num_slices: usize,
-    slice_steps: usize,
+    (num_slices, slice_steps): (usize, usize),
     flags: u32,
     top_k: usize,
+    order: u32,
 ) -> Vec<u32> {
     vec![
         tokens as u32,
@@ -382,5 +411,6 @@ fn product_sizes(
         flags,
         top_k as u32,
         shape.experts as u32,
+        order,
     ]
 }

@@ -47,15 +47,21 @@ pub(super) enum Mode {
     Partial,
 }
 
-/// How a block of `tensor_product` is cut.
+/// Which of the tensor cores' instructions multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// `mma.sync`, a warp's: everywhere.
+    Mma,
+    /// `wgmma`, four warps': Hopper alone.
+    Wgmma,
+}
+
+/// How a block is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Tile {
+    pub(super) unit: Unit,
     /// Tokens of a block.
     pub(super) tokens: usize,
-    /// Warps along the outputs, 32 each.
-    pub(super) warps_n: usize,
-    /// Warps along the tokens.
-    pub(super) warps_t: usize,
     /// Groups of 32 columns in a stage.
     pub(super) groups: usize,
     /// Stages in shared memory.
@@ -63,6 +69,15 @@ pub(super) struct Tile {
 }
 
 impl Tile {
+    /// Warps along the outputs, the tiles of 16 outputs of each, warps along the tokens.
+    fn warps(self) -> (usize, usize, usize) {
+        match (self.unit, self.tokens) {
+            (Unit::Mma, 128) => (4, 2, 2),
+            (Unit::Mma, _) => (4, 2, 1),
+            (Unit::Wgmma, _) => (8, 1, 1),
+        }
+    }
+
     /// Columns of a stage.
     pub(super) fn step(self) -> usize {
         self.groups * 32
@@ -82,37 +97,75 @@ pub(super) fn product(format: Format, tile: Tile, is_x_f32: bool, mode: Mode, wo
         Work::Down => ("experts_down", "DOWN"),
     };
     let Tile {
+        unit,
         tokens,
-        warps_n,
-        warps_t,
         groups,
         stages,
     } = tile;
+    let (unit, unit_constant, body) = match unit {
+        Unit::Mma => ("", "MMA", MMA),
+        Unit::Wgmma => ("_wgmma", "WGMMA", WGMMA),
+    };
+    let (warps_n, tiles_n, warps_t) = tile.warps();
     Text {
-        name: format!("tensor_{work}_{format}_{tokens}{mode}"),
+        name: format!("tensor_{work}_{format}_{tokens}{unit}{mode}"),
         num_threads: (warps_n * warps_t * 32) as u32,
         constants: format!(
             "constexpr int BF16 = 0, FP8 = 1, NVFP4 = 2, FORMAT = {format_constant};
+constexpr int MMA = 0, WGMMA = 1, UNIT = {unit_constant};
 constexpr int ONE_SLICE = 0, ALL_SLICES = 1, PARTIAL = 2, MODE = {mode_constant};
 constexpr int DENSE = 0, UP = 1, DOWN = 2, WORK = {work_constant};
-constexpr int TOKENS = {tokens}, WARPS_N = {warps_n}, WARPS_T = {warps_t};
+constexpr int TOKENS = {tokens}, WARPS_N = {warps_n}, WARPS_T = {warps_t}, TILES_N = {tiles_n};
 constexpr int GROUPS = {groups}, STAGES = {stages};
 constexpr bool IS_X_F32 = {is_x_f32};"
         ),
-        body: include_str!("../../cuda/tensor_product.cu"),
+        body,
     }
 }
 
-pub(super) fn round(format: Format) -> Text {
-    elementwise("round", format, include_str!("../../cuda/tensor_round.cu"))
+const MMA: &str = concat!(
+    include_str!("../../cuda/tensor_tile.cuh"),
+    include_str!("../../cuda/tensor_product.cu")
+);
+
+const WGMMA: &str = concat!(
+    include_str!("../../cuda/hopper.cuh"),
+    include_str!("../../cuda/tensor_tile.cuh"),
+    include_str!("../../cuda/tensor_wgmma.cu")
+);
+
+/// How far apart the columns of a pair of weights lie, as they are decoded.
+fn hop(format: Format) -> u32 {
+    match format {
+        Format::Fp8 => 2,
+        Format::Nvfp4 => 4,
+        _ => 1,
+    }
+}
+
+/// The order of 32 columns that a product wants its x in (`paired` in the text).
+pub(super) fn order(format: Format, unit: Unit) -> u32 {
+    hop(format) + if unit == Unit::Wgmma { 16 } else { 0 }
+}
+
+pub(super) fn round(format: Format, unit: Unit) -> Text {
+    let (hop, is_wgmma) = (hop(format), unit == Unit::Wgmma);
+    Text {
+        name: format!("tensor_round_{}", order(format, unit)),
+        num_threads: ELEMENT_THREADS,
+        constants: format!("constexpr int HOP = {hop};\nconstexpr bool IS_WGMMA = {is_wgmma};"),
+        body: include_str!("../../cuda/tensor_round.cu"),
+    }
 }
 
 pub(super) fn reduce(format: Format) -> Text {
-    elementwise(
-        "reduce",
-        format,
-        include_str!("../../cuda/tensor_reduce.cu"),
-    )
+    let (format, constant) = format_names(format);
+    Text {
+        name: format!("tensor_reduce_{format}"),
+        num_threads: ELEMENT_THREADS,
+        constants: format!("constexpr int BF16 = 0, FP8 = 1, NVFP4 = 2, FORMAT = {constant};"),
+        body: include_str!("../../cuda/tensor_reduce.cu"),
+    }
 }
 
 pub(super) fn combine() -> Text {
@@ -126,16 +179,6 @@ pub(super) fn combine() -> Text {
 
 /// Threads of a block of the kernels that go element by element.
 pub(super) const ELEMENT_THREADS: u32 = 256;
-
-fn elementwise(name: &str, format: Format, body: &'static str) -> Text {
-    let (format, constant) = format_names(format);
-    Text {
-        name: format!("tensor_{name}_{format}"),
-        num_threads: ELEMENT_THREADS,
-        constants: format!("constexpr int BF16 = 0, FP8 = 1, NVFP4 = 2, FORMAT = {constant};"),
-        body,
-    }
-}
 
 fn format_names(format: Format) -> (&'static str, &'static str) {
     match format {

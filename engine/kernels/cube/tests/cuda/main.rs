@@ -14,6 +14,7 @@ mod mamba;
 mod norms;
 mod products;
 mod recorder;
+mod tensor;
 
 /// Architectures to compile for, as `sm_90a` is written `90`.
 const ARCHES: [u16; 4] = [80, 90, 100, 120];
@@ -56,6 +57,9 @@ const ENTRIES: &[&[Entry]] = &[
     mamba::ENTRIES,
     norms::ENTRIES,
     products::ENTRIES,
+    tensor::LINEAR,
+    tensor::EXPERTS,
+    tensor::HOPPER,
 ];
 
 /// `len` f32 without values.

@@ -11,7 +11,13 @@ pub(crate) const ENTRIES: &[Entry] = &[Entry::new("embedding_bf16_131072x4096", 
 })];
 
 /// A stack without values.
-fn matrix(client: &Client, format: Format, experts: usize, n: usize, k: usize) -> Matrix {
+pub(crate) fn matrix(
+    client: &Client,
+    format: Format,
+    experts: usize,
+    n: usize,
+    k: usize,
+) -> Matrix {
     let is_scaled = matches!(format, Format::Fp8 | Format::Nvfp4);
     Matrix {
         format,
