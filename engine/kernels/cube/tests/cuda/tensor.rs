@@ -31,107 +31,65 @@ fn experts(client: &Client, t: usize, format: Format) {
     tensor_experts(client, &x, routed, &up, &down, &out);
 }
 
-macro_rules! linear_entries {
-    ($($name:literal $t:literal $format:ident $n:literal $k:literal),* $(,)?) => {
-        &[$(Entry::new($name, |client| linear(client, $t, Format::$format, $n, $k))),*]
+macro_rules! entries {
+    ($($name:literal $call:ident($($argument:expr),*)),* $(,)?) => {
+        &[$(Entry::new($name, |client| $call(client, $($argument),*))),*]
     };
 }
 
-pub(crate) const LINEAR: &[Entry] = linear_entries![
-    "tensor_linear_bf16_8x4096x4096" 8 Bf16 4096 4096,
-    "tensor_linear_bf16_16x4096x4096" 16 Bf16 4096 4096,
-    "tensor_linear_bf16_32x4096x4096" 32 Bf16 4096 4096,
-    "tensor_linear_bf16_64x4096x4096" 64 Bf16 4096 4096,
-    "tensor_linear_bf16_128x4096x4096" 128 Bf16 4096 4096,
-    "tensor_linear_bf16_8192x4096x4096" 8192 Bf16 4096 4096,
-    "tensor_linear_bf16_1x131072x4096" 1 Bf16 131072 4096,
-    "tensor_linear_bf16_16x131072x4096" 16 Bf16 131072 4096,
-    "tensor_linear_bf16_32x131072x4096" 32 Bf16 131072 4096,
-    "tensor_linear_bf16_64x131072x4096" 64 Bf16 131072 4096,
-    "tensor_linear_bf16_128x131072x4096" 128 Bf16 131072 4096,
-    "tensor_linear_fp8_8x18560x4096" 8 Fp8 18560 4096,
-    "tensor_linear_fp8_16x18560x4096" 16 Fp8 18560 4096,
-    "tensor_linear_fp8_32x18560x4096" 32 Fp8 18560 4096,
-    "tensor_linear_fp8_64x18560x4096" 64 Fp8 18560 4096,
-    "tensor_linear_fp8_128x4096x8192" 128 Fp8 4096 8192,
-    "tensor_linear_fp8_8192x18560x4096" 8192 Fp8 18560 4096,
-    "tensor_linear_nvfp4_8x4096x5376" 8 Nvfp4 4096 5376,
-    "tensor_linear_nvfp4_16x4096x5376" 16 Nvfp4 4096 5376,
-    "tensor_linear_nvfp4_32x4096x5376" 32 Nvfp4 4096 5376,
-    "tensor_linear_nvfp4_64x4096x5376" 64 Nvfp4 4096 5376,
-    "tensor_linear_nvfp4_128x4096x5376" 128 Nvfp4 4096 5376,
-    "tensor_linear_nvfp4_8192x4096x5376" 8192 Nvfp4 4096 5376,
+pub(crate) const LINEAR: &[Entry] = entries![
+    "tensor_linear_bf16_8x4096x4096" linear(8, Format::Bf16, 4096, 4096),
+    "tensor_linear_bf16_16x4096x4096" linear(16, Format::Bf16, 4096, 4096),
+    "tensor_linear_bf16_32x4096x4096" linear(32, Format::Bf16, 4096, 4096),
+    "tensor_linear_bf16_64x4096x4096" linear(64, Format::Bf16, 4096, 4096),
+    "tensor_linear_bf16_128x4096x4096" linear(128, Format::Bf16, 4096, 4096),
+    "tensor_linear_bf16_8192x4096x4096" linear(8192, Format::Bf16, 4096, 4096),
+    "tensor_linear_bf16_64x131072x4096" linear(64, Format::Bf16, 131_072, 4096),
+    "tensor_linear_bf16_128x131072x4096" linear(128, Format::Bf16, 131_072, 4096),
+    "tensor_linear_fp8_8x18560x4096" linear(8, Format::Fp8, 18_560, 4096),
+    "tensor_linear_fp8_16x18560x4096" linear(16, Format::Fp8, 18_560, 4096),
+    "tensor_linear_fp8_32x18560x4096" linear(32, Format::Fp8, 18_560, 4096),
+    "tensor_linear_fp8_64x18560x4096" linear(64, Format::Fp8, 18_560, 4096),
+    "tensor_linear_fp8_8192x18560x4096" linear(8192, Format::Fp8, 18_560, 4096),
+    "tensor_linear_nvfp4_8x4096x5376" linear(8, Format::Nvfp4, 4096, 5376),
+    "tensor_linear_nvfp4_16x4096x5376" linear(16, Format::Nvfp4, 4096, 5376),
+    "tensor_linear_nvfp4_32x4096x5376" linear(32, Format::Nvfp4, 4096, 5376),
+    "tensor_linear_nvfp4_64x4096x5376" linear(64, Format::Nvfp4, 4096, 5376),
+    "tensor_linear_nvfp4_8192x4096x5376" linear(8192, Format::Nvfp4, 4096, 5376),
 ];
 
-pub(crate) const EXPERTS: &[Entry] = &[
-    Entry::new("tensor_experts_nvfp4_1", |client| {
-        experts(client, 1, Format::Nvfp4)
-    }),
-    Entry::new("tensor_experts_nvfp4_64", |client| {
-        experts(client, 64, Format::Nvfp4)
-    }),
-    Entry::new("tensor_experts_nvfp4_256", |client| {
-        experts(client, 256, Format::Nvfp4)
-    }),
-    Entry::new("tensor_experts_nvfp4_512", |client| {
-        experts(client, 512, Format::Nvfp4)
-    }),
-    Entry::new("tensor_experts_nvfp4_1024", |client| {
-        experts(client, 1024, Format::Nvfp4)
-    }),
-    Entry::new("tensor_experts_nvfp4_8192", |client| {
-        experts(client, 8192, Format::Nvfp4)
-    }),
-    Entry::new("tensor_experts_fp8_64", |client| {
-        experts(client, 64, Format::Fp8)
-    }),
-    Entry::new("tensor_experts_fp8_8192", |client| {
-        experts(client, 8192, Format::Fp8)
-    }),
-    Entry::new("tensor_experts_bf16_64", |client| {
-        experts(client, 64, Format::Bf16)
-    }),
-    Entry::new("tensor_experts_bf16_8192", |client| {
-        experts(client, 8192, Format::Bf16)
-    }),
+/// Tiles of 8, 16, 32, 64 and 128 tokens.
+pub(crate) const EXPERTS: &[Entry] = entries![
+    "tensor_experts_nvfp4_64" experts(64, Format::Nvfp4),
+    "tensor_experts_nvfp4_180" experts(180, Format::Nvfp4),
+    "tensor_experts_nvfp4_300" experts(300, Format::Nvfp4),
+    "tensor_experts_nvfp4_512" experts(512, Format::Nvfp4),
+    "tensor_experts_nvfp4_8192" experts(8192, Format::Nvfp4),
+    "tensor_experts_fp8_64" experts(64, Format::Fp8),
+    "tensor_experts_fp8_8192" experts(8192, Format::Fp8),
+    "tensor_experts_bf16_64" experts(64, Format::Bf16),
+    "tensor_experts_bf16_8192" experts(8192, Format::Bf16),
 ];
 
-const fn hopper(name: &'static str, call: fn(&Client)) -> Entry {
-    Entry {
-        arches: &[90],
-        ..Entry::new(name, call)
-    }
-}
-
-fn linear_hopper(client: &Client, format: Format) {
+fn on_hopper(call: impl Fn()) {
     allow_wgmma(true);
-    linear(client, 8192, format, 18560, 4096);
+    call();
     allow_wgmma(false);
 }
 
-fn experts_hopper(client: &Client, format: Format) {
-    allow_wgmma(true);
-    experts(client, 8192, format);
-    allow_wgmma(false);
+macro_rules! hopper_entries {
+    ($($name:literal $call:ident($($argument:expr),*)),* $(,)?) => {
+        &[$(Entry {
+            arches: &[90],
+            ..Entry::new($name, |client| on_hopper(|| $call(client, $($argument),*)))
+        }),*]
+    };
 }
 
-pub(crate) const HOPPER: &[Entry] = &[
-    hopper("tensor_linear_wgmma_bf16_8192x18560x4096", |client| {
-        linear_hopper(client, Format::Bf16)
-    }),
-    hopper("tensor_linear_wgmma_fp8_8192x18560x4096", |client| {
-        linear_hopper(client, Format::Fp8)
-    }),
-    hopper("tensor_linear_wgmma_nvfp4_8192x18560x4096", |client| {
-        linear_hopper(client, Format::Nvfp4)
-    }),
-    hopper("tensor_experts_wgmma_bf16_8192", |client| {
-        experts_hopper(client, Format::Bf16)
-    }),
-    hopper("tensor_experts_wgmma_fp8_8192", |client| {
-        experts_hopper(client, Format::Fp8)
-    }),
-    hopper("tensor_experts_wgmma_nvfp4_8192", |client| {
-        experts_hopper(client, Format::Nvfp4)
-    }),
+pub(crate) const HOPPER: &[Entry] = hopper_entries![
+    "tensor_linear_wgmma_bf16_8192x18560x4096" linear(8192, Format::Bf16, 18_560, 4096),
+    "tensor_linear_wgmma_fp8_8192x18560x4096" linear(8192, Format::Fp8, 18_560, 4096),
+    "tensor_linear_wgmma_nvfp4_8192x18560x4096" linear(8192, Format::Nvfp4, 18_560, 4096),
+    "tensor_experts_wgmma_fp8_8192" experts(8192, Format::Fp8),
+    "tensor_experts_wgmma_nvfp4_8192" experts(8192, Format::Nvfp4),
 ];

@@ -49,9 +49,9 @@ impl Emulator {
                 "namespace kernel_{at} {{\n{text}\n}}\n#undef ENTRY\n"
             )
             .unwrap();
-            write!(
+            writeln!(
                 cases,
-                "case {at}: emulator::run(kernel_{at}::{name}, launch); break;\n"
+                "case {at}: emulator::run(kernel_{at}::{name}, launch); break;"
             )
             .unwrap();
         }

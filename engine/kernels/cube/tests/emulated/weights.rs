@@ -19,7 +19,7 @@ impl Random {
     }
 
     pub fn below(&mut self, end: u32) -> u32 {
-        (u64::from(self.bits()) * u64::from(end) >> 32) as u32
+        ((u64::from(self.bits()) * u64::from(end)) >> 32) as u32
     }
 
     /// From -1 to 1.
