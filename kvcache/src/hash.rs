@@ -47,6 +47,9 @@ pub struct HashChain {
     block_size: usize,
     /// `hashes[i]` covers i full blocks; `hashes[0]` is the root.
     hashes: Vec<BlockHash>,
+    /// The snapshot whose tokens were last compared with this chain's and found the same, by the
+    /// number of its birth.
+    matched: Option<u64>,
 }
 
 impl HashChain {
@@ -57,12 +60,33 @@ impl HashChain {
             salt,
             block_size: block_size as usize,
             hashes: vec![root],
+            matched: None,
         }
     }
 
     /// Hits happen only among equal salts.
     pub fn salt(&self) -> &Arc<str> {
         &self.salt
+    }
+
+    /// Hashes ahead, up to the full blocks within the first `len` of `tokens`, until `max_tokens`
+    /// have been read. Returns how many were.
+    pub fn extend(&mut self, tokens: &[u32], len: usize, max_tokens: usize) -> usize {
+        let num_hashed = self.hashes.len() - 1;
+        let num_full = (len / self.block_size).max(num_hashed);
+        let num_new = (num_full - num_hashed).min(max_tokens / self.block_size);
+        self.at(tokens, (num_hashed + num_new) * self.block_size);
+        num_new * self.block_size
+    }
+
+    /// Whether the snapshot born as number `birth` was found to hold this chain's tokens. It cannot
+    /// have changed since: a snapshot is never written again, and births are never repeated.
+    pub(crate) fn has_matched(&self, birth: u64) -> bool {
+        self.matched == Some(birth)
+    }
+
+    pub(crate) fn note_match(&mut self, birth: u64) {
+        self.matched = Some(birth);
     }
 
     /// The hash of the full blocks within the first `len` of `tokens`, which must be the same
@@ -110,6 +134,18 @@ mod tests {
             chain.at(&tokens, 8),
             BlockHash::root("").child(&tokens[..4]).child(&tokens[4..])
         );
+    }
+
+    #[test]
+    fn hashing_ahead_stops_where_it_is_told() {
+        let tokens: Vec<u32> = (0..30).collect();
+        let mut ahead = chain("");
+        assert_eq!(ahead.extend(&tokens, 30, 11), 8);
+        assert_eq!(ahead.hashes.len(), 3);
+        assert_eq!(ahead.extend(&tokens, 18, 100), 8);
+        assert_eq!(ahead.extend(&tokens, 18, 100), 0);
+        assert_eq!(ahead.extend(&tokens, 5, 100), 0, "it never forgets");
+        assert_eq!(ahead.at(&tokens, 30), chain("").at(&tokens, 30));
     }
 
     #[test]

@@ -165,6 +165,25 @@ impl KvCacheManager {
         Some((lease, num_hit))
     }
 
+    /// Does ahead of time what `reserve` and `save` need to know of a prefix and what nothing between
+    /// now and then can change: its hashes, and whether the longest hit by now holds its tokens. No
+    /// later answer differs for it. Reads about `max_tokens` tokens at most and returns how many it
+    /// hashed.
+    pub fn look_ahead(
+        &self,
+        chain: &mut HashChain,
+        tokens: &[u32],
+        max_hit: usize,
+        max_tokens: usize,
+    ) -> usize {
+        let num_hashed = chain.extend(tokens, max_hit, max_tokens);
+        if num_hashed < max_tokens {
+            // The chain remembers that the tokens were compared; the slot is looked up again later.
+            let _ = self.prefix.prefixes_of(chain, tokens, max_hit).next();
+        }
+        num_hashed
+    }
+
     /// Extends a lease to hold `num_tokens` tokens; `false` if blocks are short, and nothing has
     /// changed then.
     pub fn extend(&mut self, lease: &mut Lease, num_tokens: u32) -> bool {

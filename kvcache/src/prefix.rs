@@ -24,11 +24,20 @@ pub(crate) struct Snapshot {
     pub(crate) blocks: Vec<BlockId>,
 }
 
+/// A snapshot and its place in time.
+#[derive(Debug)]
+struct Entry {
+    /// The use that it was born with: no other snapshot ever has the same.
+    birth: u64,
+    last_use: u64,
+    snapshot: Snapshot,
+}
+
 /// All snapshots, by slot, by length and by last use.
 #[derive(Debug)]
 pub struct PrefixCache {
     block_size: usize,
-    snapshots: BTreeMap<SlotId, (u64, Snapshot)>,
+    snapshots: BTreeMap<SlotId, Entry>,
     by_len: BTreeSet<(u32, SlotId)>,
     by_use: BTreeMap<u64, SlotId>,
     /// Counts uses, in place of a clock.
@@ -61,16 +70,31 @@ impl PrefixCache {
         let max_len = max_len.min(tokens.len()) as u32;
         let candidates = self.by_len.range(..=(max_len, SlotId(u32::MAX))).rev();
         candidates.map(|&(_, slot)| slot).filter(move |slot| {
-            let snapshot = self.get(*slot);
-            snapshot.hash == chain.at(tokens, snapshot.len as usize)
-                && snapshot.salt == *chain.salt()
-                && self.holds(snapshot, tokens)
+            let Entry {
+                birth, snapshot, ..
+            } = self.entry(*slot);
+            if snapshot.hash != chain.at(tokens, snapshot.len as usize)
+                || snapshot.salt != *chain.salt()
+            {
+                return false;
+            }
+            if !chain.has_matched(*birth) {
+                if !self.holds(snapshot, tokens) {
+                    return false;
+                }
+                chain.note_match(*birth);
+            }
+            true
         })
     }
 
     /// The snapshot in `slot`.
     pub(crate) fn get(&self, slot: SlotId) -> &Snapshot {
-        &self.snapshots.get(&slot).expect("slot holds a snapshot").1
+        &self.entry(slot).snapshot
+    }
+
+    fn entry(&self, slot: SlotId) -> &Entry {
+        self.snapshots.get(&slot).expect("slot holds a snapshot")
     }
 
     /// Notes the tokens of `block`, from its first.
@@ -82,25 +106,32 @@ impl PrefixCache {
     /// Makes a snapshot findable, as the one used last. Its blocks are recorded.
     pub(crate) fn insert(&mut self, slot: SlotId, snapshot: Snapshot) {
         self.by_len.insert((snapshot.len, slot));
-        let last_use = self.next_use(slot);
-        let previous = self.snapshots.insert(slot, (last_use, snapshot));
+        let birth = self.next_use(slot);
+        let entry = Entry {
+            birth,
+            last_use: birth,
+            snapshot,
+        };
+        let previous = self.snapshots.insert(slot, entry);
         assert!(previous.is_none(), "{slot:?} holds a snapshot already");
     }
 
     /// Was of use just now.
     pub(crate) fn touch(&mut self, slot: SlotId) {
         let now = self.next_use(slot);
-        let (last_use, _) = self
+        let entry = self
             .snapshots
             .get_mut(&slot)
             .expect("slot holds a snapshot");
-        self.by_use.remove(last_use);
-        *last_use = now;
+        self.by_use.remove(&entry.last_use);
+        entry.last_use = now;
     }
 
     /// Forgets a snapshot and returns it.
     pub(crate) fn remove(&mut self, slot: SlotId) -> Snapshot {
-        let (last_use, snapshot) = self.snapshots.remove(&slot).expect("slot holds a snapshot");
+        let Entry {
+            last_use, snapshot, ..
+        } = self.snapshots.remove(&slot).expect("slot holds a snapshot");
         self.by_use.remove(&last_use);
         self.by_len.remove(&(snapshot.len, slot));
         snapshot
@@ -130,15 +161,15 @@ impl PrefixCache {
         let by_len = self
             .snapshots
             .iter()
-            .map(|(&slot, (_, s))| (s.len, slot))
+            .map(|(&slot, entry)| (entry.snapshot.len, slot))
             .collect();
         assert_eq!(self.by_len, by_len, "index by length");
         let by_use = self
             .snapshots
             .iter()
-            .map(|(&slot, &(last_use, _))| (last_use, slot));
+            .map(|(&slot, entry)| (entry.last_use, slot));
         assert_eq!(self.by_use, by_use.collect(), "index by last use");
-        for (_, snapshot) in self.snapshots.values() {
+        for Entry { snapshot, .. } in self.snapshots.values() {
             let tokens: Vec<u32> = snapshot
                 .blocks
                 .iter()
@@ -163,7 +194,7 @@ impl PrefixCache {
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = (SlotId, &Snapshot)> {
         self.snapshots
             .iter()
-            .map(|(&slot, (_, snapshot))| (slot, snapshot))
+            .map(|(&slot, entry)| (slot, &entry.snapshot))
     }
 
     fn content(&self, block: BlockId) -> &[u32] {
@@ -259,18 +290,36 @@ mod tests {
         let mut cache = Cache::new();
         cache.save(1, "a", &[5, 6]);
         let forged = HashChain::new("b".into(), 2).at(&[7, 8], 2);
-        cache.prefix.snapshots.get_mut(&SlotId(1)).unwrap().1.hash = forged;
+        cache
+            .prefix
+            .snapshots
+            .get_mut(&SlotId(1))
+            .unwrap()
+            .snapshot
+            .hash = forged;
         assert_eq!(
             cache.find("b", &[7, 8], 2),
             [] as [u32; 0],
             "salt and tokens differ"
         );
-        cache.prefix.snapshots.get_mut(&SlotId(1)).unwrap().1.salt = "b".into();
+        cache
+            .prefix
+            .snapshots
+            .get_mut(&SlotId(1))
+            .unwrap()
+            .snapshot
+            .salt = "b".into();
         assert_eq!(cache.find("b", &[7, 8], 2), [] as [u32; 0], "tokens differ");
         cache.prefix.record(BlockId(1), &[7, 8]);
         assert_eq!(cache.find("b", &[7, 8], 2), [1]);
         let forged = HashChain::new("c".into(), 2).at(&[7, 8], 2);
-        cache.prefix.snapshots.get_mut(&SlotId(1)).unwrap().1.hash = forged;
+        cache
+            .prefix
+            .snapshots
+            .get_mut(&SlotId(1))
+            .unwrap()
+            .snapshot
+            .hash = forged;
         assert_eq!(cache.find("c", &[7, 8], 2), [] as [u32; 0], "salt differs");
     }
 
@@ -331,7 +380,7 @@ mod tests {
                 .snapshots
                 .get_mut(&SlotId(1))
                 .unwrap()
-                .1
+                .snapshot
                 .blocks
                 .truncate(1);
         });

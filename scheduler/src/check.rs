@@ -66,6 +66,7 @@ impl Scheduler {
             let tells = choices.is_some_and(|choices| choices.sequences.contains(&id));
             assert_eq!(tells, !leaves, "{id:?}: who leaves has no more to tell");
             self.check_progress(sequence);
+            sequence.check_prepared();
         }
         assert_eq!(
             self.waiting.len() + self.running.len(),

@@ -12,6 +12,7 @@
 //! | `admission` | [`check_size`]: what can never run |
 //! | `scheduler` | [`Scheduler`]: add, abort, finish |
 //! | `plan` | `schedule`: who runs in the next step |
+//! | `prepare` | `prepare`: what can be done while a step runs |
 //! | `update` | `update`: what a result changes |
 //! | `preempt` | who yields and what is given back |
 //! | `stop` | stop ids, length |
@@ -50,7 +51,8 @@
 //!    run to give logits), unless the prompt is too short to be worth that step, and the final state
 //!    of whoever ends well. A row's fault fails its request, publishes nothing, and removes all
 //!    snapshots of prefixes it went through.
-//! 6. *Determinism.* Same calls, same plans, byte for byte.
+//! 6. *Determinism.* Same calls, same plans, byte for byte. `prepare` makes no difference to them,
+//!    called or not, whenever and however often.
 //!
 //! # What this crate does not know
 //!
@@ -66,6 +68,7 @@ mod mask;
 mod output;
 mod plan;
 mod preempt;
+mod prepare;
 mod queue;
 mod request;
 mod runner;

@@ -122,7 +122,8 @@ impl Scheduler {
 
     fn plan_row(&mut self, draft: &mut Draft, id: SequenceId, len: u32) {
         draft.budget -= len;
-        draft.rows.push(self.sequences[&id].row(len));
+        let sequence = self.sequences.get_mut(&id).expect("who runs is known");
+        draft.rows.push(sequence.row(len));
     }
 
     /// An older choice of the same request is about to save the state that this one can start from.

@@ -8,6 +8,17 @@ pub trait Runner {
     /// What makes a whole step fail. The engine ends on it: restarting beats guessing.
     type Error: std::error::Error + Send + Sync + 'static;
 
+    /// Runs every shape of step once, before the first plan, so that no client waits for a kernel to be
+    /// compiled or a page to be touched. `tell` hears how many of how many are done. No block or slot
+    /// that a plan could know is changed by it.
+    ///
+    /// # Errors
+    /// As a step's.
+    fn warm_up(&mut self, tell: &mut dyn FnMut(u32, u32)) -> Result<(), Self::Error> {
+        let _ = tell;
+        Ok(())
+    }
+
     /// Starts a step. At most one is in flight.
     fn submit(&mut self, plan: SchedulerOutput) -> Result<(), Self::Error>;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvcache::{HashChain, KvCacheManager, Lease, Reservation};
+use kvcache::{BlockId, HashChain, KvCacheManager, Lease, Reservation};
 
 use crate::output::{History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
 use crate::request::Request;
@@ -10,6 +10,9 @@ use crate::request::Request;
 /// Shorter prompts are not saved: up to 64 tokens, with the usual blocks of 16, a step of a few tokens
 /// costs as much as a step of one, because weights dominate.
 const MIN_SNAPSHOT_BLOCKS: u32 = 4;
+
+/// Generated tokens for which room is made at first.
+const MAX_ROOM: u32 = 1024;
 
 /// Where a sequence stands.
 ///
@@ -39,8 +42,8 @@ pub(crate) struct Sequence {
     pub(crate) id: SequenceId,
     pub(crate) request: Arc<Request>,
     pub(crate) choice: u32,
-    /// Prompt and generated tokens, once there is a generated one; until then the prompt is shared
-    /// with the request.
+    /// Prompt and generated tokens, once there is a generated one or is about to be; until then the
+    /// prompt is shared with the request.
     own_tokens: Vec<u32>,
     num_computed: u32,
     /// Set by the first start.
@@ -54,6 +57,9 @@ pub(crate) struct Sequence {
     lease: Option<Lease>,
     chain: HashChain,
     block_size: u32,
+    /// The beginning of the next row's table, copied while a step ran. A lease's blocks only grow, so
+    /// it stays right as long as the lease does.
+    next_table: Vec<BlockId>,
 }
 
 impl Sequence {
@@ -72,6 +78,7 @@ impl Sequence {
             lease: None,
             chain: HashChain::new(Arc::clone(&request.cache_salt), block_size),
             block_size,
+            next_table: Vec::new(),
             request,
         };
         sequence.note_prompt_end();
@@ -175,6 +182,7 @@ impl Sequence {
         assert_eq!(self.status, Status::Running, "{:?} yields", self.id);
         self.status = Status::Waiting;
         self.num_computed = 0;
+        self.next_table.clear();
         if let Some(scores) = &mut self.scores {
             scores.clear();
         }
@@ -211,18 +219,21 @@ impl Sequence {
     }
 
     /// The next `len` tokens as a row of the plan.
-    pub(crate) fn row(&self, len: u32) -> Row {
+    pub(crate) fn row(&mut self, len: u32) -> Row {
+        let mut block_table = std::mem::take(&mut self.next_table);
         let lease = self.lease.as_ref().expect("a running sequence has a lease");
         let (start, end) = (
             self.num_computed as usize,
             (self.num_computed + len) as usize,
         );
         let num_blocks = end.div_ceil(self.block_size as usize);
+        block_table.truncate(num_blocks);
+        block_table.extend_from_slice(&lease.blocks()[block_table.len()..num_blocks]);
         Row {
             sequence: self.id,
             input_ids: self.tokens()[start..end].to_vec(),
             start: self.num_computed,
-            block_table: lease.blocks()[..num_blocks].to_vec(),
+            block_table,
             slot: lease.slot(),
             sample: self.sample(end),
             prompt_logprobs: self.scored_targets(start, end),
@@ -240,10 +251,60 @@ impl Sequence {
 
     /// One more token is known.
     pub(crate) fn append(&mut self, token: u32) {
-        if self.own_tokens.is_empty() {
-            self.own_tokens = self.request.prompt.to_vec();
-        }
+        self.own_prompt();
         self.own_tokens.push(token);
+    }
+
+    /// While a row of `len` tokens that samples runs: makes what its token will need.
+    pub(crate) fn prepare_next(&mut self, len: u32) {
+        self.own_prompt();
+        let lease = self.lease.as_ref().expect("a running sequence has a lease");
+        let wanted = (self.num_computed + len + 1).div_ceil(self.block_size) as usize;
+        // A block that the new token may need comes with the plan.
+        let num_blocks = wanted.min(lease.blocks().len());
+        self.next_table.clear();
+        self.next_table.reserve_exact(wanted);
+        self.next_table
+            .extend_from_slice(&lease.blocks()[..num_blocks]);
+    }
+
+    /// Hashes of its tokens as far as the row in flight goes, and of who waits as far as it may be
+    /// hit. Returns how many tokens were hashed.
+    pub(crate) fn look_ahead(
+        &mut self,
+        cache: &KvCacheManager,
+        len: u32,
+        max_tokens: usize,
+    ) -> usize {
+        let tokens = known(&self.request, &self.own_tokens);
+        if self.lease.is_some() {
+            let end = (self.num_computed + len) as usize;
+            return self.chain.extend(tokens, end, max_tokens);
+        }
+        let wanted = self.reservation(0);
+        cache.look_ahead(wanted.chain, wanted.tokens, wanted.max_hit, max_tokens)
+    }
+
+    /// Whether what was prepared is what the lease says.
+    pub(crate) fn check_prepared(&self) {
+        let blocks = self.lease.as_ref().map_or(&[][..], Lease::blocks);
+        assert!(
+            blocks.starts_with(&self.next_table),
+            "{:?}: the next table is a beginning of the lease",
+            self.id
+        );
+        let own = self.own_tokens.is_empty() || self.own_tokens.starts_with(&self.request.prompt);
+        assert!(own, "{:?}: its tokens begin with the prompt", self.id);
+    }
+
+    /// From the first generated token on, tokens are its own.
+    fn own_prompt(&mut self) {
+        if self.own_tokens.is_empty() {
+            let room = self.request.sampling.max_tokens.min(MAX_ROOM) as usize;
+            self.own_tokens
+                .reserve_exact(self.request.prompt.len() + room);
+            self.own_tokens.extend_from_slice(&self.request.prompt);
+        }
     }
 
     /// The prompt's scores, the first time.

@@ -45,4 +45,4 @@ pub use rng::Rng;
 pub use toy_model::ToyModel;
 pub use trace::play;
 pub use workload::{Event, Scenario};
-pub use world::{Report, run};
+pub use world::{Report, run, run_prepared};

@@ -3,6 +3,7 @@
 use scheduler::{Runner, Scheduler, SchedulerOutput, SchedulerStats, Standing, StateOp};
 
 use crate::checkers::{Clients, check_admission, check_plan};
+use crate::rng::Rng;
 use crate::toy_model::ToyModel;
 use crate::workload::{Event, Scenario};
 
@@ -24,12 +25,25 @@ pub struct Report {
     pub num_cached_tokens: u64,
     /// Restores and saves of state.
     pub num_slot_copies: u64,
+    /// Calls of `prepare`.
+    pub num_prepares: u64,
 }
 
 /// Runs a scenario to its end. Panics if anything is wrong.
 pub fn run(scenario: &Scenario) -> Report {
+    live_through(scenario, None)
+}
+
+/// The same, with calls to `prepare` strewn in as `rng` says: none, one or several where a step is in
+/// flight, and now and then where none is.
+pub fn run_prepared(scenario: &Scenario, rng: Rng) -> Report {
+    live_through(scenario, Some(rng))
+}
+
+fn live_through(scenario: &Scenario, prepares: Option<Rng>) -> Report {
     let mut world = World {
         scenario,
+        prepares,
         scheduler: Scheduler::new(scenario.config.clone(), scenario.cache.clone()),
         model: ToyModel::new(&scenario.cache, scenario.vocabulary, scenario.poison),
         clients: Clients::default(),
@@ -42,6 +56,7 @@ pub fn run(scenario: &Scenario) -> Report {
 
 struct World<'a> {
     scenario: &'a Scenario,
+    prepares: Option<Rng>,
     scheduler: Scheduler,
     model: ToyModel,
     clients: Clients,
@@ -61,6 +76,7 @@ impl World<'_> {
                 turn,
                 &[Standing::Waiting, Standing::Preempted, Standing::Running],
             );
+            self.prepare(4);
             let busy = self.step(turn);
             if arrivals.peek().is_none() {
                 // Arrivals have stopped: everyone must finish.
@@ -114,12 +130,26 @@ impl World<'_> {
         self.count(&plan);
         self.report.plans.push(plan.clone());
         let Ok(()) = self.model.submit(plan);
+        self.prepare(2);
         self.end_some(turn, &[Standing::InFlight]);
+        self.prepare(2);
         let Ok(result) = self.model.collect(&[]);
         let news = self.scheduler.update(result);
         self.scheduler.check_invariants();
         self.clients.hear(news);
         true
+    }
+
+    /// Once in `n` chances, or never.
+    fn prepare(&mut self, n: u64) {
+        let Some(rng) = &mut self.prepares else {
+            return;
+        };
+        if rng.one_in(n) {
+            self.scheduler.prepare();
+            self.scheduler.check_invariants();
+            self.report.num_prepares += 1;
+        }
     }
 
     /// Prompts never hold up those who generate: with a budget for all, whoever sampled in the last
