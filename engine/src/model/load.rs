@@ -8,11 +8,9 @@ use kernels::{Arithmetic, ExpertMatrices, Matrix};
 use safetensors::tensor::Dtype;
 
 use super::dummy;
+use super::readahead::touch;
 use super::weights::{ExpertWeights, MatrixWeight, Source, Weight};
 use crate::engine_core::LoadProgress;
-
-/// Stride at which pages are touched.
-const PAGE_BYTES: usize = 4096;
 
 /// Takes weights one by one. On the CPU a stored weight stays in its memory map; its pages are
 /// touched, so that "ready" means that they have been read.
@@ -130,15 +128,6 @@ impl Loader {
             },
         }
     }
-}
-
-/// Reads a byte of every page.
-fn touch(bytes: &[u8]) {
-    let sum = bytes
-        .iter()
-        .step_by(PAGE_BYTES)
-        .fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
-    std::hint::black_box(sum);
 }
 
 fn burn_dtype(dtype: Dtype) -> DType {

@@ -8,6 +8,7 @@ mod cut;
 mod finder;
 mod names;
 
+use bytes::Bytes;
 use safetensors::tensor::Dtype;
 
 pub(crate) use self::cut::{Cut, SplitBlock};
@@ -268,7 +269,8 @@ impl MoeWeights {
 }
 
 impl ExpertWeights {
-    fn num_bytes(&self) -> u64 {
+    /// Bytes of all of them as stored.
+    pub(crate) fn num_bytes(&self) -> u64 {
         match self {
             Self::Fused(all) => all.num_bytes(),
             Self::PerExpert(each) => each.iter().map(MatrixWeight::num_bytes).sum(),
@@ -283,6 +285,8 @@ pub(crate) struct Inventory {
     pub(crate) num_parameters: u64,
     /// Bytes as stored of the weights that are loaded.
     pub(crate) num_bytes: u64,
+    /// Where those lie that are in files.
+    pub(crate) stored: Vec<Bytes>,
     /// One line per tensor: name, element type, shape, a sample of its bytes. For the fingerprint.
     pub(crate) listing: String,
 }

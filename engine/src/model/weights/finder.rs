@@ -222,6 +222,9 @@ impl Finder {
             sample(name, &weight)
         );
         self.inventory.listing.push_str(&line);
+        if let Source::Stored(tensor) = &weight.source {
+            self.inventory.stored.push(tensor.data.clone());
+        }
         weight
     }
 
