@@ -1,9 +1,34 @@
 //! What this machine has, for people who choose models by it.
 
+use kernels::Format;
 use kernels::self_test::{Outcome, Shapes, self_test};
 
 use crate::error::EngineError;
-use crate::{DeviceChoice, device, memory};
+use crate::model::ModelConfig;
+use crate::{DeviceChoice, device, memory, shapes, workbench};
+
+/// How matrices may be stored.
+const FORMATS: [(Format, &str); 3] = [
+    (Format::Plain, "bf16"),
+    (Format::Fp8, "fp8"),
+    (Format::Nvfp4, "nvfp4"),
+];
+
+/// One round of the self-test.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TestedPart {
+    /// For people: shapes and format.
+    pub name: String,
+    /// How far each operation was off.
+    pub outcomes: Vec<Outcome>,
+}
+
+impl TestedPart {
+    /// Whether everything may be used.
+    pub fn is_ok(&self) -> bool {
+        self.outcomes.iter().all(Outcome::is_ok)
+    }
+}
 
 /// Facts that decide what can be served, and how fast.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,10 +54,53 @@ impl Machine {
         }
     }
 
-    /// Runs every kernel on a device against plain loops in f64. Takes well under a second on a CPU.
-    pub fn self_test(&self, device: DeviceChoice) -> Result<Vec<Outcome>, EngineError> {
-        let device = device::resolve(device)?;
-        Ok(self_test(&device, &Shapes::default()))
+    /// Runs every kernel on a device against plain loops in f64, once for every weight format, and at a
+    /// model's own matrices if there is one. Small shapes take about a second on a CPU, a large
+    /// model's minutes: the loops that judge are plain. Equal seeds draw equal inputs.
+    ///
+    /// What does not fit a quarter of the free memory is tested smaller: fewer experts, fewer rows of
+    /// a matrix.
+    pub fn self_test(
+        &self,
+        choice: DeviceChoice,
+        model: Option<&ModelConfig>,
+        seed: u64,
+    ) -> Result<Vec<TestedPart>, EngineError> {
+        let device = device::resolve(choice)?;
+        let budget = self.available_memory / 4;
+        let base = match model {
+            None => Shapes::default(),
+            Some(model) => shapes::of_model(model, budget),
+        };
+        workbench::guarded(|| {
+            let mut parts = Vec::new();
+            for (format, name) in FORMATS {
+                let shapes = Shapes {
+                    format,
+                    seed,
+                    ..base.clone()
+                };
+                parts.push(TestedPart {
+                    name: format!("every operation, {name} weights"),
+                    outcomes: self_test(&device, &shapes),
+                });
+                for (matrix, n, k) in model.map_or_else(Vec::new, shapes::matrices) {
+                    // As numbers, as f64 in the loops, and as stored.
+                    let n = n.min((budget / (16 * k as u64)) as usize).max(1);
+                    let shapes = Shapes {
+                        intermediate: n,
+                        hidden: k,
+                        ..shapes.clone()
+                    };
+                    kernels::self_test::poison(&device);
+                    parts.push(TestedPart {
+                        name: format!("{matrix} {n} x {k}, {name}"),
+                        outcomes: vec![kernels::self_test::product(&device, &shapes)],
+                    });
+                }
+            }
+            Ok(parts)
+        })
     }
 
     /// Bytes per second that all cores together read from memory. Decoding one stream reads all
@@ -54,8 +122,32 @@ mod tests {
 
     #[test]
     fn the_kernels_pass_on_the_cpu() {
-        let outcomes = Machine::survey().self_test(DeviceChoice::Cpu);
-        let outcomes = outcomes.expect("every machine has a CPU");
-        assert!(outcomes.len() > 10 && outcomes.iter().all(Outcome::is_ok));
+        let parts = Machine::survey().self_test(DeviceChoice::Cpu, None, 1);
+        let parts = parts.expect("every machine has a CPU");
+        assert_eq!(parts.len(), 3);
+        assert!(
+            parts
+                .iter()
+                .all(|part| part.outcomes.len() > 10 && part.is_ok())
+        );
+    }
+
+    #[test]
+    fn the_kernels_pass_at_the_shapes_of_a_model() {
+        let text = r#"{"model_type": "nemotron_h", "hybrid_override_pattern": "M*E-",
+            "hidden_size": 64, "vocab_size": 50, "max_position_embeddings": 100,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+            "mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16,
+            "n_routed_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 48,
+            "moe_latent_size": 32, "moe_shared_expert_intermediate_size": 96,
+            "n_shared_experts": 1, "intermediate_size": 80}"#;
+        let model = ModelConfig::parse(text, "config.json".as_ref()).expect("it is good");
+        let parts = Machine::survey().self_test(DeviceChoice::Cpu, Some(&model), 7);
+        let parts = parts.expect("every machine has a CPU");
+        // All operations, and nine matrices, in three formats.
+        assert_eq!(parts.len(), 3 * 10, "{parts:#?}");
+        for part in parts {
+            assert!(part.is_ok(), "{part:#?}");
+        }
     }
 }

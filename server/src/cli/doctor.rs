@@ -1,8 +1,11 @@
 //! `nemoserve doctor`: what this machine can serve, and why not the rest.
 
-use engine::{Engine, EngineConfig, Machine};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::args::{DoctorArgs, ServeArgs, exit};
+use engine::model::family;
+use engine::{Engine, EngineConfig, Machine, ModelConfig};
+
+use crate::args::{DoctorArgs, ServeArgs, TestShapes, exit};
 use crate::config::Settings;
 use crate::startup::{bytes, count};
 
@@ -33,7 +36,7 @@ pub fn run(args: &DoctorArgs) -> u8 {
         judge(&folder.display().to_string(), &serve)
     });
     let kernels = if args.self_test {
-        check_kernels(&machine, &args.device)
+        check_kernels(&machine, args)
     } else {
         Ok(())
     };
@@ -83,6 +86,16 @@ fn judge(name: &str, args: &ServeArgs) -> Result<(), ()> {
                 info.max_model_len,
                 info.max_num_seqs,
             );
+            println!(
+                "  on {}: {} KV blocks {}, {} state slots {}, workspace {}, left to others {}",
+                info.device,
+                info.num_blocks,
+                bytes(u64::from(info.num_blocks) * info.block_bytes),
+                info.num_slots,
+                bytes(u64::from(info.num_slots) * info.slot_bytes),
+                bytes(info.workspace_bytes),
+                bytes(info.reserve_bytes),
+            );
             Ok(())
         }
         Err(error) => {
@@ -92,29 +105,70 @@ fn judge(name: &str, args: &ServeArgs) -> Result<(), ()> {
     }
 }
 
-/// Every operation, how far it was off, and how far it may be.
-fn check_kernels(machine: &Machine, device: &str) -> Result<(), ()> {
-    let outcomes = device
+/// Every operation, how far it was off, and how far it may be. Inputs are fresh ones every time.
+fn check_kernels(machine: &Machine, args: &DoctorArgs) -> Result<(), ()> {
+    let seed = args.seed.unwrap_or_else(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        since.map_or(0, |since| since.as_nanos() as u64 % 1_000_000_000)
+    });
+    let parts = args
+        .device
         .parse()
-        .and_then(|device| machine.self_test(device).map_err(|error| error.to_string()));
-    match outcomes {
+        .and_then(|device| Ok((device, test_model(args)?)))
+        .and_then(|(device, model)| {
+            machine
+                .self_test(device, model.as_ref(), seed)
+                .map_err(|error| error.to_string())
+        });
+    let parts = match parts {
         Err(error) => {
             println!("self-test: {error}");
-            Err(())
+            return Err(());
         }
-        Ok(outcomes) => {
-            println!("\nself-test of the kernels on {device}:");
-            for outcome in &outcomes {
-                println!(
-                    "  {:<27} {} (off by {:.1e}, {:.0e} allowed)",
-                    outcome.operation,
-                    if outcome.is_ok() { "ok" } else { "WRONG" },
-                    outcome.max_error,
-                    outcome.tolerance,
-                );
-            }
-            let num_wrong = outcomes.iter().filter(|outcome| !outcome.is_ok()).count();
-            if num_wrong == 0 { Ok(()) } else { Err(()) }
+        Ok(parts) => parts,
+    };
+    println!(
+        "\nself-test of the kernels on {}, seed {seed} (--seed {seed} draws the same inputs):",
+        args.device
+    );
+    for part in &parts {
+        println!("  {}:", part.name);
+        for outcome in &part.outcomes {
+            println!(
+                "    {:<27} {} (off by {:.1e}, {:.0e} allowed)",
+                outcome.operation,
+                if outcome.is_ok() { "ok" } else { "WRONG" },
+                outcome.max_error,
+                outcome.tolerance,
+            );
+        }
+    }
+    if parts.iter().all(engine::TestedPart::is_ok) {
+        Ok(())
+    } else {
+        println!("self-test: results are wrong on this device");
+        Err(())
+    }
+}
+
+/// Whose shapes to test at; `None`: small ones.
+fn test_model(args: &DoctorArgs) -> Result<Option<ModelConfig>, String> {
+    let parse = |text: &str, path: &std::path::Path| {
+        ModelConfig::parse(text, path)
+            .map(Some)
+            .map_err(|error| error.to_string())
+    };
+    match args.shapes {
+        TestShapes::Small => Ok(None),
+        TestShapes::Super => parse(family::SUPER, "super".as_ref()),
+        TestShapes::Nano => parse(family::NANO, "nano".as_ref()),
+        TestShapes::Model => {
+            let folder = args.model.as_ref();
+            let folder = folder.ok_or("--shapes model wants a --model folder")?;
+            let path = folder.join("config.json");
+            let text = std::fs::read_to_string(&path)
+                .map_err(|error| format!("{}: {error}", path.display()))?;
+            parse(&text, &path)
         }
     }
 }
