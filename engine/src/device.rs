@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use burn::tensor::Device;
 
-use crate::error::EngineError;
+use crate::error::{Cause, EngineError};
 
 /// Which device the operator asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,6 +98,38 @@ pub(crate) fn name(device: &Device) -> String {
     }
 }
 
+/// Who has to do something about what a driver, compiler or runtime of a device said; `None` if it
+/// was not one of them that spoke. What is most particular comes first.
+pub(crate) fn cause_of(text: &str) -> Option<Cause> {
+    const SAYINGS: [(&str, Cause); 21] = [
+        ("out of device memory", Cause::Memory),
+        ("can't allocate buffer", Cause::Memory),
+        ("OUT_OF_MEMORY", Cause::Memory),
+        ("OutOfMemory", Cause::Memory),
+        ("out of memory", Cause::Memory),
+        ("Cannot allocate memory", Cause::Memory),
+        ("Unable to dynamically load", Cause::Device),
+        ("CUDA installation not found", Cause::Device),
+        ("cannot open source file", Cause::Device),
+        ("could not open source file", Cause::Device),
+        ("NO_DEVICE", Cause::Device),
+        ("INSUFFICIENT_DRIVER", Cause::Device),
+        ("DRIVER_MISMATCH", Cause::Device),
+        ("UNSUPPORTED_PTX_VERSION", Cause::Device),
+        ("NO_BINARY_FOR_GPU", Cause::Device),
+        ("CUDA_ERROR_", Cause::Fault),
+        ("device is poisoned", Cause::Fault),
+        ("device was poisoned", Cause::Fault),
+        ("evice is lost", Cause::Fault),
+        ("A launch error happened", Cause::Fault),
+        ("An error happened during execution", Cause::Fault),
+    ];
+    SAYINGS
+        .iter()
+        .find(|(saying, _)| text.contains(saying))
+        .map(|(_, cause)| *cause)
+}
+
 /// How many there are; `None`: this build cannot use any.
 pub(crate) fn num_accelerators() -> Option<usize> {
     cfg!(feature = "cuda").then(num_cuda_devices)
@@ -113,8 +145,40 @@ fn num_cuda_devices() -> usize {
     0
 }
 
+/// Free bytes and all bytes of a device with memory of its own; `None` for one that shares the
+/// machine's.
+pub(crate) fn memory(
+    choice: DeviceChoice,
+    rank: usize,
+    device: &Device,
+) -> Result<Option<(u64, u64)>, EngineError> {
+    let first = match choice {
+        DeviceChoice::Cuda(index) => index,
+        DeviceChoice::Auto => 0,
+        DeviceChoice::Cpu => return Ok(None),
+    };
+    if is_cpu(device) {
+        return Ok(None);
+    }
+    cuda_memory(first + rank).map(Some)
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_memory(index: usize) -> Result<(u64, u64), EngineError> {
+    kernels::cuda::device_memory(index).map_err(EngineError::Device)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_memory(index: usize) -> Result<(u64, u64), EngineError> {
+    unreachable!("cuda:{index} was refused when the device was resolved")
+}
+
 #[cfg(feature = "cuda")]
 fn cuda(index: usize) -> Result<Device, EngineError> {
+    // Asked before devices are counted: without a driver there are none, which says less.
+    if let Some(missing) = kernels::cuda::missing_tool() {
+        return Err(EngineError::Device(format!("cuda:{index}: {missing}")));
+    }
     let count = num_cuda_devices();
     if index >= count {
         return Err(EngineError::Device(format!(
@@ -134,6 +198,35 @@ fn cuda(index: usize) -> Result<Device, EngineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_cause_has_its_sayings() {
+        for (text, cause) in [
+            (
+                "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+                Cause::Memory,
+            ),
+            (
+                "DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal access\")",
+                Cause::Fault,
+            ),
+            (
+                "Unable to dynamically load the \"nvrtc\" shared library - searched for",
+                Cause::Device,
+            ),
+            (
+                "[Compilation Error] \n    x.cu(1): catastrophic error: cannot open source file \"cuda_fp16.h\"",
+                Cause::Device,
+            ),
+            (
+                "DriverError(CUDA_ERROR_NO_DEVICE, \"no device\")",
+                Cause::Device,
+            ),
+        ] {
+            assert_eq!(cause_of(text), Some(cause), "{text}");
+        }
+        assert_eq!(cause_of("attempt to subtract with overflow"), None);
+    }
 
     #[test]
     fn choices_are_spelt_as_flags() {

@@ -9,6 +9,7 @@ use scheduler::CacheConfig;
 use crate::config::EngineConfig;
 use crate::error::EngineError;
 use crate::model::{LayerKind, ModelConfig};
+use crate::model_runner::LOGIT_ROWS;
 
 /// The longest context that can be asked for.
 pub const MAX_MODEL_LEN: u32 = 1_048_576;
@@ -24,6 +25,10 @@ pub(crate) struct MemoryPlan {
     pub(crate) max_model_len: u32,
     /// As asked for, or as many as have a slot.
     pub(crate) max_num_seqs: u32,
+    /// Bytes that the largest step needs besides.
+    pub(crate) workspace: u64,
+    /// Bytes left to others.
+    pub(crate) reserve: u64,
 }
 
 impl MemoryPlan {
@@ -39,17 +44,109 @@ impl MemoryPlan {
             slot_bytes: self.slot_bytes.max(other.slot_bytes),
             max_model_len: self.max_model_len.min(other.max_model_len),
             max_num_seqs: self.max_num_seqs.min(other.max_num_seqs),
+            workspace: self.workspace.max(other.workspace),
+            reserve: self.reserve.min(other.reserve),
         }
     }
 }
 
-/// What the machine has.
+/// What the device has, and what of it is spoken for.
+///
+/// ```text
+/// |-- weights --|-- workspace --|-- cache: blocks and slots --|-- reserve --|
+/// 0                                                                     available
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FreeMemory {
-    /// Bytes that can be had without swapping, page cache included.
+    /// Bytes that can be had: on a processor without swapping, page cache included.
     pub(crate) available: u64,
     /// Bytes of weights that will want to stay in memory.
     pub(crate) weights: u64,
+    /// Bytes of the largest step's activations.
+    pub(crate) workspace: u64,
+    /// Bytes left to others: to the page cache and to other processes, or to the driver, its modules
+    /// and graphs, and what pools waste.
+    pub(crate) reserve: u64,
+    /// Whether memory is a device's own, which never swaps: then the plan must add up.
+    pub(crate) is_device: bool,
+}
+
+/// Of a device's memory, what is ours unless the operator says otherwise.
+const DEVICE_FRACTION: f64 = 0.95;
+
+impl FreeMemory {
+    /// A processor's: half of what weights leave, unless a fraction of all is said.
+    pub(crate) fn of_cpu(
+        available: u64,
+        fraction: Option<f64>,
+        weights: u64,
+        workspace: u64,
+    ) -> Self {
+        let rest = available.saturating_sub(weights);
+        let half = (rest - rest / 2).saturating_sub(workspace);
+        let reserve = fraction.map_or(half, |fraction| beyond(available, fraction));
+        Self {
+            available,
+            weights,
+            workspace,
+            reserve,
+            is_device: false,
+        }
+    }
+
+    /// A device's, of which others may hold some already.
+    pub(crate) fn of_device(
+        (free, total): (u64, u64),
+        fraction: Option<f64>,
+        weights: u64,
+        workspace: u64,
+    ) -> Self {
+        let reserve = beyond(total, fraction.unwrap_or(DEVICE_FRACTION));
+        Self {
+            available: free,
+            weights,
+            workspace,
+            // What others hold was theirs before it is asked whose the rest is.
+            reserve: reserve.saturating_sub(total.saturating_sub(free)),
+            is_device: true,
+        }
+    }
+
+    fn for_cache(&self) -> u64 {
+        self.available
+            .saturating_sub(self.weights)
+            .saturating_sub(self.workspace)
+            .saturating_sub(self.reserve)
+    }
+}
+
+fn beyond(total: u64, fraction: f64) -> u64 {
+    total.saturating_sub((total as f64 * fraction) as u64)
+}
+
+/// Activations of the largest step, in f32: what the widest mixer holds at once beside the residual
+/// stream, and the logits of as many positions as are read at once.
+pub(crate) fn workspace(model: &ModelConfig, max_num_batched_tokens: u32) -> u64 {
+    let mamba = model.mamba.as_ref().map_or(0, |mamba| {
+        mamba.projected_size() + mamba.conv_dim() + 2 * mamba.inner_size()
+    });
+    let attention = model.attention.as_ref().map_or(0, |attention| {
+        2 * (attention.num_heads + attention.num_kv_heads) * attention.head_dim
+    });
+    let moe = model.moe.as_ref().map_or(0, |moe| {
+        let width = moe.latent_size.unwrap_or(model.hidden_size);
+        moe.num_experts_per_token * (moe.expert_size + width)
+            + moe.num_experts
+            + moe.shared_size.unwrap_or(0)
+    });
+    let mlp = model.mlp_sizes.iter().copied().max().unwrap_or(0);
+    let widest = mamba.max(attention).max(moe).max(mlp);
+    let per_token = 4 * model.hidden_size as u64 + widest as u64;
+    let logits = (LOGIT_ROWS * model.vocab_size) as u64;
+    per_token
+        .saturating_mul(max_num_batched_tokens.into())
+        .saturating_add(logits)
+        .saturating_mul(4)
 }
 
 /// Cuts the cache. `kv_bytes` is the width of one cached key or value element.
@@ -75,7 +172,7 @@ pub(crate) fn plan(
         .saturating_add((most_slots + 1).saturating_mul(slot_bytes));
     let budget = match config.cache_memory_bytes {
         Some(bytes) => bytes,
-        None => (free.available.saturating_sub(free.weights) / 2).min(useful),
+        None => free.for_cache().min(useful),
     };
 
     // Slot and block 0 are padding.
@@ -101,6 +198,15 @@ pub(crate) fn plan(
             granted(config, free),
         )));
     }
+    let taken = live_slots * slot_bytes + blocks * block_bytes;
+    if free.is_device && free.weights + free.workspace + taken > free.available {
+        return Err(EngineError::Memory(format!(
+            "{} of cache memory do not fit the device: {} ({} for a step's workspace)",
+            bytes(budget),
+            granted(config, free),
+            bytes(free.workspace),
+        )));
+    }
     let capacity = (blocks - 1) * block_size;
     if config.max_model_len.is_some() && capacity < wished_len {
         return Err(EngineError::Memory(format!(
@@ -120,13 +226,17 @@ pub(crate) fn plan(
         slot_bytes,
         max_model_len: wished_len.min(capacity) as u32,
         max_num_seqs: config.max_num_seqs.min(slots as u32 - 1),
+        workspace: free.workspace,
+        reserve: free.reserve,
     })
 }
 
 fn granted(config: &EngineConfig, free: FreeMemory) -> String {
     match config.cache_memory_bytes {
-        Some(bytes_granted) => format!("{} were granted", bytes(bytes_granted)),
-        None => format!(
+        Some(bytes_granted) if !free.is_device => {
+            format!("{} were granted", bytes(bytes_granted))
+        }
+        _ => format!(
             "{} are available, weights take {}",
             bytes(free.available),
             bytes(free.weights)
@@ -234,10 +344,65 @@ mod tests {
     }
 
     fn free(available: u64) -> FreeMemory {
-        FreeMemory {
-            available,
-            weights: 1 << 30,
-        }
+        FreeMemory::of_cpu(available, None, 1 << 30, 0)
+    }
+
+    /// Nemotron 3 Super on a device of 141 GB of which the driver holds half a gigabyte: cache of one
+    /// byte per element, 64 sequences at most, steps of 2,048 tokens.
+    fn super_on_141_gb(weights: u64, fraction: Option<f64>) -> MemoryPlan {
+        const TOTAL: u64 = 141_000_000_000;
+        let model = ModelConfig::parse(crate::model::family::SUPER, Path::new("config.json"));
+        let model = model.expect("a good configuration");
+        let workspace = workspace(&model, 2048);
+        assert!(
+            (500_000_000..1_200_000_000).contains(&workspace),
+            "{workspace}"
+        );
+        let memory = (TOTAL - 500_000_000, TOTAL);
+        let free = FreeMemory::of_device(memory, fraction, weights, workspace);
+        let plan = plan(&config(None, None), &model, 1, free).expect("it fits");
+        // 160 MiB of recurrent state and the convolution's inputs in f32; 4 KiB of KV a token.
+        assert_eq!(plan.slot_bytes, (160 << 20) + 40 * 10_240 * 3 * 4);
+        assert_eq!(plan.block_bytes, 32 * 4096);
+        let sum = weights + plan.workspace + used(&plan) + plan.reserve;
+        assert!(sum <= memory.0, "{sum}");
+        plan
+    }
+
+    #[test]
+    fn super_in_four_bits_has_room_for_all() {
+        // 80.3 GB, of which 5.9 are the draft block, which is not loaded.
+        let plan = super_on_141_gb(74_400_000_000, None);
+        assert_eq!(plan.max_num_seqs, 64);
+        assert_eq!(plan.max_model_len, 262_144);
+        assert_eq!(plan.reserve, 6_550_000_000);
+        assert!(used(&plan) > 30_000_000_000, "{plan:?}");
+    }
+
+    #[test]
+    fn super_in_eight_bits_has_room_for_some() {
+        let plan = super_on_141_gb(122_400_000_000, None);
+        assert!((20..64).contains(&plan.max_num_seqs), "{plan:?}");
+        assert_eq!(plan.max_model_len, 262_144);
+        assert!(used(&plan) > 10_000_000_000, "{plan:?}");
+        let more = super_on_141_gb(122_400_000_000, Some(0.98));
+        assert!(more.max_num_seqs > plan.max_num_seqs);
+    }
+
+    #[test]
+    fn what_does_not_fit_a_device_is_refused() {
+        let model = model("M*M");
+        let of = |free, weights| FreeMemory::of_device((free, 2 << 30), None, weights, 1 << 20);
+        let nothing_left = plan(&config(None, None), &model, 4, of(1 << 30, 1 << 30));
+        assert!(nothing_left.is_err());
+        let granted = config(Some(512 << 20), None);
+        assert!(plan(&granted, &model, 4, of(2 << 30, 1 << 30)).is_ok());
+        let error = plan(&granted, &model, 4, of(2 << 30, (2 << 30) - (100 << 20)));
+        let text = error.expect_err("too much").to_string();
+        assert!(
+            text.contains("512.0 MiB") && text.contains("workspace"),
+            "{text}"
+        );
     }
 
     fn used(plan: &MemoryPlan) -> u64 {

@@ -165,6 +165,20 @@ impl Metrics {
         .set(info.max_model_len.into());
         of.gauge("weight_bytes", "Weights as stored.")
             .set(info.weight_bytes as i64);
+        let memory = of.gauges(
+            "memory_plan_bytes",
+            "What memory is for: weights, KV blocks, state slots, a step's workspace, and what is left to others.",
+            &["part"],
+        );
+        for (part, bytes) in [
+            ("weights", info.weight_bytes),
+            ("blocks", u64::from(info.num_blocks) * info.block_bytes),
+            ("slots", u64::from(info.num_slots) * info.slot_bytes),
+            ("workspace", info.workspace_bytes),
+            ("reserve", info.reserve_bytes),
+        ] {
+            memory.with_label_values(&[part]).set(bytes as i64);
+        }
         let engine = EngineMetrics {
             running: of.gauge("requests_running", "Choices with a live state slot."),
             waiting: of.gauge(
