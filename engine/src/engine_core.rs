@@ -3,7 +3,7 @@
 //! A panic or a failed step fails every stream in flight, sets [`EngineStatus::Failed`] and ends
 //! the thread; the process is expected to restart.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,8 +19,9 @@ use scheduler::{
 use tokio::sync::{mpsc, watch};
 
 use crate::constraints::Constraints;
-use crate::error::EngineError;
+use crate::error::{EngineError, Failure};
 use crate::handle::{EngineHandle, EngineStatus, Limits, Shared, StreamEvent};
+use crate::verdict::{self, Phase};
 
 /// How often an idle engine beats its heart.
 const IDLE_BEAT: Duration = Duration::from_secs(1);
@@ -104,15 +105,21 @@ where
     std::thread::Builder::new()
         .name("engine".into())
         .spawn(move || {
+            verdict::listen();
             let mut streams = Streams::default();
+            let mut phase = Phase::Load;
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                let runner = load(LoadProgress::to(Arc::clone(&shared)))?;
+                let mut runner = load(LoadProgress::to(Arc::clone(&shared)))?;
+                phase = Phase::WarmUp;
+                warm_up(&mut runner, &shared)?;
+                phase = Phase::Step;
                 let scheduler = Scheduler::new(config, cache);
                 shared.status.send_replace(EngineStatus::Ready);
                 EngineCore {
                     scheduler,
                     runner,
                     inbox,
+                    deferred: VecDeque::new(),
                     constraints: Constraints::default(),
                     streams: &mut streams,
                     shared: &shared,
@@ -122,12 +129,12 @@ where
             let failure = match outcome {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error,
-                Err(panic) => EngineError::Panicked(panic_message(panic.as_ref())),
+                Err(panic) => verdict::of_panic(phase, panic.as_ref()),
             };
-            tracing::error!(error = %failure, "the engine has ended");
+            tracing::error!(error = %failure, cause = ?failure.cause(), "the engine has ended");
             shared
                 .status
-                .send_replace(EngineStatus::Failed(failure.to_string()));
+                .send_replace(EngineStatus::Failed(Failure::from(&failure)));
             streams.fail_all(&failure.to_string());
         })
         .map_err(|source| EngineError::Io {
@@ -137,10 +144,32 @@ where
     Ok(handle)
 }
 
+/// Runs every shape once, and says how long that took.
+fn warm_up<R: Runner>(runner: &mut R, shared: &Shared) -> Result<(), EngineError> {
+    let begin = Instant::now();
+    let mut num_shapes = 0;
+    runner
+        .warm_up(&mut |num_done, num_total| {
+            num_shapes = num_total;
+            shared.status.send_replace(EngineStatus::WarmingUp {
+                num_done,
+                num_total,
+            });
+        })
+        .map_err(|error| verdict::of_error(Phase::WarmUp, error))?;
+    if num_shapes > 0 {
+        let ms = begin.elapsed().as_millis() as u64;
+        tracing::info!(num_shapes, ms, "warmed up");
+    }
+    Ok(())
+}
+
 struct EngineCore<'a, R> {
     scheduler: Scheduler,
     runner: R,
     inbox: Receiver<Command>,
+    /// Commands that came while a step ran and may change what its rows mean.
+    deferred: VecDeque<Command>,
     constraints: Constraints,
     streams: &'a mut Streams,
     shared: &'a Shared,
@@ -161,10 +190,13 @@ impl<R: Runner> EngineCore<'_, R> {
                 continue;
             };
             self.beat();
-            let failed = |error: R::Error| EngineError::Device(format!("a step failed: {error}"));
+            let failed = |error: R::Error| verdict::of_error(Phase::Step, error);
             let constrained = self.constraints.of(&plan);
             self.runner.submit(plan).map_err(failed)?;
+            // While the device works: first what the step itself needs of us, then what the next will.
             let masks = self.constraints.masks(&constrained);
+            self.take_arrivals();
+            self.scheduler.prepare();
             let mut result = self.runner.collect(&masks).map_err(failed)?;
             self.constraints.advance(&constrained, &mut result);
             for output in self.scheduler.update(result) {
@@ -173,8 +205,24 @@ impl<R: Runner> EngineCore<'_, R> {
         }
     }
 
+    /// Admits who came while a step runs. Endings wait for its result, which is theirs still, and
+    /// whatever came behind one waits with it.
+    fn take_arrivals(&mut self) {
+        while self.deferred.is_empty() {
+            match self.inbox.try_recv() {
+                Ok(command @ Command::Add { .. }) => self.apply(command),
+                Ok(command) => self.deferred.push_back(command),
+                // That every handle is gone is found out between steps.
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
+            }
+        }
+    }
+
     /// Applies all waiting commands; false when every handle is gone.
     fn take_commands(&mut self) -> bool {
+        while let Some(command) = self.deferred.pop_front() {
+            self.apply(command);
+        }
         loop {
             match self.inbox.try_recv() {
                 Ok(command) => self.apply(command),
@@ -316,13 +364,7 @@ impl Streams {
     }
 }
 
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-        .unwrap_or_else(|| "no message".into())
-}
-
+#[cfg(test)]
+mod failures;
 #[cfg(test)]
 mod tests;

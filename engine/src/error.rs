@@ -1,5 +1,7 @@
 //! What can go wrong outside a single row.
 
+use std::fmt;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// The world's faults: files, memory, devices.
@@ -49,12 +51,18 @@ pub enum EngineError {
         /// The sizes that do not divide.
         what: String,
     },
-    /// The memory that was granted cannot hold what was asked for.
+    /// The memory that was granted, or that there is, cannot hold what was asked for.
     #[error("{0}")]
     Memory(String),
-    /// The device is missing or failed.
+    /// The device, its driver, or what its kernels are compiled with is missing.
     #[error("{0}")]
     Device(String),
+    /// The device broke off its work.
+    #[error("{0}")]
+    Fault(String),
+    /// A step failed, and nothing says that memory or the device is to blame.
+    #[error("{0}")]
+    Step(String),
     /// The engine thread ended by a panic; the message is the panic's.
     #[error("the engine thread panicked: {0}")]
     Panicked(String),
@@ -67,9 +75,66 @@ impl EngineError {
         match self {
             Self::Memory(text) => Self::Memory(of(text)),
             Self::Device(text) => Self::Device(of(text)),
+            Self::Fault(text) => Self::Fault(of(text)),
+            Self::Step(text) => Self::Step(of(text)),
             Self::Panicked(text) => Self::Panicked(of(text)),
             // These name a file or a flag, and all ranks read the same ones.
             other => other,
+        }
+    }
+
+    /// Who has to do something about it.
+    pub fn cause(&self) -> Cause {
+        match self {
+            // The system says so where a file cannot be mapped.
+            Self::Io { source, .. } if source.kind() == ErrorKind::OutOfMemory => Cause::Memory,
+            Self::Io { .. } | Self::Config { .. } | Self::Checkpoint { .. } => Cause::Model,
+            Self::Option { .. } | Self::Ranks { .. } => Cause::Option,
+            Self::Memory(_) => Cause::Memory,
+            Self::Device(_) => Cause::Device,
+            Self::Fault(_) => Cause::Fault,
+            Self::Step(_) | Self::Panicked(_) => Cause::Engine,
+        }
+    }
+}
+
+/// Who has to do something about a failure; each has an exit code of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Whoever wrote the command line.
+    Option,
+    /// Whoever made the model folder.
+    Model,
+    /// Whoever grants memory.
+    Memory,
+    /// Whoever installs devices, drivers and toolkits.
+    Device,
+    /// A restart, or whoever exchanges devices.
+    Fault,
+    /// We.
+    Engine,
+}
+
+/// Why the engine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Who has to do something about it.
+    pub cause: Cause,
+    /// One line for people.
+    pub message: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<&EngineError> for Failure {
+    fn from(error: &EngineError) -> Self {
+        Self {
+            cause: error.cause(),
+            message: error.to_string(),
         }
     }
 }

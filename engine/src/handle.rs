@@ -14,6 +14,7 @@ use scheduler::{
 use tokio::sync::{mpsc, watch};
 
 use crate::engine_core::Command;
+use crate::error::Failure;
 
 /// Outputs that may wait for one slow reader before its request is aborted.
 pub(crate) const STREAM_CAPACITY: usize = 4096;
@@ -28,16 +29,23 @@ pub enum EngineStatus {
         /// Bytes in all.
         total_bytes: u64,
     },
+    /// Weights are there; every shape of step runs once.
+    WarmingUp {
+        /// Shapes that have run.
+        num_done: u32,
+        /// Shapes in all.
+        num_total: u32,
+    },
     /// Steps run.
     Ready,
     /// The engine ended and will not come back; the process should.
-    Failed(String),
+    Failed(Failure),
 }
 
 /// Why a request did not get in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
-    /// Weights are still loading.
+    /// Weights are still loading, or the model warms up.
     #[error("the model is still loading")]
     NotReady,
     /// The engine ended.
@@ -97,6 +105,10 @@ pub struct EngineInfo {
     pub block_bytes: u64,
     /// Bytes of one slot over all Mamba layers, of one rank.
     pub slot_bytes: u64,
+    /// Bytes that the largest step needs besides.
+    pub workspace_bytes: u64,
+    /// Bytes left to others.
+    pub reserve_bytes: u64,
     /// For people: "cpu (AVX-512 BF16, 2 threads)".
     pub device: String,
     /// Arithmetic: "f32" or "bf16".
@@ -145,8 +157,10 @@ impl EngineHandle {
     ) -> Result<RequestStream, SubmitError> {
         match &*self.shared.status.borrow() {
             EngineStatus::Ready => {}
-            EngineStatus::Loading { .. } => return Err(SubmitError::NotReady),
-            EngineStatus::Failed(why) => return Err(SubmitError::Failed(why.clone())),
+            EngineStatus::Loading { .. } | EngineStatus::WarmingUp { .. } => {
+                return Err(SubmitError::NotReady);
+            }
+            EngineStatus::Failed(why) => return Err(SubmitError::Failed(why.to_string())),
         }
         self.check_contents(&request)?;
         self.check_limits(&request)?;
@@ -183,21 +197,21 @@ impl EngineHandle {
         self.shared.status.borrow().clone()
     }
 
-    /// Waits until the weights are loaded, or returns why they never will be.
+    /// Waits until steps can run, or returns why they never will be.
     pub async fn ready(&self) -> Result<(), SubmitError> {
         let mut status = self.shared.status.subscribe();
         let settled = status
-            .wait_for(|status| !matches!(status, EngineStatus::Loading { .. }))
+            .wait_for(|status| matches!(status, EngineStatus::Ready | EngineStatus::Failed(_)))
             .await;
         match settled.as_deref() {
-            Ok(EngineStatus::Failed(why)) => Err(SubmitError::Failed(why.clone())),
+            Ok(EngineStatus::Failed(why)) => Err(SubmitError::Failed(why.to_string())),
             Ok(_) => Ok(()),
             Err(_) => unreachable!("the handle itself keeps the sender"),
         }
     }
 
     /// Waits for the end that should not come, and returns why it did.
-    pub async fn failure(&self) -> String {
+    pub async fn failure(&self) -> Failure {
         let mut status = self.shared.status.subscribe();
         let failed = status
             .wait_for(|status| matches!(status, EngineStatus::Failed(_)))

@@ -23,8 +23,9 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use scheduler::{Runner, SchedulerOutput, StepResult, TokenMask};
 
 pub(crate) use self::meeting::Meeting;
-use crate::engine_core::{LoadProgress, panic_message};
+use crate::engine_core::LoadProgress;
 use crate::error::EngineError;
+use crate::verdict::{self, Phase};
 
 /// Sums tensors over the ranks.
 pub(crate) trait AllReduce: Send + Sync {
@@ -99,6 +100,7 @@ struct Rank {
 
 /// What a rank is told.
 enum Order {
+    WarmUp,
     Submit(Arc<SchedulerOutput>),
     Collect(Arc<[Option<TokenMask>]>),
 }
@@ -189,6 +191,15 @@ impl ParallelRunner {
 impl Runner for ParallelRunner {
     type Error = EngineError;
 
+    /// All ranks at once: they wait for each other's sums.
+    fn warm_up(&mut self, tell: &mut dyn FnMut(u32, u32)) -> Result<(), EngineError> {
+        tell(0, 1);
+        self.tell(|| Order::WarmUp);
+        self.gather()?;
+        tell(1, 1);
+        Ok(())
+    }
+
     /// Returns at once; what goes wrong is told by [`collect`](Self::collect).
     fn submit(&mut self, plan: SchedulerOutput) -> Result<(), EngineError> {
         let plan = Arc::new(plan);
@@ -236,6 +247,10 @@ fn serve<R: Runner<Error = EngineError>>(
         say(Ok(None));
         for order in orders {
             match order {
+                Order::WarmUp => {
+                    runner.warm_up(&mut |_, _| {})?;
+                    say(Ok(None));
+                }
                 Order::Submit(plan) => runner.submit((*plan).clone())?,
                 Order::Collect(masks) => say(Ok(Some(runner.collect(&masks)?))),
             }
@@ -259,7 +274,7 @@ fn serve<R: Runner<Error = EngineError>>(
 
 /// `None` if a rank only follows another.
 fn failure_of(panic: &(dyn Any + Send)) -> Option<EngineError> {
-    (!panic.is::<PeerGone>()).then(|| EngineError::Panicked(panic_message(panic)))
+    (!panic.is::<PeerGone>()).then(|| verdict::of_panic(Phase::Step, panic))
 }
 
 /// Unwinds a rank that waits for one that is gone: layers have no way to return an error, and it is

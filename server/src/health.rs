@@ -17,6 +17,8 @@ pub enum NotReady {
         /// Percent of the bytes, 0 to 100.
         percent: u64,
     },
+    /// The model runs for the first time.
+    WarmingUp,
     /// A stop signal has come.
     Draining,
     /// The engine has ended.
@@ -30,6 +32,7 @@ impl NotReady {
             EngineStatus::Failed(_) => Some(Self::Failed),
             _ if state.is_draining() => Some(Self::Draining),
             EngineStatus::Ready => None,
+            EngineStatus::WarmingUp { .. } => Some(Self::WarmingUp),
             EngineStatus::Loading {
                 loaded_bytes,
                 total_bytes,
@@ -42,6 +45,7 @@ impl NotReady {
     fn reason(&self) -> &'static str {
         match self {
             Self::Loading { .. } => "loading",
+            Self::WarmingUp => "warming_up",
             Self::Draining => "draining",
             Self::Failed => "failed",
         }
@@ -54,6 +58,7 @@ impl From<NotReady> for ApiError {
             NotReady::Loading { percent } => {
                 format!("the model is still loading ({percent} %)")
             }
+            NotReady::WarmingUp => "the model is loaded and warms up".to_owned(),
             NotReady::Draining => "the server is shutting down".to_owned(),
             NotReady::Failed => "the engine has failed; the server is about to restart".to_owned(),
         };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use engine::Failure;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -37,10 +38,10 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub enum ServeError {
     /// The weights did not load.
     #[error("loading failed: {0}")]
-    Load(String),
+    Load(Failure),
     /// The engine failed while it served; every client has been told.
     #[error("the engine has failed: {0}")]
-    Engine(String),
+    Engine(Failure),
 }
 
 /// Serves until `shutdown` resolves and the drain is over, or until the engine fails.

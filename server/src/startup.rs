@@ -124,10 +124,13 @@ pub fn summary(state: &AppState, address: SocketAddr) -> String {
     line(
         "memory",
         format!(
-            "{on_each}weights {}, {num_blocks} blocks of {block_size} tokens {}, {num_slots} state slots {}",
+            "{on_each}weights {}, {num_blocks} blocks of {block_size} tokens {}, {num_slots} state slots {}, \
+             workspace {}, left to others {}",
             bytes(info.rank_weight_bytes),
             bytes(u64::from(num_blocks) * block_bytes),
             bytes(u64::from(num_slots) * slot_bytes),
+            bytes(info.workspace_bytes),
+            bytes(info.reserve_bytes),
         ),
     );
     line(
@@ -172,12 +175,10 @@ pub fn summary(state: &AppState, address: SocketAddr) -> String {
 /// Shows how far loading is on a terminal, logs its end everywhere, and returns then. A failure is
 /// for [`crate::http::serve`] to tell.
 pub async fn follow_loading(state: Arc<AppState>) {
+    let style = |text| ProgressStyle::with_template(text).expect("the template is well-formed");
     let bar = stderr().is_terminal().then(|| {
-        let style = ProgressStyle::with_template(
-            "  loading      {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-        )
-        .expect("the template is well-formed");
-        ProgressBar::no_length().with_style(style)
+        let text = "  loading      {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        ProgressBar::no_length().with_style(style(text))
     });
     let mut tick = interval(Duration::from_millis(50));
     let ready = state.engine.ready();
@@ -187,17 +188,24 @@ pub async fn follow_loading(state: Arc<AppState>) {
             outcome = ready.as_mut() => break outcome,
             _ = tick.tick(), if bar.is_some() => {}
         }
-        let status = state.engine.status();
-        if let (
-            Some(bar),
+        let Some(bar) = &bar else { continue };
+        match state.engine.status() {
             EngineStatus::Loading {
                 loaded_bytes,
                 total_bytes,
-            },
-        ) = (&bar, status)
-        {
-            bar.set_length(total_bytes);
-            bar.set_position(loaded_bytes);
+            } => {
+                bar.set_length(total_bytes);
+                bar.set_position(loaded_bytes);
+            }
+            EngineStatus::WarmingUp {
+                num_done,
+                num_total,
+            } => {
+                bar.set_style(style("  warming up   {bar:40} {pos}/{len} shapes of step"));
+                bar.set_length(num_total.into());
+                bar.set_position(num_done.into());
+            }
+            EngineStatus::Ready | EngineStatus::Failed(_) => {}
         }
     };
     if let Some(bar) = bar {

@@ -176,7 +176,8 @@ fn what_cannot_be_done_has_its_exit_code_and_names_the_flag() {
     refused(&["--price-openrouter", "1,2"], 2, "--price-openrouter");
     refused(&["serve", "--no-such-flag"], 2, "--no-such-flag");
     refused(&["--model", "/nonexistent"], 3, "/nonexistent");
-    refused(&["--cache-memory", "1KiB"], 3, "cache memory");
+    refused(&["--cache-memory", "1KiB"], 6, "cache memory");
+    refused(&["--device", "cuda:99"], 7, "cuda:99");
     refused(&["--listen", "256.0.0.1:1"], 4, "--listen");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("bound").to_string();

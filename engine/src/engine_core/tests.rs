@@ -137,7 +137,9 @@ async fn a_panic_fails_every_stream_and_the_engine() {
             "the stream ends, and not as if all was well"
         );
     }
-    assert!(matches!(handle.status(), EngineStatus::Failed(why) if why.contains("impossible")));
+    assert!(
+        matches!(handle.status(), EngineStatus::Failed(why) if why.message.contains("impossible"))
+    );
     let refused = handle.submit(request(&handle, 3, 1), None).err();
     assert!(matches!(refused, Some(SubmitError::Failed(_))));
 }
@@ -280,6 +282,43 @@ async fn a_choice_may_be_finished_twice() {
     // A request that has ended may be finished again.
     handle.finish_choice(id, 1);
     assert_eq!(handle.status(), EngineStatus::Ready);
+}
+
+/// Whoever comes while a step runs is in the next one; whoever ends then, ends after it.
+#[tokio::test]
+async fn commands_of_a_running_step_find_their_place() {
+    let (permit, permits) = unbounded();
+    let (report, plans) = unbounded();
+    let handle = start(move |plan: &SchedulerOutput| {
+        let rows: Vec<_> = plan.rows.iter().map(|row| row.start).collect();
+        report.send(rows).expect("the test listens");
+        permits.recv().expect("the test holds the other end");
+        Ok(())
+    });
+    handle.ready().await.expect("loading is nothing");
+    let submit = || {
+        handle
+            .submit(request(&handle, 50, 1), None)
+            .expect("it fits")
+    };
+    let next = || plans.recv().expect("the engine plans");
+    let mut first = submit();
+    assert_eq!(next(), [0]);
+    // The step waits in `submit`; all of these are in the channel before its arrivals are taken.
+    let second = submit();
+    drop(second);
+    let mut third = submit();
+    permit.send(()).expect("the engine waits");
+    assert_eq!(
+        next(),
+        [3, 0],
+        "the second came and went, the third is here"
+    );
+    for _ in 0..200 {
+        permit.send(()).expect("the engine waits");
+    }
+    assert_eq!(drain(&mut first).await, (50, vec![0], None));
+    assert_eq!(drain(&mut third).await, (50, vec![0], None));
 }
 
 #[tokio::test]
