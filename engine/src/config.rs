@@ -117,6 +117,9 @@ pub struct EngineConfig {
     /// Bytes for KV blocks and state slots together, on each rank's device. `None`: half of the memory
     /// that the weights leave free, or less if nobody could use it.
     pub cache_memory_bytes: Option<u64>,
+    /// Share of the device's memory that weights, cache and a step's workspace may take together, 0.1
+    /// to 1. `None`: 0.95 on a device; on a processor half of what weights leave is for others.
+    pub memory_fraction: Option<f64>,
     /// Threads that share the work of one operation. `None`: every core.
     pub threads: Option<usize>,
     /// Requests that may wait. Default 1024.
@@ -126,6 +129,9 @@ pub struct EngineConfig {
     pub tensor_parallel_size: usize,
     /// Ranks keep whole experts instead of a part of every one. Needs at least 2 ranks. Default false.
     pub expert_parallel: bool,
+    /// Run every shape of step once before the engine is ready. Without it the first clients wait for
+    /// kernels to be compiled. Default true.
+    pub warm_up: bool,
 }
 
 impl EngineConfig {
@@ -141,10 +147,12 @@ impl EngineConfig {
             max_num_batched_tokens: 512,
             block_size: 32,
             cache_memory_bytes: None,
+            memory_fraction: None,
             threads: None,
             max_queue: 1024,
             tensor_parallel_size: 1,
             expert_parallel: false,
+            warm_up: true,
         }
     }
 }

@@ -4,15 +4,18 @@
 //! |---|---|
 //! | [`open`](Engine) | configuration and headers checked, memory planned, then a running engine |
 //! | `config`, `error` | what the operator decides; what can be wrong with files, memory, devices |
+//! | `verdict` | what a panic or error of a device's own code means |
 //! | `checkpoint` | safetensors shards, memory-mapped, headers believed only if they tile the data |
 //! | `model/config/`, `model/json` | `config.json` in all its dialects |
 //! | `model/weights/` | checkpoint names to fields; names appear only here |
-//! | `model/load`, `model/dummy` | weights to the device; weights invented from a seed |
+//! | `model/family` | published configurations, for arithmetic about them |
+//! | `model/load`, `model/readahead` | weights to the device; files read by many threads meanwhile |
+//! | `model/dummy` | weights invented from a seed |
 //! | `model/shard` | one rank's share of a model's weights and configuration |
 //! | `model/nemotron_h`, `layers/` | the forward pass, one file per kind of layer |
 //! | `layers/linear` | products with stored matrices, whose formats only `weights`, `load` and kernels know |
 //! | `cache` | block and slot tensors, the plan's movements between them |
-//! | `batch` | plan to flat index lists; which positions need logits |
+//! | `batch`, `buckets` | plan to flat index lists; which positions need logits; sizes of steps |
 //! | `sampler`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
 //! | `model_runner` | implements `scheduler::Runner`; decides nothing |
 //! | `quantize/` | a checkpoint written anew in FP8 or NVFP4 |
@@ -20,7 +23,9 @@
 //! | `constraints` | how far each choice has come through its guide; masks for the rows of a plan |
 //! | `engine_core` | the step loop on its own thread; a panic or failed step fails every stream |
 //! | `handle` | the server's only door in; a dropped stream aborts its request |
-//! | `memory`, `device`, `machine` | bytes to blocks and slots; CPU or CUDA; what this machine has |
+//! | `workbench`, `footprint`, `tally` | steps to measure; what they read and compute; what they chose |
+//! | `memory`, `device` | bytes to blocks and slots; CPU or CUDA |
+//! | `machine`, `shapes` | what this machine has; its kernels' self-test at a model's shapes |
 //!
 //! Grammars and thinking budgets are the crate `constraint` (in `constraint/`, without tensors).
 //!
@@ -35,6 +40,7 @@
 //! The draft block's tensors are checked and left in their files: nothing drafts yet.
 
 mod batch;
+mod buckets;
 mod cache;
 mod checkpoint;
 mod config;
@@ -42,6 +48,7 @@ mod constraints;
 mod device;
 mod engine_core;
 mod error;
+mod footprint;
 mod handle;
 mod layers;
 mod machine;
@@ -53,16 +60,22 @@ mod open;
 mod parallel;
 mod quantize;
 mod sampler;
+mod shapes;
+mod tally;
+mod verdict;
+mod workbench;
 
 pub use config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource};
 pub use device::DeviceChoice;
 pub use engine_core::{LoadProgress, spawn};
-pub use error::EngineError;
+pub use error::{Cause, EngineError, Failure};
+pub use footprint::{Footprint, StepSize};
 pub use handle::{
     EngineHandle, EngineInfo, EngineStats, EngineStatus, RequestStream, StreamEvent, SubmitError,
 };
-pub use machine::Machine;
+pub use machine::{Machine, TestedPart};
 pub use memory::MAX_MODEL_LEN;
 pub use model::ModelConfig;
 pub use open::{Engine, Opened};
 pub use quantize::{ModuleReport, PackedFormat, Quantize, Quantized};
+pub use workbench::{Roof, StepCounts, StepReport, Workbench, guarded};

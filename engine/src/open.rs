@@ -5,24 +5,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::Device;
+use bytes::Bytes;
 use kernels::{Arithmetic, KvFormat};
 use scheduler::{Runner, SchedulerConfig, SchedulerOutput, StepResult, TokenMask};
 
+use crate::buckets::decode_buckets;
 use crate::cache::{DeviceCache, KvScales};
 use crate::checkpoint::Checkpoint;
 use crate::config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource};
 use crate::device;
 use crate::engine_core::{LoadProgress, spawn};
 use crate::error::EngineError;
+use crate::footprint::Footprint;
 use crate::handle::{EngineHandle, EngineInfo};
 use crate::memory::{self, FreeMemory, MAX_MODEL_LEN, MemoryPlan};
 use crate::model::load::Loader;
 use crate::model::nemotron_h::NemotronH;
+use crate::model::readahead::ReadAhead;
 use crate::model::shard::{Share, Split};
 use crate::model::weights::{self, Inventory, ModelWeights, fnv1a};
 use crate::model::{LayerKind, ModelConfig};
 use crate::model_runner::ModelRunner;
 use crate::parallel::{AllReduce, Meeting, OverDevices, ParallelRunner, Peers};
+use crate::workbench::Workbench;
 
 /// The way in.
 pub struct Engine;
@@ -34,6 +39,8 @@ pub struct Opened {
     weights: ModelWeights,
     /// `None`: one rank has it all.
     split: Option<Split>,
+    /// Where those lie that are in files.
+    stored: Vec<Bytes>,
     plan: MemoryPlan,
     kv_format: KvFormat,
     info: EngineInfo,
@@ -71,15 +78,21 @@ impl Engine {
         }
         let dtype = resolve_dtype(config.dtype, &devices[0]);
         let kv_format = resolve_kv_format(config.kv_cache_dtype, dtype);
-        let plan_for = |model: &ModelConfig, weights: u64| {
-            let free = FreeMemory {
-                available: memory::available() / num_ranks as u64,
-                weights,
+        let plan_for = |rank: usize, model: &ModelConfig, weights: u64| {
+            let workspace = memory::workspace(model, config.max_num_batched_tokens);
+            let fraction = config.memory_fraction;
+            let own = device::memory(config.device, rank, &devices[rank])?;
+            let free = if let Some(memory) = own {
+                FreeMemory::of_device(memory, fraction, weights, workspace)
+            } else {
+                let available = memory::available() / num_ranks as u64;
+                FreeMemory::of_cpu(available, fraction, weights, workspace)
             };
             let is_dummy = matches!(config.source, ModelSource::Dummy { .. });
-            if is_dummy && free.weights > free.available {
+            // Files may stay where they are as long as they are only mapped.
+            if (is_dummy || free.is_device) && free.weights > free.available {
                 return Err(EngineError::Memory(format!(
-                    "dummy weights take {}, {} are available",
+                    "weights take {}, {} are available",
                     memory::bytes(free.weights),
                     memory::bytes(free.available)
                 )));
@@ -87,12 +100,15 @@ impl Engine {
             memory::plan(&config, model, kv_format.num_bytes() as u64, free)
         };
         let (plan, rank_weight_bytes) = match split {
-            None => (plan_for(&model, inventory.num_bytes)?, inventory.num_bytes),
+            None => (
+                plan_for(0, &model, inventory.num_bytes)?,
+                inventory.num_bytes,
+            ),
             Some(split) => (0..num_ranks)
                 .map(|rank| {
                     let share = split.share(rank, &model, &weights)?;
                     let bytes = share.weights.num_bytes();
-                    let plan = plan_for(&share.config, bytes);
+                    let plan = plan_for(rank, &share.config, bytes);
                     Ok((plan.map_err(|error| error.of_rank(rank, num_ranks))?, bytes))
                 })
                 .reduce(|one, other| {
@@ -118,6 +134,8 @@ impl Engine {
             rank_weight_bytes,
             block_bytes: plan.block_bytes,
             slot_bytes: plan.slot_bytes,
+            workspace_bytes: plan.workspace,
+            reserve_bytes: plan.reserve,
             device: device_name,
             dtype: dtype_name,
             kv_cache_dtype: kv_format.name(),
@@ -127,6 +145,7 @@ impl Engine {
             model,
             weights,
             split,
+            stored: inventory.stored,
             plan,
             kv_format,
             info,
@@ -148,12 +167,7 @@ impl Opened {
     /// Starts the engine's thread, which loads the weights and then serves. Returns at once; see
     /// [`EngineHandle::status`] for the progress of loading. Dropping every handle ends the thread.
     pub fn start(self) -> Result<EngineHandle, EngineError> {
-        let scheduler = SchedulerConfig {
-            max_num_batched_tokens: self.config.max_num_batched_tokens,
-            max_num_seqs: self.plan.max_num_seqs,
-            max_queue: self.config.max_queue,
-            max_model_len: self.plan.max_model_len,
-        };
+        let scheduler = self.scheduler_config();
         let cache = self.plan.cache.clone();
         let vocab_size = self.info.vocab_size;
         spawn(scheduler, cache, vocab_size, |progress| self.load(progress))
@@ -165,8 +179,54 @@ impl Opened {
         self.load(LoadProgress::unwatched())
     }
 
+    /// Loads the weights on the calling thread, to be measured there.
+    pub fn into_workbench(self) -> Result<Workbench, EngineError> {
+        let device = device::resolve(self.config.device)?;
+        let arithmetic = self.arithmetic(&device);
+        let (config, cache) = (self.scheduler_config(), self.plan.cache.clone());
+        let footprint = self.footprint();
+        let is_whole = self.split.is_none();
+        let runner = Box::new(self.into_runner()?);
+        Workbench::new(
+            (config, cache),
+            runner,
+            (device, arithmetic),
+            is_whole,
+            footprint,
+        )
+    }
+
+    /// What a step will read and compute.
+    pub fn footprint(&self) -> Footprint {
+        let per_token = self.plan.block_bytes / u64::from(self.plan.cache.block_size);
+        Footprint::new(
+            &self.model,
+            &self.weights,
+            self.info.weight_bytes,
+            self.plan.slot_bytes,
+            per_token,
+        )
+    }
+
+    fn scheduler_config(&self) -> SchedulerConfig {
+        SchedulerConfig {
+            max_num_batched_tokens: self.config.max_num_batched_tokens,
+            max_num_seqs: self.plan.max_num_seqs,
+            max_queue: self.config.max_queue,
+            max_model_len: self.plan.max_model_len,
+        }
+    }
+
+    fn arithmetic(&self, device: &Device) -> Arithmetic {
+        match resolve_dtype(self.config.dtype, device) {
+            DtypeChoice::Bf16 => Arithmetic::Bf16,
+            _ => Arithmetic::F32,
+        }
+    }
+
     fn load(self, progress: LoadProgress) -> Result<Ranks, EngineError> {
         let num_threads = self.config.threads.unwrap_or_else(device::num_cores);
+        let _ahead = ReadAhead::start(&self.stored);
         let Some(split) = self.split else {
             kernels::set_num_threads(num_threads);
             let device = device::resolve(self.config.device)?;
@@ -212,10 +272,7 @@ impl Opened {
         progress: LoadProgress,
         peers: Option<Peers>,
     ) -> ModelRunner {
-        let arithmetic = match resolve_dtype(self.config.dtype, device) {
-            DtypeChoice::Bf16 => Arithmetic::Bf16,
-            _ => Arithmetic::F32,
-        };
+        let arithmetic = self.arithmetic(device);
         let mut loader = Loader::new(
             device.clone(),
             arithmetic,
@@ -226,7 +283,23 @@ impl Opened {
         let loaded = NemotronH::load(weights, model, peers, &mut loader);
         let kv_scales = vec![KvScales::default(); model.num_layers(LayerKind::Attention)];
         let cache = DeviceCache::new(model, &self.plan.cache, self.kv_format, &kv_scales, device);
-        ModelRunner::new(loaded, cache)
+        ModelRunner::new(loaded, cache, self.warm_ups(device))
+    }
+
+    /// Steps to run before the first request, as rows and tokens in each. A processor compiles nothing:
+    /// there one token wakes the threads and shows that the model runs.
+    fn warm_ups(&self, device: &Device) -> Vec<(u32, u32)> {
+        if !self.config.warm_up {
+            return Vec::new();
+        }
+        if device::is_cpu(device) {
+            return vec![(1, 1)];
+        }
+        let decodes = decode_buckets(self.plan.max_num_seqs).into_iter();
+        decodes
+            .map(|num_rows| (num_rows, 1))
+            .chain([(1, self.config.max_num_batched_tokens)])
+            .collect()
     }
 }
 
@@ -238,6 +311,13 @@ enum Ranks {
 
 impl Runner for Ranks {
     type Error = EngineError;
+
+    fn warm_up(&mut self, tell: &mut dyn FnMut(u32, u32)) -> Result<(), EngineError> {
+        match self {
+            Self::One(runner) => runner.warm_up(tell),
+            Self::Many(runner) => runner.warm_up(tell),
+        }
+    }
 
     fn submit(&mut self, plan: SchedulerOutput) -> Result<(), EngineError> {
         match self {

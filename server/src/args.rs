@@ -18,25 +18,46 @@ pub mod exit {
     pub const OK: u8 = 0;
     /// A flag, variable or file key is wrong.
     pub const USAGE: u8 = 2;
-    /// The model cannot be served: files, memory, device.
+    /// The model cannot be served: its files.
     pub const MODEL: u8 = 3;
     /// The address cannot be listened on.
     pub const ADDRESS: u8 = 4;
-    /// The engine failed while it served.
+    /// The engine failed, and neither memory nor the device is to blame.
     pub const ENGINE: u8 = 5;
+    /// Memory is short: granted too little, or used up at load, warm-up or step.
+    pub const MEMORY: u8 = 6;
+    /// The device cannot be used: it, its driver or what its kernels are compiled with is missing.
+    pub const DEVICE: u8 = 7;
+    /// The device broke off its work.
+    pub const FAULT: u8 = 8;
     /// A command other than `serve` did not succeed.
     pub const COMMAND: u8 = 1;
     /// A second signal cut the drain short.
     pub const FORCED: u8 = 130;
+
+    /// The code of a failure of the engine.
+    pub fn of(cause: engine::Cause) -> u8 {
+        match cause {
+            engine::Cause::Option => USAGE,
+            engine::Cause::Model => MODEL,
+            engine::Cause::Memory => MEMORY,
+            engine::Cause::Device => DEVICE,
+            engine::Cause::Fault => FAULT,
+            engine::Cause::Engine => ENGINE,
+        }
+    }
 }
 
 const EXIT_CODES: &str = "Exit codes:
   0    stopped by a signal, after the drain
   1    a command other than serve did not succeed
   2    a flag, variable or key of the file is wrong
-  3    the model cannot be served (files, memory, device)
+  3    the model's files cannot be served
   4    the address cannot be listened on
-  5    the engine failed while it served
+  5    the engine failed (a bug)
+  6    memory is short: granted too little, or used up while loading, warming up or serving
+  7    the device cannot be used: it, its driver, NVRTC or the headers are missing
+  8    the device failed at its work
   130  a second signal cut the drain short";
 
 /// Serves NVIDIA's Nemotron-H family as an OpenAI endpoint.
@@ -63,6 +84,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Write a BF16 checkpoint anew in FP8 or NVFP4.
     Quantize(QuantizeArgs),
+    /// Measure a model on this machine, and how near it comes to what the machine can do.
+    Bench(BenchArgs),
 }
 
 /// Everything about serving. Keys of the file are the flags' names.
@@ -129,10 +152,15 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_BLOCK_SIZE", value_name = "TOKENS")]
     pub block_size: Option<u32>,
 
-    /// Memory for KV blocks and state slots on each device, such as 4GiB [default: half of what weights
-    /// leave free]
+    /// Memory for KV blocks and state slots on each device, such as 4GiB [default: see
+    /// --memory-fraction]
     #[arg(long, env = "NEMOSERVE_CACHE_MEMORY", value_name = "SIZE")]
     pub cache_memory: Option<String>,
+
+    /// Share of the device's memory for weights, cache and workspace together, 0.1 to 1 [default: 0.95;
+    /// on a CPU half of what weights leave is left to others]
+    #[arg(long, env = "NEMOSERVE_MEMORY_FRACTION", value_name = "SHARE")]
+    pub memory_fraction: Option<f64>,
 
     /// CPU threads for one operation [default: all cores]
     #[arg(long, env = "NEMOSERVE_THREADS", value_name = "N")]
@@ -157,6 +185,18 @@ pub struct ServeArgs {
     /// auto reads the weights; dummy invents seeded random ones from config.json [default: auto]
     #[arg(long, env = "NEMOSERVE_LOAD_FORMAT")]
     pub load_format: Option<LoadFormat>,
+
+    /// Be ready before every shape of step has run once: the first clients wait instead
+    #[arg(
+        long,
+        env = "NEMOSERVE_NO_WARM_UP",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub no_warm_up: Option<bool>,
 
     /// Seed of dummy weights [default: 0]
     #[arg(long, env = "NEMOSERVE_SEED")]
@@ -338,6 +378,101 @@ pub struct QuantizeArgs {
     pub evaluate: Option<PathBuf>,
 }
 
+/// What to measure.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// Print JSON instead of a table
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Which part.
+    #[command(subcommand)]
+    pub what: BenchCommand,
+}
+
+/// What to measure.
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Steps in which every sequence draws a token: time, bytes moved, share of the bandwidth
+    Decode(Box<BenchDecodeArgs>),
+    /// Prompts from nothing to their first token: operations, share of the matrix rate
+    Prefill(Box<BenchPrefillArgs>),
+    /// Requests as clients send them: times to first token and between tokens
+    Serve(Box<BenchServeArgs>),
+    /// Time to ready, beside the time that reading the same files takes
+    Load(Box<BenchLoadArgs>),
+}
+
+/// Steps that draw.
+#[derive(Clone, Debug, Args)]
+pub struct BenchDecodeArgs {
+    /// Sequences in a step
+    #[arg(long, value_delimiter = ',', default_value = "1,8,32,64,128")]
+    pub batch: Vec<u32>,
+    /// Steps to time for each
+    #[arg(long, default_value_t = 32)]
+    pub steps: u32,
+    /// Prompt tokens of each sequence
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub context: u32,
+    /// The model.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// Prompts.
+#[derive(Clone, Debug, Args)]
+pub struct BenchPrefillArgs {
+    /// Prompt tokens
+    #[arg(long, value_delimiter = ',', default_value = "128,512,2048,8192,32768")]
+    pub lengths: Vec<u32>,
+    /// Prompts of each length; the median counts
+    #[arg(long, default_value_t = 3)]
+    pub repeat: u32,
+    /// The model.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// Requests.
+#[derive(Clone, Debug, Args)]
+pub struct BenchServeArgs {
+    /// Conversations: each asks again as soon as it is answered; with --rate, whose turns those are
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub streams: u32,
+    /// Requests per second, at random times, instead
+    #[arg(long, value_name = "R")]
+    pub rate: Option<f64>,
+    /// Requests in all
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub requests: u32,
+    /// Prompt tokens of a request
+    #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
+    pub input_len: u32,
+    /// Tokens that each draws
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub output_len: u32,
+    /// Share of a prompt that its conversation has seen before, as agents' have
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub reuse: f64,
+    /// Ask a running server instead
+    #[arg(long)]
+    pub url: Option<String>,
+    /// That server's key, if it wants one
+    #[arg(long, hide_env_values = true)]
+    pub key: Option<String>,
+    /// The model.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// Loading.
+#[derive(Clone, Debug, Args)]
+pub struct BenchLoadArgs {
+    /// The model.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
 /// What to examine.
 #[derive(Clone, Debug, Args)]
 pub struct DoctorArgs {
@@ -350,6 +485,25 @@ pub struct DoctorArgs {
     /// Device of the self-test: auto, cpu, cuda or cuda:INDEX
     #[arg(long, env = "NEMOSERVE_DEVICE", default_value = "auto")]
     pub device: String,
+    /// Whose shapes to test at; a large model's take minutes on a CPU
+    #[arg(long, value_name = "WHOSE", default_value = "small")]
+    pub shapes: TestShapes,
+    /// Seed of the self-test's inputs [default: another one every time]
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+/// Shapes of the self-test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TestShapes {
+    /// Small ones.
+    Small,
+    /// Nemotron 3 Super's.
+    Super,
+    /// Nemotron 3 Nano 30B's.
+    Nano,
+    /// Those of --model.
+    Model,
 }
 
 impl ServeArgs {
@@ -389,10 +543,12 @@ impl ServeArgs {
             max_tokens: self.max_tokens.or(base.max_tokens),
             block_size: self.block_size.or(base.block_size),
             cache_memory: self.cache_memory.or(base.cache_memory),
+            memory_fraction: self.memory_fraction.or(base.memory_fraction),
             threads: self.threads.or(base.threads),
             tensor_parallel_size: self.tensor_parallel_size.or(base.tensor_parallel_size),
             expert_parallel: self.expert_parallel.or(base.expert_parallel),
             load_format: self.load_format.or(base.load_format),
+            no_warm_up: self.no_warm_up.or(base.no_warm_up),
             seed: self.seed.or(base.seed),
             api_key: self.api_key.or(base.api_key),
             cors_origin: self.cors_origin.or(base.cors_origin),

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::api::models::ModelNames;
 use crate::api::params::Defaults;
 use crate::api::prices::{Price, Prices};
-use crate::args::{LoadFormat, ServeArgs};
+use crate::args::{LoadFormat, ServeArgs, exit};
 use crate::chat::ChatTemplate;
 use crate::demo;
 use crate::state::ServerConfig;
@@ -48,12 +48,13 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// Whether the command line is at fault, rather than the model.
-    pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::Usage(_) | Self::Engine(EngineError::Option { .. } | EngineError::Ranks { .. })
-        )
+    /// What the process ends with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => exit::USAGE,
+            Self::File { .. } => exit::MODEL,
+            Self::Engine(error) => exit::of(error.cause()),
+        }
     }
 }
 
@@ -278,7 +279,14 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
         None => None,
         Some(text) => Some(size("--cache-memory", text)?),
     };
+    let memory_fraction = args.memory_fraction;
+    if memory_fraction.is_some_and(|share| !(0.1..=1.0).contains(&share)) {
+        return Err(ConfigError::Usage(
+            "--memory-fraction is a share from 0.1 to 1".into(),
+        ));
+    }
     Ok(EngineConfig {
+        memory_fraction,
         device: parsed::<DeviceChoice>("--device", args.device.as_deref())?,
         dtype: parsed::<DtypeChoice>("--dtype", args.dtype.as_deref())?,
         kv_cache_dtype: parsed::<KvDtypeChoice>(
@@ -300,6 +308,7 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
             .tensor_parallel_size
             .unwrap_or(defaults.tensor_parallel_size),
         expert_parallel: args.expert_parallel.unwrap_or(defaults.expert_parallel),
+        warm_up: !args.no_warm_up.unwrap_or(false),
         ..defaults
     })
 }

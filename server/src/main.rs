@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Some(Command::Chat(args)) => run(cli::chat::run(args)),
         Some(Command::Quantize(args)) => run(cli::quantize::run(args)),
         Some(Command::Doctor(args)) => cli::doctor::run(&args),
+        Some(Command::Bench(args)) => return cli::bench::run(args),
     };
     ExitCode::from(code)
 }
@@ -49,8 +50,7 @@ fn run_server(args: ServeArgs) -> u8 {
     });
     match opened {
         Ok((state, listen)) => run(serve_until_signal(Arc::new(state), listen)),
-        Err(error) if error.is_usage() => fail(exit::USAGE, &error),
-        Err(error) => fail(exit::MODEL, &error),
+        Err(error) => fail(error.exit_code(), &error),
     }
 }
 
@@ -78,8 +78,10 @@ async fn serve_until_signal(state: Arc<AppState>, listen: String) -> u8 {
     };
     match serve(listener, state, shutdown).await {
         Ok(()) => exit::OK,
-        Err(error @ ServeError::Load(_)) => fail(exit::MODEL, &error),
-        Err(error @ ServeError::Engine(_)) => fail(exit::ENGINE, &error),
+        Err(error) => {
+            let (ServeError::Load(failure) | ServeError::Engine(failure)) = &error;
+            fail(exit::of(failure.cause), &error)
+        }
     }
 }
 

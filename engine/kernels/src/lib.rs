@@ -23,7 +23,7 @@
 //! Beside them: `layout` (how a step's rows lie in the token dimension, shapes, states), `kv_pool`
 //! (the KV cache and its formats), `matrix` ([`Matrix`], a weight in its stored format), `route`
 //! (which way is taken), `flex` (the CPU backend's buffers), [`e4m3`] and [`e2m1`] (small number
-//! formats), `simd`, `isa`, `team`, `bandwidth`, and [`self_test`], which holds every operation of
+//! formats), `simd`, `isa`, `team`, `bandwidth`, `roof`, and [`self_test`], which holds every operation of
 //! a device against f64 loops.
 //!
 //! # What holds on the CPU
@@ -49,6 +49,8 @@ mod all_reduce;
 mod bandwidth;
 mod cache;
 mod causal_conv1d;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod e2m1;
 pub mod e4m3;
 mod embedding;
@@ -61,6 +63,7 @@ mod linear;
 mod matrix;
 mod moe_experts;
 mod paged_attention;
+mod roof;
 mod route;
 mod router_topk;
 pub mod self_test;
@@ -82,6 +85,7 @@ pub use linear::{linear, mlp_relu2};
 pub use matrix::{Format, Matrix, NVFP4_BLOCK, Stack};
 pub use moe_experts::{ExpertMatrices, moe_experts};
 pub use paged_attention::paged_attention;
+pub use roof::{count_launches, measure_bandwidth, measure_matrix_rate};
 pub use route::{force_reference, is_cpu, with_reference};
 pub use router_topk::{RouterShape, Routing, router_topk};
 pub use ssm_scan::ssm_scan;

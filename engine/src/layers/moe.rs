@@ -8,6 +8,7 @@ use super::mlp::Mlp;
 use crate::model::config::MoeConfig;
 use crate::model::load::Loader;
 use crate::model::weights::MoeWeights;
+use crate::tally;
 
 /// Router and shared expert read the full width, routed experts the latent one.
 pub(crate) struct Moe {
@@ -52,6 +53,7 @@ impl Moe {
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let routing = kernels::router_topk(&x, &self.gate, &self.correction_bias, &self.router)
             .counted_from(self.first_expert);
+        tally::note_experts(&routing.ids);
         let routed = match &self.latent {
             None => self.experts.forward(x.clone(), &routing),
             Some((into, out)) => {

@@ -4,16 +4,11 @@
 use std::io::{IsTerminal as _, Write as _, stdin, stdout};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{Method, Request, Uri};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use http::Method;
+use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
+use super::client::{Lines, Server};
 use crate::args::{ChatArgs, exit};
 
 const HELP: &str = "/think on|off   let the model think first
@@ -32,9 +27,7 @@ pub async fn run(args: ChatArgs) -> u8 {
 }
 
 struct Chat {
-    client: Client<HttpConnector, Full<Bytes>>,
-    base: String,
-    api_key: Option<String>,
+    server: Server,
     model: String,
     think: bool,
     messages: Vec<Value>,
@@ -69,20 +62,8 @@ impl<'a> Input<'a> {
 
 impl Chat {
     async fn new(args: ChatArgs) -> Result<Self, String> {
-        let base = args.url.trim_end_matches('/').trim_end_matches("/v1");
-        let uri: Uri = base
-            .parse()
-            .map_err(|error| format!("--url {}: {error}", args.url))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(format!(
-                "--url {}: only http:// is spoken here; let a proxy speak TLS",
-                args.url
-            ));
-        }
         let mut chat = Self {
-            client: Client::builder(TokioExecutor::new()).build_http(),
-            base: base.to_owned(),
-            api_key: args.api_key,
+            server: Server::new(&args.url, args.api_key)?,
             model: String::new(),
             think: args.think,
             messages: Vec::new(),
@@ -90,14 +71,14 @@ impl Chat {
         };
         chat.model = match args.model {
             Some(model) => model,
-            None => chat.first_model().await?,
+            None => chat.server.first_model().await?,
         };
         Ok(chat)
     }
 
     async fn converse(&mut self) -> u8 {
         if self.is_terminal {
-            println!("{} at {}\n{HELP}\n", self.model, self.base);
+            println!("{} at {}\n{HELP}\n", self.model, self.server.base());
         }
         loop {
             if self.is_terminal {
@@ -157,6 +138,7 @@ impl Chat {
         });
         let asked = Instant::now();
         let mut response = self
+            .server
             .send(Method::POST, "/v1/chat/completions", body.to_string())
             .await?;
         let mut lines = Lines::default();
@@ -194,69 +176,6 @@ impl Chat {
             }
         }
         printer.finish(&rate(&usage, first_token, asked.elapsed()))
-    }
-
-    async fn first_model(&self) -> Result<String, String> {
-        let response = self.send(Method::GET, "/v1/models", String::new()).await?;
-        let body = response
-            .collect()
-            .await
-            .map_err(|error| error.to_string())?
-            .to_bytes();
-        let list: Value = serde_json::from_slice(&body)
-            .map_err(|error| format!("{}/v1/models is no model list: {error}", self.base))?;
-        list["data"][0]["id"]
-            .as_str()
-            .map(str::to_owned)
-            .ok_or_else(|| format!("{} lists no model", self.base))
-    }
-
-    async fn send(&self, method: Method, path: &str, body: String) -> Result<Incoming, String> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.base))
-            .header(CONTENT_TYPE, "application/json");
-        if let Some(key) = &self.api_key {
-            request = request.header(AUTHORIZATION, format!("Bearer {key}"));
-        }
-        let request = request
-            .body(Full::from(body))
-            .map_err(|error| error.to_string())?;
-        let response = self.client.request(request).await.map_err(|error| {
-            let why = std::error::Error::source(&error).map(ToString::to_string);
-            format!("{}: {}", self.base, why.unwrap_or(error.to_string()))
-        })?;
-        if response.status().is_success() {
-            return Ok(response.into_body());
-        }
-        let status = response.status();
-        let body = response.into_body().collect().await;
-        let body = body.map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
-        let message = serde_json::from_slice::<Value>(&body)
-            .ok()
-            .and_then(|body| body["error"]["message"].as_str().map(str::to_owned));
-        Err(format!("{status}: {}", message.unwrap_or_default()))
-    }
-}
-
-/// Server-sent events out of pieces of any size: the data of each, comments dropped.
-#[derive(Default)]
-struct Lines {
-    rest: Vec<u8>,
-}
-
-impl Lines {
-    fn push(&mut self, bytes: &[u8]) -> Vec<String> {
-        self.rest.extend_from_slice(bytes);
-        let mut events = Vec::new();
-        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            let line = String::from_utf8_lossy(&line);
-            if let Some(data) = line.trim_end().strip_prefix("data:") {
-                events.push(data.trim_start().to_owned());
-            }
-        }
-        events
     }
 }
 

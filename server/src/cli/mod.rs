@@ -1,6 +1,8 @@
 //! The commands beside `serve`.
 
+pub mod bench;
 pub mod chat;
+mod client;
 pub mod doctor;
 mod perplexity;
 pub mod quantize;
