@@ -53,7 +53,10 @@ impl Buffer {
         let bytes = client
             .read_one(self.handle.clone())
             .unwrap_or_else(|error| panic!("the device failed: {error:?}"));
-        bytemuck::pod_collect_to_vec(&bytes[..self.len * size_of::<T>()])
+        bytes[..self.len * size_of::<T>()]
+            .chunks_exact(size_of::<T>())
+            .map(bytemuck::pod_read_unaligned)
+            .collect()
     }
 
     /// Number of elements.
@@ -64,6 +67,22 @@ impl Buffer {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// `len` elements of 4 bytes from the `first` on, in the same memory.
+    ///
+    /// # Panics
+    /// If they are not all there.
+    pub(crate) fn part(&self, first: usize, len: usize) -> Self {
+        assert!(first + len <= self.len, "{first} + {len} of {}", self.len);
+        let behind = (self.len - first - len) * 4;
+        let handle = self.handle.clone();
+        Self {
+            handle: handle
+                .offset_start(first as u64 * 4)
+                .offset_end(behind as u64),
+            len,
+        }
     }
 
     /// The memory behind it.

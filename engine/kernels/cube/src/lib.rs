@@ -48,7 +48,7 @@ pub use mamba::MambaShape;
 pub use matrix::{Format, Matrix, NVFP4_GROUP};
 pub use moves::{copy_words, gather_rows, zero_words};
 pub use norms::{add, add_rms_norm, gated_group_norm, rms_norm};
-pub use products::embedding;
+pub use products::{MAX_EXPERT_TOKENS, embedding, experts, linear};
 pub use router::{RouterShape, router_topk};
 pub use scan::{Rest, ScanParameters, ssm_scan, ssm_scan_rest};
 pub use step::{RowIndex, StepIndex};

@@ -1,14 +1,90 @@
 //! Products with weight matrices.
 
-use cube_kernels::{Client, Format, Matrix, NVFP4_GROUP};
+use cube_kernels::{Arithmetic, Client, Epilogue, Format, Matrix, NVFP4_GROUP};
 
 use crate::{Entry, floats, words};
 
-pub(crate) const ENTRIES: &[Entry] = &[Entry::new("embedding_bf16_131072x4096", |client| {
-    let table = matrix(client, Format::Bf16, 1, 131_072, 4096);
-    let (ids, out) = (words(client, 64), floats(client, 64 * 4096));
-    cube_kernels::embedding(client, &table, &ids, 64, &out);
-})];
+pub(crate) const ENTRIES: &[Entry] = &[
+    Entry::new("embedding_bf16_131072x4096", |client| {
+        let table = matrix(client, Format::Bf16, 1, 131_072, 4096);
+        let (ids, out) = (words(client, 64), floats(client, 64 * 4096));
+        cube_kernels::embedding(client, &table, &ids, 64, &out);
+    }),
+    Entry::new("linear_bf16_in_18560x4096_t1", |client| {
+        linear(client, Format::Bf16, [18_560, 4096], 1);
+    }),
+    Entry::new("linear_bf16_q_4096x4096_t1", |client| {
+        linear(client, Format::Bf16, [4096, 4096], 1);
+    }),
+    Entry::new("linear_bf16_kv_256x4096_t1", |client| {
+        linear(client, Format::Bf16, [256, 4096], 1);
+    }),
+    Entry::new("linear_bf16_head_131072x4096_t2", |client| {
+        linear(client, Format::Bf16, [131_072, 4096], 2);
+    }),
+    Entry::new("linear_bf16_head_131072x4096_t8", |client| {
+        linear(client, Format::Bf16, [131_072, 4096], 8);
+    }),
+    Entry::new("linear_fp8_in_18560x4096_t1", |client| {
+        linear(client, Format::Fp8, [18_560, 4096], 1);
+    }),
+    Entry::new("linear_fp8_in_18560x4096_t4", |client| {
+        linear(client, Format::Fp8, [18_560, 4096], 4);
+    }),
+    Entry::new("linear_fp8_in_18560x4096_t64", |client| {
+        linear(client, Format::Fp8, [18_560, 4096], 64);
+    }),
+    Entry::new("linear_fp8_out_4096x8192_t1", |client| {
+        linear(client, Format::Fp8, [4096, 8192], 1);
+    }),
+    Entry::new("linear_fp8_latent_1024x4096_t1", |client| {
+        linear(client, Format::Fp8, [1024, 4096], 1);
+    }),
+    Entry::new("linear_nvfp4_in_18560x4096_t1", |client| {
+        linear(client, Format::Nvfp4, [18_560, 4096], 1);
+    }),
+    Entry::new("linear_nvfp4_in_18560x4096_t8", |client| {
+        linear(client, Format::Nvfp4, [18_560, 4096], 8);
+    }),
+    Entry::new("linear_f32_gate_512x4096_t1", |client| {
+        linear(client, Format::F32, [512, 4096], 1);
+    }),
+    Entry::new("experts_nvfp4_512x2688x1024_t1", |client| {
+        experts(client, Format::Nvfp4, 1);
+    }),
+    Entry::new("experts_nvfp4_512x2688x1024_t64", |client| {
+        experts(client, Format::Nvfp4, 64);
+    }),
+    Entry::new("experts_nvfp4_512x2688x1024_t512", |client| {
+        experts(client, Format::Nvfp4, 512);
+    }),
+    Entry::new("experts_fp8_512x2688x1024_t1", |client| {
+        experts(client, Format::Fp8, 1);
+    }),
+    Entry::new("experts_fp8_512x2688x1024_t64", |client| {
+        experts(client, Format::Fp8, 64);
+    }),
+];
+
+fn experts(client: &Client, format: Format, t: usize) {
+    let (up, down) = (
+        matrix(client, format, 512, 2688, 1024),
+        matrix(client, format, 512, 1024, 2688),
+    );
+    let (v, out) = (floats(client, t * 1024), floats(client, t * 1024));
+    let (ids, weights) = (words(client, t * 22), floats(client, t * 22));
+    let arithmetic = Arithmetic::Bf16;
+    cube_kernels::experts(
+        client, &v, t, &up, &down, &ids, &weights, 22, arithmetic, &out,
+    );
+}
+
+fn linear(client: &Client, format: Format, [n, k]: [usize; 2], t: usize) {
+    let w = matrix(client, format, 1, n, k);
+    let (x, out) = (floats(client, t * k), floats(client, t * n));
+    let (arithmetic, epilogue) = (Arithmetic::Bf16, Epilogue::None);
+    cube_kernels::linear(client, &x, t, &w, None, arithmetic, epilogue, &out);
+}
 
 /// A stack without values.
 pub(crate) fn matrix(

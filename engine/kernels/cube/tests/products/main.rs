@@ -3,4 +3,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod embedding;
+mod experts;
+mod linear;
 mod weights;

@@ -30,6 +30,10 @@ impl Random {
     pub(crate) fn value(&mut self) -> f32 {
         self.bits() as f32 / (1_u64 << 31) as f32 - 1.0
     }
+
+    pub(crate) fn values(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.value()).collect()
+    }
 }
 
 /// A stack and its values, `[experts, n, k]`.

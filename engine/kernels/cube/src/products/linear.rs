@@ -1,0 +1,46 @@
+//! `out[t, n] = epilogue(x[t, k] . w[n, k] + bias[n])`, for any number of tokens.
+
+use super::skinny::{MAX_TILE, Product, Source};
+use crate::{Arithmetic, Buffer, Client, Epilogue, Matrix};
+
+/// x is f32 `[t, k]`, the bias f32 `[n]`, `out` f32 `[t, n]`. A token's outputs are the same bits
+/// whatever the other tokens are. The weights are read once for every 8 tokens.
+///
+/// # Panics
+/// If a buffer is not what the matrix and `t` make it.
+#[allow(clippy::too_many_arguments)]
+pub fn linear(
+    client: &Client,
+    x: &Buffer,
+    t: usize,
+    w: &Matrix,
+    bias: Option<&Buffer>,
+    arithmetic: Arithmetic,
+    epilogue: Epilogue,
+    out: &Buffer,
+) {
+    w.check();
+    assert_eq!(w.experts, 1, "one matrix");
+    assert_eq!(x.len(), t * w.k, "x");
+    assert_eq!(out.len(), t * w.n, "out");
+    if let Some(bias) = bias {
+        assert_eq!(bias.len(), w.n, "bias");
+    }
+    let tile = t.next_power_of_two().min(MAX_TILE);
+    Product {
+        w,
+        x,
+        bias,
+        out,
+        arithmetic,
+        epilogue,
+        source: Source::Dense,
+        index: None,
+        order: None,
+        share: 1,
+        num_out: t,
+        num_tiles: t.div_ceil(tile),
+        tile,
+    }
+    .launch(client);
+}
