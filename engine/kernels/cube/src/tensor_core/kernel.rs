@@ -16,26 +16,44 @@ use crate::{Buffer, Client};
 
 pub(super) fn launch(client: &Client, launch: &Launch, buffers: &BTreeMap<Role, Buffer>) {
     let last = launch.arguments.len() - 1;
-    let mut arguments = KernelArguments::new();
-    for (at, role) in launch.arguments.iter().enumerate() {
+    let arguments = launch.arguments.iter().enumerate().map(|(at, role)| {
         let io = if at == last {
             BufferIOAttr::WriteOnly
         } else {
             BufferIOAttr::ReadOnly
         };
-        let handle = buffers[role].handle().clone();
-        arguments = arguments.with_buffer_io(handle.binding(), io);
+        (&buffers[role], io)
+    });
+    launch_text(
+        client,
+        &launch.text,
+        launch.grid,
+        &arguments.collect::<Vec<_>>(),
+        &launch.sizes,
+    );
+}
+
+/// Launches a text over these buffers; `sizes` follow them by value.
+pub(super) fn launch_text(
+    client: &Client,
+    text: &Text,
+    [x, y, z]: [u32; 3],
+    buffers: &[(&Buffer, BufferIOAttr)],
+    sizes: &[u32],
+) {
+    let mut arguments = KernelArguments::new();
+    for (buffer, io) in buffers {
+        arguments = arguments.with_buffer_io(buffer.handle().clone().binding(), *io);
     }
     // Passed by value, behind the pointers: CUDA takes as many bytes as the text declares.
-    let words = launch.sizes.chunks(2).map(|pair| {
+    let words = sizes.chunks(2).map(|pair| {
         let high = pair.get(1).copied().unwrap_or(0);
         u64::from(pair[0]) | u64::from(high) << 32
     });
     let words: Vec<u64> = words.collect();
     let num_static = words.len();
     arguments.info = MetadataBindingInfo::new(words, num_static);
-    let [x, y, z] = launch.grid;
-    let kernel = TextKernel(launch.text.clone());
+    let kernel = TextKernel(text.clone());
     client.launch(Box::new(kernel), CubeCount::Static(x, y, z), arguments);
 }
 

@@ -13,11 +13,13 @@
 
 mod kernel;
 pub mod plan;
+mod scan;
 mod text;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use scan::{SCAN_REST, scan_fits, scan_text, tensor_scan};
 pub use text::{Text, Unit};
 
 use crate::{Arithmetic, Buffer, Client, Epilogue, Matrix};

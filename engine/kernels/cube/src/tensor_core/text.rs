@@ -1,6 +1,6 @@
 //! The texts: constants in front, what they use of the machine, the kernel.
 
-use crate::Format;
+use crate::{Format, MambaShape};
 
 const DEVICE: &str = include_str!("../../cuda/device.cuh");
 
@@ -174,6 +174,26 @@ pub(super) fn combine() -> Text {
         num_threads: ELEMENT_THREADS,
         constants: String::new(),
         body: include_str!("../../cuda/tensor_combine.cu"),
+    }
+}
+
+/// The recurrence over chunks of `SCAN_CHUNK` tokens.
+pub(super) fn scan(shape: &MambaShape) -> Text {
+    let MambaShape {
+        heads,
+        head_dim,
+        groups,
+        state,
+        ..
+    } = *shape;
+    Text {
+        name: format!("tensor_scan_{heads}_{groups}"),
+        num_threads: 128,
+        constants: format!(
+            "constexpr u32 HEADS = {heads}, GROUPS = {groups}, HEAD_DIM = {head_dim};
+constexpr u32 STATE = {state};"
+        ),
+        body: include_str!("../../cuda/tensor_scan.cu"),
     }
 }
 

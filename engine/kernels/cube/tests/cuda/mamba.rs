@@ -51,7 +51,12 @@ fn scan(client: &Client, rows: usize, tokens: usize) {
     let step = step(client, rows, tokens);
     let t = step.num_tokens;
     let [a, d, dt_bias] = [(); 3].map(|()| floats(client, SHAPE.heads));
-    cube_kernels::ssm_scan(
+    let scan = if tokens == 1 {
+        cube_kernels::ssm_scan
+    } else {
+        cube_kernels::tensor_core::tensor_scan
+    };
+    scan(
         client,
         &floats(client, t * SHAPE.conv_dim()),
         &floats(client, t * SHAPE.projected()),
@@ -72,4 +77,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
     Entry::new("conv_decode_64x10240", |client| conv(client, 64, 1)),
     Entry::new("conv_prefill_2048x10240", |client| conv(client, 1, 2048)),
     Entry::new("ssm_decode_64x128x64x128", |client| scan(client, 64, 1)),
+    Entry::new("tensor_scan_2048x128x64x128", |client| {
+        scan(client, 1, 2048)
+    }),
 ];

@@ -16,10 +16,10 @@ pub(crate) struct Case {
     pub(crate) shape: MambaShape,
     pub(crate) xbc: Vec<f32>,
     pub(crate) projected: Vec<f32>,
-    a: Vec<f32>,
-    d: Vec<f32>,
-    dt_bias: Vec<f32>,
-    limit: Option<(f32, f32)>,
+    pub(crate) a: Vec<f32>,
+    pub(crate) d: Vec<f32>,
+    pub(crate) dt_bias: Vec<f32>,
+    pub(crate) limit: Option<(f32, f32)>,
     pub(crate) pool: Vec<f32>,
 }
 
