@@ -20,6 +20,16 @@ pub(crate) fn lanes(client: &cubecl::client::Client) -> usize {
     lanes
 }
 
+/// Indices of 64 bits where they cost nothing. They keep to one address and its offsets where
+/// 32 bits, which could wrap, need an address each.
+pub(crate) fn addresses(client: &cubecl::client::Client) -> AddressType {
+    if client.name() == "cuda" {
+        AddressType::U64
+    } else {
+        AddressType::U32
+    }
+}
+
 /// Elements per load when rows of these lengths are read: the widest of 4, 2 and 1 that divides
 /// all, so that every row begins at a whole vector.
 pub(crate) fn vector_width(lengths: &[usize]) -> usize {

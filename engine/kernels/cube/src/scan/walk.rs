@@ -11,6 +11,10 @@
 //! halve the share of B and C, but leave one row's loads in half as many planes. A row of many
 //! tokens takes as long as its tokens' latencies in turn.
 //!
+//! Registers decide how many cubes a multiprocessor holds. With 32-bit indices the compiler must
+//! keep the address of every vector of the state, because an index could wrap: 97 registers, two
+//! cubes; with 64 bits 74, three.
+//!
 //! Every sum has one order: the bits of a token depend on nothing but its row, however it is cut.
 #![allow(unsafe_code)]
 
@@ -18,7 +22,7 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 
 use super::{Rest, ScanParameters};
-use crate::math::{lanes, softplus, vector_width};
+use crate::math::{addresses, lanes, softplus, vector_width};
 use crate::{Buffer, MambaShape, StepIndex};
 
 /// Rows of a state (channels of a head) that a plane holds.
@@ -61,6 +65,7 @@ pub(super) fn walk(
             client,
             count,
             CubeDim::new_2d(lanes as u32, planes as u32),
+            addresses(client),
             width,
             xbc.arg(),
             xbc.vectors(width),
@@ -91,7 +96,7 @@ struct Plan {
     is_limited: bool,
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn walk_rows<N: Size>(
     xbc: &[f32],
     xbc_vectors: &[Vector<f32, N>],
