@@ -78,6 +78,6 @@ pub(crate) const ENTRIES: &[Entry] = &[
     Entry::new("conv_prefill_2048x10240", |client| conv(client, 1, 2048)),
     Entry::new("ssm_decode_64x128x64x128", |client| scan(client, 64, 1)),
     Entry::new("tensor_scan_2048x128x64x128", |client| {
-        scan(client, 1, 2048)
+        scan(client, 1, 2048);
     }),
 ];

@@ -184,7 +184,9 @@ fn want(case: &Case, rows: &[RowIndex], round: fn(f64) -> f64) -> (Vec<f64>, Vec
                     }
                 }
                 let last = decays[len - 1];
-                state.iter_mut().for_each(|state| *state *= last.exp());
+                for state in &mut *state {
+                    *state *= last.exp();
+                }
                 for (j, token) in chunk.clone().enumerate() {
                     let b = b(token);
                     let weight = (last - decays[j]).exp() * steps[j];
