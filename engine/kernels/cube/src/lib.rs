@@ -17,6 +17,7 @@
 //! | `moves` | words cleared and copied within a buffer, rows gathered |
 //! | `attention` | attention over the paged cache |
 //! | `kv` | the paged cache's formats, and writes into it |
+//! | `sampling` | shortlists of logits, and draws finished from them |
 //! | `router` | the experts of a token and their weights |
 //!
 //! Kernels read weights and caches as `u32` words and decode them in registers, so that one text
@@ -36,6 +37,7 @@ mod moves;
 mod norms;
 mod products;
 mod router;
+mod sampling;
 mod scan;
 mod step;
 pub mod tensor_core;
@@ -50,6 +52,10 @@ pub use moves::{copy_words, gather_rows, zero_words};
 pub use norms::{add, add_rms_norm, gated_group_norm, rms_norm};
 pub use products::{MAX_EXPERT_TOKENS, embedding, experts, linear};
 pub use router::{RouterShape, router_topk};
+pub use sampling::{
+    Candidate, Decision, Draw, MASS_ERROR, MAX_LIST, Noise, Pending, SampleRequest, Shortlist,
+    decide, shortlist,
+};
 pub use scan::{Rest, ScanParameters, ssm_scan, ssm_scan_rest};
 pub use step::{RowIndex, StepIndex};
 

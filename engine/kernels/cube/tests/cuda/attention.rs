@@ -1,6 +1,8 @@
 //! The cache, attention, routing and sampling.
 
-use cube_kernels::{Buffer, Client, KvFormat, RouterShape, RowIndex, StepIndex};
+use cube_kernels::{
+    Buffer, Client, KvFormat, Noise, RouterShape, RowIndex, SampleRequest, StepIndex,
+};
 
 use crate::{Entry, floats, words};
 
@@ -51,6 +53,24 @@ pub(crate) const ENTRIES: &[Entry] = &[
     // The last 2048 tokens of a prompt of 8192: walks.
     Entry::new("paged_attention_bf16_chunk_2048", |client| {
         attend(client, KvFormat::Bf16, 1, 2048);
+    }),
+    // 64 rows, each with every list, a mask, penalties and a prompt's token.
+    Entry::new("shortlist_64x131072", |client| {
+        let (mask, edited) = (vec![!0; 131_072 / 32], (0..500).collect::<Vec<u32>>());
+        let request = SampleRequest {
+            mask: Some(&mask),
+            edited: &edited,
+            wanted: &[7],
+            num_top: 20,
+            num_likely: 256,
+            noise: Some(Noise {
+                stream: 1,
+                temperature: 1.0,
+                count: 16,
+            }),
+        };
+        let logits = floats(client, 64 * 131_072);
+        cube_kernels::shortlist(client, &logits, 64, 131_072, &[request; 64]);
     }),
 ];
 
