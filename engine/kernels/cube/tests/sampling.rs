@@ -27,7 +27,7 @@ fn gumbel(stream: u64, token: u32) -> f64 {
     -(-uniform.ln()).ln()
 }
 
-fn more_likely(a: &Candidate, b: &Candidate) -> Ordering {
+fn more_likely(a: Candidate, b: Candidate) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
@@ -45,7 +45,7 @@ fn sampler(logits: &[f32], draw: &Draw, stream: u64) -> Option<u32> {
         .zip(logits.iter().copied())
         .filter(|c: &Candidate| c.1 > f32::NEG_INFINITY)
         .collect();
-    candidates.sort_by(more_likely);
+    candidates.sort_by(|a, b| more_likely(*a, *b));
     if draw.top_k > 0 {
         candidates.truncate(draw.top_k as usize);
     }
@@ -97,30 +97,30 @@ impl Case {
                 _ => (a + b) * scale - 20.0,
             })
             .collect();
-        if numbers.next() % 4 == 0 {
+        if numbers.next().is_multiple_of(4) {
             for logit in &mut logits {
-                if numbers.next() % 3 == 0 {
+                if numbers.next().is_multiple_of(3) {
                     *logit = f32::NEG_INFINITY;
                 }
             }
         }
         logits[numbers.next() as usize % v] = 0.5;
         let one_in = [1, 2, 50][numbers.next() as usize % 3];
-        let mask = (numbers.next() % 3 == 0).then(|| {
+        let mask = (numbers.next().is_multiple_of(3)).then(|| {
             let words = v.div_ceil(32) - (numbers.next() as usize % 2);
             let mut mask = vec![0_u32; words];
             for word in &mut mask {
                 for bit in 0..32 {
-                    *word |= u32::from(numbers.next() % one_in == 0) << bit;
+                    *word |= u32::from(numbers.next().is_multiple_of(one_in)) << bit;
                 }
             }
             mask
         });
         let mut edits = Vec::new();
-        if numbers.next() % 2 == 0 {
+        if numbers.next().is_multiple_of(2) {
             let one_in = [2, 20, 200][numbers.next() as usize % 3];
             for (token, &logit) in (0..).zip(&logits) {
-                if numbers.next() % one_in == 0 {
+                if numbers.next().is_multiple_of(one_in) {
                     let logit = match numbers.next() % 3 {
                         0 => f32::NEG_INFINITY,
                         1 => logit * 1.1 - 0.3,
@@ -213,7 +213,7 @@ impl Case {
         let temperature = f64::from(self.draw.temperature);
         let listable = self.listable();
         let mut likely = listable.clone();
-        likely.sort_by(more_likely);
+        likely.sort_by(|a, b| more_likely(*a, *b));
         let likely_max = likely.first().map_or(f32::NEG_INFINITY, |best| best.1);
         let max = self
             .logits
@@ -396,7 +396,7 @@ fn on_device(client: &Client, cases: &[Case], num_likely: usize) -> Vec<Shortlis
         assert_eq!(bits(&list.edited), bits(&raw(request.edited)));
         assert_eq!(bits(&list.wanted), bits(&raw(request.wanted)));
         let mut top: Vec<Candidate> = (0..).zip(case.logits.iter().copied()).collect();
-        top.sort_by(more_likely);
+        top.sort_by(|a, b| more_likely(*a, *b));
         top.truncate(request.num_top);
         if list.is_sound {
             assert_eq!(list.top, top, "top {}", request.num_top);
@@ -413,7 +413,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn check_list(case: &Case, list: &Shortlist, num_likely: usize) {
     assert!(list.is_sound);
     let mut likely = case.listable();
-    likely.sort_by(more_likely);
+    likely.sort_by(|a, b| more_likely(*a, *b));
     let max = case
         .logits
         .iter()

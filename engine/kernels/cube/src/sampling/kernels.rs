@@ -1,5 +1,14 @@
 //! Selection on the device.
+//!
+//! On sm_120 alone the assembler spills 4 bytes of a chunk's thread, at 48 registers and of its own
+//! accord. Ids beside the keys in registers spilled 92 of a row's: its 1024 units have 64 each.
 #![allow(unsafe_code)]
+// What kernels can say: loops by index, arrays by reference, sums that are halved.
+#![allow(
+    clippy::needless_range_loop,
+    clippy::trivially_copy_pass_by_ref,
+    clippy::manual_midpoint
+)]
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
@@ -262,16 +271,30 @@ fn cube_sum(value: f32, sums: &mut [u32], #[comptime] planes: usize) -> f32 {
     total
 }
 
+/// The id of a unit's `j`th key. They are listed behind their keys, or ascend by [`CUBE_DIM`] from
+/// the unit's `first`: in registers they would not fit beside the keys.
+#[cube]
+fn id_of(ids: &[u32], first: usize, #[comptime] j: usize, #[comptime] are_listed: bool) -> u32 {
+    let at = first + j * CUBE_DIM as usize;
+    if comptime!(are_listed) {
+        ids[2 * at + 1]
+    } else {
+        at as u32
+    }
+}
+
 /// The key and the id of the last of the `k` best, by key and then by lowest id. Keys of [`OUT`]
 /// are never among them; with fewer than `k` others, all others are.
 #[cube]
 fn last_of_best(
     keys: &Array<u32>,
-    ids: &Array<u32>,
+    ids: &[u32],
+    first: usize,
     k: u32,
     sums: &mut [u32],
     #[comptime] per_unit: usize,
     #[comptime] planes: usize,
+    #[comptime] are_listed: bool,
 ) -> (u32, u32) {
     let mut least = 0u32;
     let mut turn = 0usize;
@@ -306,7 +329,9 @@ fn last_of_best(
             let mut count = 0u32;
             #[unroll]
             for j in 0..per_unit {
-                count += u32::cast_from(keys[j] == least && ids[j] < middle);
+                if keys[j] == least {
+                    count += u32::cast_from(id_of(ids, first, j, are_listed) < middle);
+                }
             }
             if above + cube_count(count, sums, turn, planes) < k {
                 below = middle;
@@ -341,11 +366,12 @@ fn places(count: u32, sums: &mut [u32], #[comptime] planes: usize) -> (u32, u32)
 }
 
 /// Writes the `k` best of the cube as (key, id) to `entries` from pair `to` on, [`OUT`] where there
-/// are fewer.
+/// are fewer. `any` is any buffer: ids are not listed.
 #[cube]
 fn keep(
     keys: &Array<u32>,
-    ids: &Array<u32>,
+    any: &[u32],
+    first: usize,
     k: u32,
     entries: &mut [u32],
     to: usize,
@@ -353,21 +379,23 @@ fn keep(
     #[comptime] per_unit: usize,
     #[comptime] planes: usize,
 ) {
-    let (least, last) = last_of_best(keys, ids, k, sums, per_unit, planes);
+    let (least, last) = last_of_best(keys, any, first, k, sums, per_unit, planes, false);
     let mut count = 0u32;
     #[unroll]
     for j in 0..per_unit {
-        let is_taken = keys[j] > least || (keys[j] == least && ids[j] <= last);
+        let id = (first + j * CUBE_DIM as usize) as u32;
+        let is_taken = keys[j] > least || (keys[j] == least && id <= last);
         count += u32::cast_from(is_taken && keys[j] > OUT);
     }
-    let (first, total) = places(count, sums, planes);
-    let mut at = to + first as usize;
+    let (place, total) = places(count, sums, planes);
+    let mut at = to + place as usize;
     #[unroll]
     for j in 0..per_unit {
-        let is_taken = keys[j] > least || (keys[j] == least && ids[j] <= last);
+        let id = (first + j * CUBE_DIM as usize) as u32;
+        let is_taken = keys[j] > least || (keys[j] == least && id <= last);
         if is_taken && keys[j] > OUT {
             entries[2 * at] = keys[j];
-            entries[2 * at + 1] = ids[j];
+            entries[2 * at + 1] = id;
             at += 1;
         }
     }
@@ -401,7 +429,8 @@ fn select_in_chunks(
     let from = edited + lower_bound(words, edited, num_edited, (chunk * CHUNK) as u32);
     let num_edited = edited + num_edited - from;
 
-    let mut ids = Array::<u32>::new(per_unit);
+    // Ids ascend by the number of units from here.
+    let first = chunk * CHUNK + UNIT_POS as usize;
     let mut raw = Array::<u32>::new(per_unit);
     let mut likely = Array::<u32>::new(per_unit);
     let mut is_nan = 0u32;
@@ -409,8 +438,7 @@ fn select_in_chunks(
     let mut likeliest = OUT.runtime();
     #[unroll]
     for j in 0..per_unit {
-        let id = chunk * CHUNK + j * UNITS + UNIT_POS as usize;
-        ids[j] = id as u32;
+        let id = first + j * UNITS;
         raw[j] = OUT.runtime();
         likely[j] = OUT.runtime();
         if id < v {
@@ -474,14 +502,14 @@ fn select_in_chunks(
     if num_top > 0 {
         let to = to + chunk * num_top as usize;
         keep(
-            &raw, &ids, num_top, entries, to, &mut sums, per_unit, planes,
+            &raw, words, first, num_top, entries, to, &mut sums, per_unit, planes,
         );
     }
     let to = to + chunks * num_top as usize;
     if num_likely > 0 {
         let to = to + chunk * num_likely as usize;
         keep(
-            &likely, &ids, num_likely, entries, to, &mut sums, per_unit, planes,
+            &likely, words, first, num_likely, entries, to, &mut sums, per_unit, planes,
         );
     }
     let to = to + chunks * num_likely as usize;
@@ -491,13 +519,13 @@ fn select_in_chunks(
         #[unroll]
         for j in 0..per_unit {
             if likely[j] > OUT {
-                let noise = gumbel(low, high, ids[j]);
+                let noise = gumbel(low, high, (first + j * UNITS) as u32);
                 likely[j] = ordered(fma(unordered(likely[j]), inverse, noise));
             }
         }
         let to = to + chunk * num_noisy as usize;
         keep(
-            &likely, &ids, num_noisy, entries, to, &mut sums, per_unit, planes,
+            &likely, words, first, num_noisy, entries, to, &mut sums, per_unit, planes,
         );
     }
 }
@@ -611,35 +639,35 @@ fn select_in_rows(
         } else {
             let len = chunks * k as usize;
             let mut keys = Array::<u32>::new(per_unit);
-            let mut ids = Array::<u32>::new(per_unit);
+            let first = from + unit;
             #[unroll]
             for j in 0..per_unit {
-                let at = j * ROW_UNITS + unit;
                 keys[j] = OUT.runtime();
-                ids[j] = 0u32;
-                if at < len {
-                    keys[j] = entries[2 * (from + at)];
-                    if keys[j] > OUT {
-                        ids[j] = entries[2 * (from + at) + 1];
-                    }
+                if j * ROW_UNITS + unit < len {
+                    keys[j] = entries[2 * (first + j * ROW_UNITS)];
                 }
             }
-            let (least, last) = last_of_best(&keys, &ids, k, &mut sums, per_unit, planes);
+            let (least, last) =
+                last_of_best(&keys, entries, first, k, &mut sums, per_unit, planes, true);
             let mut count = 0u32;
             #[unroll]
             for j in 0..per_unit {
-                let is_taken = keys[j] > least || (keys[j] == least && ids[j] <= last);
-                count += u32::cast_from(is_taken && keys[j] > OUT);
+                if keys[j] > OUT && keys[j] >= least {
+                    let is_taken = keys[j] > least || id_of(entries, first, j, true) <= last;
+                    count += u32::cast_from(is_taken);
+                }
             }
-            let (first, total) = places(count, &mut sums, planes);
-            let mut at = to + 2 * first as usize;
+            let (place, total) = places(count, &mut sums, planes);
+            let mut at = to + 2 * place as usize;
             #[unroll]
             for j in 0..per_unit {
-                let is_taken = keys[j] > least || (keys[j] == least && ids[j] <= last);
-                if is_taken && keys[j] > OUT {
-                    answer[at] = ids[j];
-                    answer[at + 1] = u32::reinterpret(logits[row * v + ids[j] as usize]);
-                    at += 2;
+                if keys[j] > OUT && keys[j] >= least {
+                    let id = id_of(entries, first, j, true);
+                    if keys[j] > least || id <= last {
+                        answer[at] = id;
+                        answer[at + 1] = u32::reinterpret(logits[row * v + id as usize]);
+                        at += 2;
+                    }
                 }
             }
             if unit == 0 {

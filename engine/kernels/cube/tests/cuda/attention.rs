@@ -55,23 +55,26 @@ pub(crate) const ENTRIES: &[Entry] = &[
         attend(client, KvFormat::Bf16, 1, 2048);
     }),
     // 64 rows, each with every list, a mask, penalties and a prompt's token.
-    Entry::new("shortlist_64x131072", |client| {
-        let (mask, edited) = (vec![!0; 131_072 / 32], (0..500).collect::<Vec<u32>>());
-        let request = SampleRequest {
-            mask: Some(&mask),
-            edited: &edited,
-            wanted: &[7],
-            num_top: 20,
-            num_likely: 256,
-            noise: Some(Noise {
-                stream: 1,
-                temperature: 1.0,
-                count: 16,
-            }),
-        };
-        let logits = floats(client, 64 * 131_072);
-        cube_kernels::shortlist(client, &logits, 64, 131_072, &[request; 64]);
-    }),
+    Entry {
+        spill_bytes: 4,
+        ..Entry::new("shortlist_64x131072", |client| {
+            let (mask, edited) = (vec![!0; 131_072 / 32], (0..500).collect::<Vec<u32>>());
+            let request = SampleRequest {
+                mask: Some(&mask),
+                edited: &edited,
+                wanted: &[7],
+                num_top: 20,
+                num_likely: 256,
+                noise: Some(Noise {
+                    stream: 1,
+                    temperature: 1.0,
+                    count: 16,
+                }),
+            };
+            let logits = floats(client, 64 * 131_072);
+            cube_kernels::shortlist(client, &logits, 64, 131_072, &[request; 64]);
+        })
+    },
 ];
 
 const FP8: KvFormat = KvFormat::Fp8 {
