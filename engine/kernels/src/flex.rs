@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::kind::Basic;
 use burn::tensor::{
-    AllocationProperty, BackendPrimitive, Bytes, DType, Device, Int, Tensor, TensorData,
+    AllocationProperty, BackendPrimitive, Bytes, DType, Device, Int, Shape, Tensor, TensorData,
 };
 use burn_flex::{Flex, FlexTensor};
 use half::{bf16, f16};
@@ -164,18 +164,19 @@ pub fn codes_from_shared<const D: usize>(
     device: &Device,
 ) -> Tensor<D, Int> {
     let part = Part { owner, range };
+    let len = part.as_ref().len();
     assert_eq!(
-        part.as_ref().len(),
+        len,
         shape.iter().product::<usize>(),
         "bytes of a {shape:?} tensor of codes"
     );
     let bytes = Bytes::from_shared(bytes::Bytes::from_owner(part), AllocationProperty::File);
-    let data = TensorData::from_bytes(bytes, shape.to_vec(), DType::U8);
     if route::is_cpu(device) {
-        Tensor::from_primitive::<Flex>(FlexTensor::from_data(data))
-    } else {
-        Tensor::from_data(data, (device, DType::U8))
+        let data = TensorData::from_bytes(bytes, shape.to_vec(), DType::U8);
+        return Tensor::from_primitive::<Flex>(FlexTensor::from_data(data));
     }
+    let flat = TensorData::from_bytes(bytes, [len], DType::U8);
+    Tensor::<1, Int>::from_data(flat, (device, DType::U8)).reshape(shape)
 }
 
 /// Wraps bytes of a memory map as a weight tensor. On the CPU nothing is copied, unless the bytes
@@ -208,12 +209,13 @@ pub fn weight_from_shared<const D: usize>(
     } else {
         aligned_copy(source, dtype)
     };
-    let data = TensorData::from_bytes(bytes, shape.to_vec(), dtype);
     if route::is_cpu(device) {
-        tensor(FlexTensor::from_data(data))
-    } else {
-        Tensor::from_data(data, (device, dtype))
+        let data = TensorData::from_bytes(bytes, shape.to_vec(), dtype);
+        return tensor(FlexTensor::from_data(data));
     }
+    // A device may pad the rows of what it is told to be a matrix; kernels want words in a row.
+    let flat = TensorData::from_bytes(bytes, [shape.iter().product::<usize>()], dtype);
+    Tensor::<1>::from_data(flat, (device, dtype)).reshape(Shape::from(shape.to_vec()))
 }
 
 fn aligned_copy(source: &[u8], dtype: DType) -> Bytes {

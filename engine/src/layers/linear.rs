@@ -18,7 +18,7 @@ impl Linear {
     pub(crate) fn load(weights: &LinearWeights, loader: &mut Loader) -> Self {
         Self {
             weight: loader.matrix(&weights.weight),
-            bias: weights.bias.as_ref().map(|bias| loader.tensor(bias)),
+            bias: weights.bias.as_ref().map(|bias| loader.small(bias)),
             arithmetic: loader.arithmetic,
         }
     }

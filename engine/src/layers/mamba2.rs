@@ -38,8 +38,8 @@ impl Mamba2 {
     ) -> Self {
         Self {
             in_proj: Linear::load(&weights.in_proj, loader),
-            conv_weight: loader.tensor(&weights.conv_weight),
-            conv_bias: weights.conv_bias.as_ref().map(|bias| loader.tensor(bias)),
+            conv_weight: loader.small(&weights.conv_weight),
+            conv_bias: weights.conv_bias.as_ref().map(|bias| loader.small(bias)),
             a: loader.vector(&weights.a_log, |a_log| -a_log.exp()),
             d: loader.vector(&weights.d, |d| d),
             dt_bias: loader.vector(&weights.dt_bias, |bias| bias),

@@ -14,7 +14,7 @@ pub(crate) struct Norm {
 impl Norm {
     pub(crate) fn load(weight: &Weight, eps: f32, loader: &mut Loader) -> Self {
         Self {
-            weight: loader.tensor(weight),
+            weight: loader.small(weight),
             eps,
         }
     }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use bytes::Bytes;
-use kernels::{Arithmetic, ExpertMatrices, Matrix};
+use half::{bf16, f16};
+use kernels::{Arithmetic, ExpertMatrices, Matrix, Stack};
 use safetensors::tensor::Dtype;
 
 use super::dummy;
@@ -71,15 +72,76 @@ impl Loader {
         }
     }
 
-    /// Every expert's matrix of one kind.
+    /// Every expert's matrix of one kind: each where it lies on the CPU, all in one buffer elsewhere
+    /// if they are stored alike.
     pub(crate) fn experts(&mut self, weights: &ExpertWeights) -> ExpertMatrices {
         match weights {
             ExpertWeights::Fused(weight) => ExpertMatrices::Fused(self.tensor(weight)),
-            ExpertWeights::PerExpert(weights) => {
-                let each = weights.iter().map(|weight| self.matrix(weight));
-                ExpertMatrices::PerExpert(each.collect())
+            ExpertWeights::PerExpert(each) => {
+                let stacked = if kernels::is_cpu(&self.device) {
+                    None
+                } else {
+                    self.stacked(each)
+                };
+                stacked.unwrap_or_else(|| {
+                    ExpertMatrices::PerExpert(each.iter().map(|one| self.matrix(one)).collect())
+                })
             }
         }
+    }
+
+    /// Experts in one buffer; `None` if they are not stored alike.
+    fn stacked(&mut self, each: &[MatrixWeight]) -> Option<ExpertMatrices> {
+        let codes: Vec<&Weight> = each.iter().map(MatrixWeight::codes).collect();
+        let block_scales: Vec<&Weight> =
+            each.iter().filter_map(MatrixWeight::block_scales).collect();
+        let scales: Vec<&Weight> = each.iter().filter_map(MatrixWeight::scale).collect();
+        // Their codes have one element type, and so they one format.
+        let shape = stack_shape(&codes)?;
+        if scales.is_empty() {
+            let bytes = self.concatenated(&codes);
+            let range = 0..bytes.len();
+            let dtype = burn_dtype(codes[0].dtype());
+            let device = &self.device;
+            let all = kernels::weight_from_shared(Arc::new(bytes), range, &shape, dtype, device);
+            return Some(ExpertMatrices::Fused(all));
+        }
+        let scales: Vec<f32> = scales
+            .iter()
+            .flat_map(|scale| self.numbers(scale))
+            .collect();
+        Some(ExpertMatrices::Stacked(Stack {
+            codes: self.stacked_codes(&codes)?,
+            block_scales: if block_scales.is_empty() {
+                None
+            } else {
+                Some(self.stacked_codes(&block_scales)?)
+            },
+            scales: Tensor::from_floats(scales.as_slice(), &self.device),
+        }))
+    }
+
+    fn stacked_codes(&mut self, each: &[&Weight]) -> Option<Tensor<3, Int>> {
+        let shape = stack_shape(each)?;
+        let bytes = self.concatenated(each);
+        let range = 0..bytes.len();
+        let device = &self.device;
+        Some(kernels::codes_from_shared(
+            Arc::new(bytes),
+            range,
+            shape,
+            device,
+        ))
+    }
+
+    /// One layer's worth on the host, never the whole model's.
+    fn concatenated(&mut self, each: &[&Weight]) -> Vec<u8> {
+        let len: u64 = each.iter().map(|weight| weight.num_bytes()).sum();
+        let mut all = Vec::with_capacity(len as usize);
+        for weight in each {
+            all.extend_from_slice(&self.bytes(weight));
+        }
+        all
     }
 
     /// The codes of a quantised matrix.
@@ -90,16 +152,32 @@ impl Loader {
         kernels::codes_from_shared(Arc::new(bytes), range, shape, &self.device)
     }
 
+    /// A small tensor that is no matrix: as stored on the CPU, f32 elsewhere, whose kernels read
+    /// such in one format.
+    pub(crate) fn small<const D: usize>(&mut self, weight: &Weight) -> Tensor<D> {
+        if kernels::is_cpu(&self.device) {
+            return self.tensor(weight);
+        }
+        let values = self.numbers(weight);
+        let data = TensorData::new(values, weight.shape.clone());
+        Tensor::from_data(data, (&self.device, DType::F32))
+    }
+
     /// A small vector as f32, whatever it is stored as, each element through `f`.
     pub(crate) fn vector(&mut self, weight: &Weight, f: impl Fn(f32) -> f32) -> Tensor<1> {
-        let stored: Tensor<1> = self.tensor(weight);
-        let values: Vec<f32> = stored
-            .try_to_vec_as::<f32>()
-            .expect("plain floats widen to f32")
-            .into_iter()
-            .map(f)
-            .collect();
+        let values: Vec<f32> = self.numbers(weight).into_iter().map(f).collect();
         Tensor::from_floats(values.as_slice(), &self.device)
+    }
+
+    /// A small weight's numbers.
+    fn numbers(&mut self, weight: &Weight) -> Vec<f32> {
+        let bytes = self.bytes(weight);
+        match weight.dtype() {
+            Dtype::F32 => widened(&bytes, f32::from_le_bytes),
+            Dtype::F16 => widened(&bytes, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            Dtype::BF16 => widened(&bytes, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+            other => unreachable!("{other} was refused when the weight was located"),
+        }
     }
 
     fn bytes(&mut self, weight: &Weight) -> Bytes {
@@ -128,6 +206,21 @@ impl Loader {
             },
         }
     }
+}
+
+/// The shape of matrices of one shape and element type in a row.
+fn stack_shape(each: &[&Weight]) -> Option<[usize; 3]> {
+    let first = each.first()?;
+    let is_alike =
+        |weight: &&Weight| weight.shape == first.shape && weight.dtype() == first.dtype();
+    each.iter()
+        .all(is_alike)
+        .then(|| [each.len(), first.shape[0], first.shape[1]])
+}
+
+fn widened<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    let (numbers, _) = bytes.as_chunks();
+    numbers.iter().map(|bytes| number(*bytes)).collect()
 }
 
 fn burn_dtype(dtype: Dtype) -> DType {

@@ -118,6 +118,31 @@ pub(crate) enum ExpertWeights {
     PerExpert(Vec<MatrixWeight>),
 }
 
+impl MatrixWeight {
+    /// Numbers or codes.
+    pub(crate) fn codes(&self) -> &Weight {
+        match self {
+            Self::Plain(codes) | Self::Fp8 { codes, .. } | Self::Nvfp4 { codes, .. } => codes,
+        }
+    }
+
+    /// Scales per block of columns.
+    pub(crate) fn block_scales(&self) -> Option<&Weight> {
+        match self {
+            Self::Nvfp4 { block_scales, .. } => Some(block_scales),
+            _ => None,
+        }
+    }
+
+    /// The scale of the whole.
+    pub(crate) fn scale(&self) -> Option<&Weight> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Fp8 { scale, .. } | Self::Nvfp4 { scale, .. } => Some(scale),
+        }
+    }
+}
+
 /// One tensor: where it is, or how to make it.
 #[derive(Clone)]
 pub(crate) struct Weight {
