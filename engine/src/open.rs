@@ -60,7 +60,10 @@ impl Engine {
         let num_ranks = config.tensor_parallel_size;
         let devices = device::resolve_ranks(config.device, num_ranks)?;
         let (text, path) = config_text(&config.source)?;
-        let model = ModelConfig::parse(&text, &path)?;
+        let mut model = ModelConfig::parse(&text, &path)?;
+        if let ModelSource::Folder(folder) = &config.source {
+            model.quantization.read_beside(folder)?;
+        }
         let (weights, inventory) = match &config.source {
             ModelSource::Folder(folder) => weights::locate(&model, Checkpoint::open(folder)?)?,
             ModelSource::Embedded { weights, .. } => weights::locate(

@@ -1,5 +1,7 @@
 //! Weight matrices in whatever format the checkpoint has them.
 
+use std::fmt;
+
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::{e2m1, e4m3};
@@ -16,6 +18,16 @@ pub enum Format {
     Fp8,
     /// E2M1 codes times an E4M3 scale per sixteen columns times one scale.
     Nvfp4,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "not quantised",
+            Self::Fp8 => "FP8",
+            Self::Nvfp4 => "NVFP4",
+        })
+    }
 }
 
 /// One `[N, K]` matrix: rows are outputs. Products read it packed.

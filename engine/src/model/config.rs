@@ -4,6 +4,7 @@
 //! looks at it, so that the rest of the engine may multiply sizes without fear.
 
 mod keys;
+mod quantization;
 mod sections;
 
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use self::keys::Keys;
+pub use self::quantization::Quantization;
 use super::json;
 use crate::error::EngineError;
 
@@ -57,8 +59,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Sub-layers of the draft block, if the model has one.
     pub mtp_layers: Option<Vec<LayerKind>>,
-    /// The quantisation method that the file announces, if any.
-    pub quantization: Option<String>,
+    /// What is said about the formats of matrices.
+    pub quantization: Quantization,
     /// Ids that end a turn: `eos_token_id`, which `generation_config.json` may say better.
     pub eos_token_ids: Vec<u32>,
 }
@@ -160,11 +162,11 @@ impl ModelConfig {
             what,
         };
         let document = json::parse(text).map_err(|error| fail(format!("not JSON: {error}")))?;
-        let Value::Object(map) = document else {
+        let Value::Object(map) = &document else {
             return Err(fail("the top level is not an object".into()));
         };
         let keys = Keys {
-            map: &map,
+            map,
             path: path.to_owned(),
         };
         keys.check_family()?;
@@ -195,7 +197,7 @@ impl ModelConfig {
             moe: has(LayerKind::Moe).then(|| keys.moe()).transpose()?,
             mlp_sizes: keys.mlp_sizes(&layers)?,
             mlp_bias: keys.flag("mlp_bias", false)?,
-            quantization: keys.quantization(),
+            quantization: Quantization::in_config(&document, path)?,
             eos_token_ids: keys.eos_token_ids()?,
             layers,
             mtp_layers,

@@ -231,3 +231,71 @@ fn burn_dtype(dtype: Dtype) -> DType {
         other => unreachable!("{other} was refused when the weight was located"),
     }
 }
+
+#[cfg(all(test, feature = "vulkan"))]
+mod tests {
+    use std::path::Path;
+
+    use burn::tensor::{DeviceKind, DeviceType};
+
+    use super::*;
+    use crate::checkpoint::StoredTensor;
+
+    fn stored(dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Weight {
+        Weight {
+            shape: shape.to_vec(),
+            source: Source::Stored(StoredTensor {
+                path: Path::new("here").into(),
+                dtype,
+                shape: shape.to_vec(),
+                data: bytes.into(),
+            }),
+        }
+    }
+
+    /// Sixteen columns, as many rows as asked for; every byte another one.
+    fn nvfp4(first: u8, rows: usize) -> MatrixWeight {
+        let bytes = |start: u8, count: usize| (start..).take(count).collect();
+        MatrixWeight::Nvfp4 {
+            codes: stored(Dtype::U8, &[rows, 8], bytes(first, 8 * rows)),
+            block_scales: stored(Dtype::F8_E4M3, &[rows, 1], bytes(first + 100, rows)),
+            scale: stored(Dtype::F32, &[1], f32::from(first).to_le_bytes().to_vec()),
+        }
+    }
+
+    #[test]
+    fn experts_elsewhere_lie_in_one_buffer() {
+        if Device::enumerate(DeviceType::Vulkan).is_empty() {
+            eprintln!("no Vulkan device: skipped");
+            return;
+        }
+        let device = Device::vulkan(DeviceKind::DefaultDevice);
+        let mut loader = Loader::new(device, Arithmetic::F32, 1, LoadProgress::unwatched(), 0);
+        let each = ExpertWeights::PerExpert(vec![nvfp4(1, 3), nvfp4(50, 3)]);
+        let ExpertMatrices::Stacked(stack) = loader.experts(&each) else {
+            panic!("alike and quantised");
+        };
+        assert_eq!(stack.dims(), [2, 3, 16]);
+        let codes: Vec<u8> = (1..25).chain(50..74).collect();
+        assert_eq!(stack.codes.into_data().as_bytes(), codes);
+        let block_scales = stack.block_scales.expect("NVFP4 has them").into_data();
+        assert_eq!(block_scales.as_bytes(), [101, 102, 103, 150, 151, 152]);
+        let scales = stack.scales.try_to_vec_as::<f32>().expect("numbers");
+        assert_eq!(scales, [1.0, 50.0]);
+
+        let plain =
+            |byte| MatrixWeight::Plain(stored(Dtype::BF16, &[1, 2], vec![byte, 0, 0, byte]));
+        let each = ExpertWeights::PerExpert(vec![plain(1), plain(2)]);
+        let ExpertMatrices::Fused(all) = loader.experts(&each) else {
+            panic!("alike and plain");
+        };
+        assert_eq!(all.dims(), [2, 1, 2]);
+        assert_eq!(all.into_data().as_bytes(), [1, 0, 0, 1, 2, 0, 0, 2]);
+
+        let unlike = ExpertWeights::PerExpert(vec![nvfp4(1, 1), plain(2)]);
+        assert!(matches!(
+            loader.experts(&unlike),
+            ExpertMatrices::PerExpert(_)
+        ));
+    }
+}

@@ -321,16 +321,9 @@ pub(crate) fn locate(
     config: &ModelConfig,
     checkpoint: Checkpoint,
 ) -> Result<(ModelWeights, Inventory), EngineError> {
-    let mut finder = Finder::over(checkpoint)?;
+    let mut finder = Finder::over(checkpoint, &config.quantization)?;
     let weights = finder.model(config)?;
     finder.refuse_leftovers(config)?;
-    if let Some(method) = &config.quantization
-        && finder.num_quantised == 0
-    {
-        return Err(finder.fail(format!(
-            "`quantization_config` announces {method}, but no tensor is quantised that way"
-        )));
-    }
     Ok((weights, finder.inventory))
 }
 

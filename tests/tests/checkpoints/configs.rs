@@ -267,7 +267,75 @@ pub(crate) const CASES: &[Case] = &[
                 json!({"quant_method": "modelopt", "quant_algo": "FP8"}),
             );
         },
-        &["`quantization_config` announces FP8, but no tensor is quantised that way"],
+        &[
+            "module \"backbone.layers.0.mixer.in_proj\" is FP8, `quantization_config` says, \
+           but its tensors are not quantised",
+        ],
+    ),
+    case(
+        "a quantisation that no tensor has, beside the configuration",
+        |f| {
+            let quantization = json!({"quantized_layers": {
+                "backbone.layers.3.mixer.experts.9.down_proj":
+                    {"quant_algo": "NVFP4", "group_size": 16}}});
+            beside(f, &json!({"quantization": quantization}));
+        },
+        &[
+            "module \"backbone.layers.3.mixer.experts.9.down_proj\" is NVFP4, \
+           `hf_quant_config.json` says, but its tensors are not quantised",
+        ],
+    ),
+    case(
+        "an algorithm that cannot be served",
+        |f| beside(f, &json!({"quantization": {"quant_algo": "W4A8_AWQ"}})),
+        &[
+            "module \"backbone.layers.0.mixer.in_proj\" is quantised with W4A8_AWQ, \
+           `hf_quant_config.json` says; F32, F16, BF16, FP8",
+        ],
+    ),
+    case(
+        "an algorithm of one module that cannot be served",
+        |f| {
+            set(
+                f,
+                "quantization_config",
+                json!({"quant_algo": "MIXED_PRECISION", "quantized_layers": {
+                    "backbone.layers.1.mixer.experts.3.up_proj": {"quant_algo": "INT8_SQ"}}}),
+            );
+        },
+        &[
+            "module \"backbone.layers.1.mixer.experts.3.up_proj\" is quantised with INT8_SQ, \
+           `quantization_config` says",
+        ],
+    ),
+    case(
+        "another writer's quantisation",
+        |f| {
+            set(
+                f,
+                "quantization_config",
+                json!({"quant_method": "gptq", "bits": 4}),
+            )
+        },
+        &["`quantization_config`: `quant_method` is \"gptq\", expected \"modelopt\""],
+    ),
+    case(
+        "a list of names that is a name",
+        |f| {
+            beside(
+                f,
+                &json!({"quantization": {"quant_algo": "FP8", "exclude_modules": "lm_head"}}),
+            );
+        },
+        &[
+            "hf_quant_config.json",
+            "`exclude_modules` is not a list of names",
+        ],
+    ),
+    case(
+        "no JSON beside the configuration",
+        |f| fs::write(f.join("hf_quant_config.json"), "{").expect("the copy is ours"),
+        &["hf_quant_config.json", "not JSON"],
     ),
     Case {
         name: "widths for other layers",
@@ -298,6 +366,11 @@ fn infinite_size(folder: &Path) {
         folder,
         &text.replace("\"hidden_size\": 40", "\"hidden_size\": Infinity"),
     );
+}
+
+/// Writes the file beside the configuration.
+fn beside(folder: &Path, document: &Value) {
+    fs::write(folder.join("hf_quant_config.json"), document.to_string()).expect("the copy is ours");
 }
 
 fn path(folder: &Path) -> std::path::PathBuf {

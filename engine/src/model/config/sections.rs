@@ -299,15 +299,4 @@ impl Keys<'_> {
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| self.bad(key, value, "a token id or a list of them"))
     }
-
-    pub(super) fn quantization(&self) -> Option<String> {
-        let (_, value) = self.get(&["quantization_config"])?;
-        let say = |key: &str| value.get(key).and_then(Value::as_str);
-        Some(
-            say("quant_algo")
-                .or_else(|| say("quant_method"))
-                .unwrap_or("an unnamed method")
-                .to_owned(),
-        )
-    }
 }

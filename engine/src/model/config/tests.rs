@@ -1,3 +1,4 @@
+use kernels::Format;
 use serde_json::{Map, json};
 
 use super::*;
@@ -303,7 +304,7 @@ fn broken_files_are_refused() {
 }
 
 #[test]
-fn megabytes_of_quantised_modules_are_read_past() {
+fn megabytes_of_quantised_modules_are_read() {
     let layers: Map<String, Value> = (0..41_100)
         .map(|at| {
             let name = format!("backbone.layers.{}.mixer.experts.{at}.up_proj", at % 88);
@@ -312,5 +313,10 @@ fn megabytes_of_quantised_modules_are_read_past() {
         .collect();
     let config = good(&json!({"quantization_config":
         {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}}));
-    assert_eq!(config.quantization.as_deref(), Some("MIXED_PRECISION"));
+    let said = config.quantization.of("layers.87.mixer.experts.87.up_proj");
+    let (source, format) = said.last().expect("it is named");
+    assert_eq!(
+        (source, format),
+        ("quantization_config", &Ok(Format::Nvfp4))
+    );
 }

@@ -9,10 +9,14 @@ use safetensors::tensor::Dtype;
 use super::{Init, Inventory, MatrixWeight, Source, Weight, fnv1a};
 use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::error::EngineError;
-use crate::model::config::ModelConfig;
+use crate::model::config::{ModelConfig, Quantization};
 
 /// Element types that numbers are stored in as they are.
 const PLAIN: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
+
+/// What errors offer instead.
+const SERVED: &str =
+    "F32, F16, BF16, FP8 (E4M3 with one scale) and NVFP4 (blocks of 16) can be served";
 
 /// Claims tensors by name and shape.
 pub(super) struct Finder {
@@ -20,8 +24,7 @@ pub(super) struct Finder {
     /// The file errors name when no tensor is at hand.
     pub(super) path: PathBuf,
     pub(super) inventory: Inventory,
-    /// Matrices that are not plain.
-    pub(super) num_quantised: usize,
+    quantization: Quantization,
 }
 
 pub(super) enum Origin {
@@ -35,7 +38,10 @@ pub(super) enum Origin {
 }
 
 impl Finder {
-    pub(super) fn over(checkpoint: Checkpoint) -> Result<Self, EngineError> {
+    pub(super) fn over(
+        checkpoint: Checkpoint,
+        quantization: &Quantization,
+    ) -> Result<Self, EngineError> {
         let path = checkpoint.path().to_owned();
         let mut unclaimed: BTreeMap<String, (String, StoredTensor)> = BTreeMap::new();
         let mut prefix = None;
@@ -63,7 +69,7 @@ impl Finder {
             },
             path,
             inventory: Inventory::default(),
-            num_quantised: 0,
+            quantization: quantization.clone(),
         })
     }
 
@@ -72,7 +78,7 @@ impl Finder {
             origin: Origin::Seed(seed),
             path: PathBuf::from("dummy weights"),
             inventory: Inventory::default(),
-            num_quantised: 0,
+            quantization: Quantization::default(),
         }
     }
 
@@ -109,7 +115,6 @@ impl Finder {
         if format == Format::Plain {
             return Ok(MatrixWeight::Plain(self.take(&name, &shape, init)?));
         }
-        self.num_quantised += 1;
         self.inventory.num_parameters += (shape[0] * shape[1]) as u64;
         // Static scales of activations: only weights are read quantised here.
         self.discard(&format!("{module}.input_scale"));
@@ -142,8 +147,30 @@ impl Finder {
         self.has(name).then(|| self.scalar(name)).transpose()
     }
 
-    /// How a module's matrix is stored, told by the tensors present.
+    /// How a module's matrix is stored: the tensors tell, and what the configuration says must agree.
+    /// Of the draft block it says nothing: its tensors are never quantised.
     fn format(&self, module: &str) -> Result<Format, EngineError> {
+        let format = self.stored_format(module)?;
+        for (source, said) in self.quantization.of(module) {
+            let Ok(said) = said else {
+                let algorithm = said.as_ref().expect_err("matched above");
+                return Err(self.fail(format!(
+                    "module {:?} is quantised with {algorithm}, `{source}` says; {SERVED}",
+                    self.full_name(module)
+                )));
+            };
+            if *said != format && !module.starts_with("mtp.") {
+                return Err(self.fail(format!(
+                    "module {:?} is {said}, `{source}` says, but its tensors are {format}",
+                    self.full_name(module)
+                )));
+            }
+        }
+        Ok(format)
+    }
+
+    /// Told by the tensors present.
+    fn stored_format(&self, module: &str) -> Result<Format, EngineError> {
         let Origin::Files { unclaimed, .. } = &self.origin else {
             return Ok(Format::Plain);
         };
@@ -158,8 +185,7 @@ impl Finder {
             Dtype::U8 | Dtype::I8 | Dtype::F8_E5M2 | Dtype::F4 => Err(EngineError::Checkpoint {
                 path: weight.path.to_path_buf(),
                 what: format!(
-                    "module {:?} is quantised in an unknown way ({}{}); F32, F16, BF16, FP8 (E4M3 \
-                     with one scale) and NVFP4 weights can be served",
+                    "module {:?} is quantised in an unknown way ({}{}); {SERVED}",
                     self.full_name(module),
                     weight.dtype,
                     if is_scaled("weight_scale") {
