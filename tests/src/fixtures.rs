@@ -38,7 +38,7 @@ pub fn names() -> Vec<String> {
         .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
         .collect();
     names.sort();
-    assert_eq!(names.len(), 13, "a fixture came or went: {names:?}");
+    assert_eq!(names.len(), 17, "a fixture came or went: {names:?}");
     names
 }
 

@@ -6,6 +6,7 @@
 mod configs;
 mod headers;
 mod mangled;
+mod releases;
 mod shards;
 mod tensors;
 mod texts;
@@ -69,10 +70,14 @@ fn failure(case: &Case, door: fn(&Path) -> Result<(), String>) -> Option<String>
 
 /// The error's text is what an operator sees.
 fn open(folder: &Path) -> Result<Opened, String> {
+    open_with(folder, 64 << 20)
+}
+
+fn open_with(folder: &Path, cache_memory_bytes: u64) -> Result<Opened, String> {
     let config = EngineConfig {
         device: DeviceChoice::Cpu,
         dtype: DtypeChoice::F32,
-        cache_memory_bytes: Some(64 << 20),
+        cache_memory_bytes: Some(cache_memory_bytes),
         ..EngineConfig::new(ModelSource::Folder(folder.to_owned()))
     };
     Engine::open(config).map_err(|error| error.to_string())
