@@ -315,7 +315,7 @@ pub(crate) const CASES: &[Case] = &[
                 f,
                 "quantization_config",
                 json!({"quant_method": "gptq", "bits": 4}),
-            )
+            );
         },
         &["`quantization_config`: `quant_method` is \"gptq\", expected \"modelopt\""],
     ),

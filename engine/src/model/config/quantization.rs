@@ -235,14 +235,14 @@ mod tests {
 
     use super::*;
 
-    fn section(value: Value) -> Result<Quantization, String> {
+    fn section(value: &Value) -> Result<Quantization, String> {
         let config = json!({ SECTION: value });
         Quantization::in_config(&config, Path::new("config.json")).map_err(|e| e.to_string())
     }
 
     /// What is said of some matrices, `None` for nothing.
     #[track_caller]
-    fn check(value: Value, expect: &[(&str, Option<Algorithm>)]) {
+    fn check(value: &Value, expect: &[(&str, Option<Algorithm>)]) {
         let quantization = section(value).expect("it can be read");
         for (module, algorithm) in expect {
             let said = quantization.of(module).next().map(|(_, said)| said);
@@ -261,7 +261,7 @@ mod tests {
                 key: ["lm_head", "backbone.layers.5.mixer", "model.layers.4.mixer.in_proj",
                       "language_model.backbone.layers.7*", "*.conv1d"]});
             check(
-                value,
+                &value,
                 &[
                     ("layers.0.mixer.in_proj", NVFP4),
                     ("lm_head", PLAIN),
@@ -283,7 +283,7 @@ mod tests {
             "backbone.layers.1.mixer.experts.*.up_proj": {"quant_algo": "NVFP4", "group_size": 16},
             "lm_head": {"quant_algo": "W4A16_NVFP4", "group_size": 16}}});
         check(
-            value,
+            &value,
             &[
                 ("layers.0.mixer.in_proj", FP8),
                 ("layers.0.mixer.out_proj", PLAIN),
@@ -304,7 +304,7 @@ mod tests {
             "group_0": group(8, Value::Null, json!(["backbone.layers.0.mixer.in_proj"])),
             "group_1": group(4, json!(16), json!(["*.experts.*"]))}});
         check(
-            value,
+            &value,
             &[
                 ("layers.0.mixer.in_proj", FP8),
                 ("layers.1.mixer.experts.0.up_proj", NVFP4),
@@ -314,7 +314,7 @@ mod tests {
         let value = json!({"ignore": ["lm_head"],
             "config_groups": {"group_0": group(8, Value::Null, json!(["Linear"]))}});
         check(
-            value,
+            &value,
             &[("layers.0.mixer.in_proj", FP8), ("lm_head", PLAIN)],
         );
     }
@@ -330,30 +330,28 @@ mod tests {
             ),
         ] {
             let unknown = Some(Err(name.to_owned()));
-            check(
-                layer.clone(),
-                &[("layers.0.mixer.in_proj", unknown.clone())],
-            );
+            check(&layer, &[("layers.0.mixer.in_proj", unknown.clone())]);
             let value = json!({"quantized_layers": {"lm_head": layer}});
             check(
-                value,
+                &value,
                 &[("lm_head", unknown), ("layers.0.mixer.in_proj", PLAIN)],
             );
         }
-        let error = section(json!({"quant_method": "awq"})).expect_err("another writer");
+        let error = section(&json!({"quant_method": "awq"})).expect_err("another writer");
         assert!(error.contains("`quant_method` is \"awq\""), "{error}");
-        let error = section(json!({"quant_algo": "FP8", "ignore": "lm_head"})).expect_err("a name");
+        let error =
+            section(&json!({"quant_algo": "FP8", "ignore": "lm_head"})).expect_err("a name");
         assert!(error.contains("`ignore` is not a list of names"), "{error}");
     }
 
     #[test]
     fn nothing_is_said_of_nothing() {
-        check(Value::Null, &[("lm_head", None)]);
+        check(&Value::Null, &[("lm_head", None)]);
         check(
-            json!({"quant_algo": "MIXED_PRECISION"}),
+            &json!({"quant_algo": "MIXED_PRECISION"}),
             &[("lm_head", None)],
         );
-        check(json!({"kv_cache_quant_algo": "FP8"}), &[("lm_head", None)]);
+        check(&json!({"kv_cache_quant_algo": "FP8"}), &[("lm_head", None)]);
     }
 
     #[test]
