@@ -5,7 +5,10 @@
 
 use std::path::Path;
 
-use engine::{DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineError, ModelSource};
+use engine::{
+    DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineError, ModelSource, PackedFormat,
+    Quantize,
+};
 use nemoserve_tests::driver::{Driver, Line, Scores, Turn};
 use nemoserve_tests::fixtures;
 use scheduler::{Runner, TokenLogprobs};
@@ -129,6 +132,24 @@ fn what_does_not_divide_is_refused_by_name() {
     }
 }
 
+/// Codes are cut with their scales; rows that are not whole blocks stay BF16, so this is a mix.
+#[test]
+fn packed_weights_are_split_with_their_scales() {
+    for format in [PackedFormat::Fp8, PackedFormat::Nvfp4] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let output = folder.path().join("packed");
+        let packed = Quantize {
+            model: fixtures::folder("real-heads"),
+            output: output.clone(),
+            format,
+            exclude: Vec::new(),
+        };
+        let packed = packed.run(|_| {}).expect("it can be packed");
+        assert!(packed.num_packed > 32, "{packed:?}");
+        check(&ModelSource::Folder(output), &[2]);
+    }
+}
+
 /// The cache of a rank holds its own heads.
 #[test]
 fn caches_are_as_small_as_the_share() {
@@ -194,17 +215,22 @@ fn check(source: &ModelSource, counts: &[usize]) {
     let expect = run(source, ALONE, &prompts, None);
     for ranks in splits(counts) {
         let got = run(source, ranks, &prompts, Some(&expect));
+        let mut most = 0.0_f32;
         for (at, (got, expect)) in got.iter().zip(&expect).enumerate() {
             assert_eq!(got.len(), expect.len());
             for (position, (got, expect)) in got.iter().zip(expect).enumerate() {
                 let what = format!("{ranks:?}, prompt {at}, position {position}");
                 let off = largest_difference(got, expect);
                 assert!(off <= TOLERANCE, "{what}: {off:.1e}");
+                most = most.max(off);
                 if margin(expect) > 2.0 * TOLERANCE {
                     assert_eq!(got.top[0].0, expect.top[0].0, "{what}");
                 }
             }
         }
+        // Sums in another order are other sums: equal ones would mean that nothing was split.
+        assert!(most > 0.0, "{ranks:?}");
+        eprintln!("{ranks:?}: {most:.1e} at most");
     }
 }
 

@@ -34,7 +34,7 @@ pub fn can_all_reduce(devices: &[Device]) -> Result<(), String> {
     }
 }
 
-#[cfg(feature = "cuda")]
+#[cfg(feature = "cube")]
 fn has_transport(device: &Device) -> bool {
     use burn_dispatch::DispatchDevice;
 
@@ -44,7 +44,26 @@ fn has_transport(device: &Device) -> bool {
     }
 }
 
-#[cfg(not(feature = "cuda"))]
+#[cfg(not(feature = "cube"))]
 fn has_transport(_device: &Device) -> bool {
     false
+}
+
+#[cfg(all(test, feature = "vulkan"))]
+mod tests {
+    use burn::tensor::{DeviceKind, DeviceType};
+
+    use super::*;
+
+    /// Vulkan has no way from device to device, as a machine without NCCL has none.
+    #[test]
+    fn what_is_missing_is_named() {
+        if Device::enumerate(DeviceType::Vulkan).is_empty() {
+            eprintln!("no Vulkan device: skipped");
+            return;
+        }
+        let device = Device::vulkan(DeviceKind::DefaultDevice);
+        let missing = can_all_reduce(&[device.clone(), device]).expect_err("there is none");
+        assert!(missing.contains("libnccl.so.2"), "{missing}");
+    }
 }
