@@ -11,7 +11,7 @@
 
 mod meeting;
 
-use std::any::Any;
+use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -242,16 +242,21 @@ fn serve<R: Runner<Error = EngineError>>(
     ties: &Ties,
 ) {
     let say = |outcome| drop(reports.send(Report { rank, outcome }));
+    let phase = Cell::new(Phase::Load);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut runner = load()?;
         say(Ok(None));
         for order in orders {
             match order {
                 Order::WarmUp => {
+                    phase.set(Phase::WarmUp);
                     runner.warm_up(&mut |_, _| {})?;
                     say(Ok(None));
                 }
-                Order::Submit(plan) => runner.submit((*plan).clone())?,
+                Order::Submit(plan) => {
+                    phase.set(Phase::Step);
+                    runner.submit((*plan).clone())?;
+                }
                 Order::Collect(masks) => say(Ok(Some(runner.collect(&masks)?))),
             }
         }
@@ -260,21 +265,14 @@ fn serve<R: Runner<Error = EngineError>>(
     let failure = match outcome {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error,
-        Err(panic) => match failure_of(panic.as_ref()) {
-            Some(error) => error,
-            // The culprit has spoken.
-            None => return,
-        },
+        // The culprit has spoken.
+        Err(panic) if panic.is::<PeerGone>() => return,
+        Err(panic) => verdict::of_panic(phase.get(), panic.as_ref()),
     };
     // Those whom this wakes say nothing.
     ties.broken.store(true, Ordering::Release);
     ties.all_reduce.break_up();
     say(Err(failure.of_rank(rank, num_ranks)));
-}
-
-/// `None` if a rank only follows another.
-fn failure_of(panic: &(dyn Any + Send)) -> Option<EngineError> {
-    (!panic.is::<PeerGone>()).then(|| verdict::of_panic(Phase::Step, panic))
 }
 
 /// Unwinds a rank that waits for one that is gone: layers have no way to return an error, and it is
