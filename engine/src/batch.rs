@@ -1,12 +1,12 @@
 //! The plan as flat index lists.
 
-use kernels::{Layout, RowLayout};
+use kernels::{Layout, RowLayout, TokenIds};
 use scheduler::Row;
 
 /// One step's rows, one after the other in the flat token dimension `T`.
 pub(crate) struct Batch {
     /// Input ids, `[T]`.
-    pub(crate) ids: Vec<u32>,
+    pub(crate) ids: TokenIds,
     pub(crate) layout: Layout,
     /// Positions in `T` whose logits are needed, ascending.
     pub(crate) positions: Vec<usize>,
@@ -14,27 +14,26 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub(crate) fn new(rows: &[Row], block_size: usize) -> Self {
-        let mut batch = Self {
-            ids: Vec::new(),
-            layout: Layout {
-                rows: Vec::with_capacity(rows.len()),
-                block_size,
-            },
-            positions: Vec::new(),
-        };
+        let mut ids = Vec::new();
+        let mut positions = Vec::new();
+        let mut layout = Vec::with_capacity(rows.len());
         for row in rows {
-            let first = batch.ids.len();
-            batch.ids.extend(&row.input_ids);
-            let end = batch.ids.len();
-            batch.positions.extend(scored(row).map(|at| first + at));
-            batch.layout.rows.push(RowLayout {
+            let first = ids.len();
+            ids.extend(&row.input_ids);
+            let end = ids.len();
+            positions.extend(scored(row).map(|at| first + at));
+            layout.push(RowLayout {
                 tokens: first..end,
                 start: row.start as usize,
                 slot: row.slot.0 as usize,
                 blocks: row.block_table.iter().map(|block| block.0).collect(),
             });
         }
-        batch
+        Self {
+            ids: ids.into(),
+            layout: Layout::new(layout, block_size),
+            positions,
+        }
     }
 }
 

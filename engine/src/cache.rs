@@ -3,12 +3,10 @@
 //! A pool has one owner: it is taken out, written and put back. A second handle to it would turn
 //! every write into a copy of the whole pool.
 
-use burn::tensor::kind::Basic;
-use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device};
 use kernels::{KvFormat, KvPool, KvTensor, StatePool};
 use scheduler::{CacheConfig, StateOp};
 
-use crate::device;
 use crate::model::{LayerKind, ModelConfig};
 
 /// All cached state of all sequences.
@@ -64,8 +62,8 @@ impl DeviceCache {
             let conv = [num_slots, mamba.conv_dim(), mamba.conv_kernel - 1];
             let ssm = [num_slots, mamba.num_heads, mamba.head_dim, mamba.state_size];
             (0..model.num_layers(LayerKind::Mamba)).map(move |_| StatePool {
-                conv: zeros(conv, DType::F32, device),
-                ssm: zeros(ssm, DType::F32, device),
+                conv: kernels::zeros(conv, DType::F32, device),
+                ssm: kernels::zeros(ssm, DType::F32, device),
             })
         });
         Self {
@@ -132,32 +130,13 @@ impl DeviceCache {
 /// A zeroed side of a KV pool.
 fn side(shape: [usize; 4], format: KvFormat, scale: f32, device: &Device) -> KvTensor {
     match format {
-        KvFormat::F32 => KvTensor::Float(zeros(shape, DType::F32, device)),
-        KvFormat::Bf16 => KvTensor::Float(zeros(shape, DType::BF16, device)),
+        KvFormat::F32 => KvTensor::Float(kernels::zeros(shape, DType::F32, device)),
+        KvFormat::Bf16 => KvTensor::Float(kernels::zeros(shape, DType::BF16, device)),
         KvFormat::Fp8 => KvTensor::Fp8 {
-            codes: zeros(shape, DType::U8, device),
+            codes: kernels::zeros(shape, DType::U8, device),
             scale,
         },
     }
-}
-
-/// A zeroed pool. On the CPU its pages are the system's zero pages until somebody writes to them: a
-/// cache takes the memory that is used, not the memory that was granted.
-fn zeros<const D: usize, K: Basic>(
-    shape: [usize; D],
-    dtype: DType,
-    device: &Device,
-) -> Tensor<D, K> {
-    if !device::is_cpu(device) {
-        return Tensor::zeros(shape, (device, dtype));
-    }
-    let count = shape.iter().product();
-    let bytes = match dtype {
-        DType::U8 => Bytes::from_elems(vec![0_u8; count]),
-        DType::BF16 => Bytes::from_elems(vec![0_u16; count]),
-        _ => Bytes::from_elems(vec![0_f32; count]),
-    };
-    Tensor::from_data(TensorData::from_bytes(bytes, shape, dtype), (device, dtype))
 }
 
 const PUT_BACK: &str = "every pool was put back";

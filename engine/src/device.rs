@@ -17,6 +17,9 @@ pub enum DeviceChoice {
     Cpu,
     /// A CUDA device by index.
     Cuda(usize),
+    /// The first Vulkan device: for tests of the GPU kernels where there is no GPU.
+    #[cfg(feature = "vulkan")]
+    Vulkan,
 }
 
 impl FromStr for DeviceChoice {
@@ -27,6 +30,8 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
+            #[cfg(feature = "vulkan")]
+            "vulkan" => Ok(Self::Vulkan),
             _ => text
                 .strip_prefix("cuda:")
                 .and_then(|index| index.parse().ok())
@@ -42,6 +47,8 @@ impl fmt::Display for DeviceChoice {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(index) => write!(f, "cuda:{index}"),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => f.write_str("vulkan"),
         }
     }
 }
@@ -54,6 +61,8 @@ pub(crate) fn resolve(choice: DeviceChoice) -> Result<Device, EngineError> {
         DeviceChoice::Auto if num_cuda_devices() == 0 => Ok(Device::flex()),
         DeviceChoice::Auto => cuda(0),
         DeviceChoice::Cuda(index) => cuda(index),
+        #[cfg(feature = "vulkan")]
+        DeviceChoice::Vulkan => vulkan(),
     }
 }
 
@@ -67,6 +76,8 @@ pub(crate) fn resolve_ranks(
         DeviceChoice::Cuda(index) => index,
         DeviceChoice::Auto if num_cuda_devices() > 0 => 0,
         DeviceChoice::Auto | DeviceChoice::Cpu => return Ok(vec![Device::flex(); num_ranks]),
+        #[cfg(feature = "vulkan")]
+        DeviceChoice::Vulkan => return Ok(vec![vulkan()?; num_ranks]),
     };
     if num_ranks > 1 && first + num_ranks > num_cuda_devices() && cfg!(feature = "cuda") {
         return Err(EngineError::Device(format!(
@@ -156,6 +167,8 @@ pub(crate) fn memory(
         DeviceChoice::Cuda(index) => index,
         DeviceChoice::Auto => 0,
         DeviceChoice::Cpu => return Ok(None),
+        #[cfg(feature = "vulkan")]
+        DeviceChoice::Vulkan => return Ok(None),
     };
     if is_cpu(device) {
         return Ok(None);
@@ -193,6 +206,17 @@ fn cuda(index: usize) -> Result<Device, EngineError> {
     Err(EngineError::Device(format!(
         "cuda:{index} was asked for, this build has no CUDA (build with `--features cuda`)"
     )))
+}
+
+#[cfg(feature = "vulkan")]
+fn vulkan() -> Result<Device, EngineError> {
+    use burn::tensor::{DeviceKind, DeviceType};
+    if Device::enumerate(DeviceType::Vulkan).is_empty() {
+        return Err(EngineError::Device(
+            "vulkan was asked for, this machine has no Vulkan device".into(),
+        ));
+    }
+    Ok(Device::vulkan(DeviceKind::DefaultDevice))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! | `cache` | block and slot tensors, the plan's movements between them |
 //! | `batch`, `buckets` | plan to flat index lists; which positions need logits; sizes of steps |
 //! | `sampler`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
+//! | `decode` | decode steps recorded per bucket and replayed as one launch, on GPUs |
 //! | `model_runner` | implements `scheduler::Runner`; decides nothing |
 //! | `quantize/` | a checkpoint written anew in FP8 or NVFP4 |
 //! | `parallel` | several ranks as one runner: a thread each, and the sum between them |
@@ -45,6 +46,7 @@ mod cache;
 mod checkpoint;
 mod config;
 mod constraints;
+mod decode;
 mod device;
 mod engine_core;
 mod error;

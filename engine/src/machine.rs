@@ -54,6 +54,11 @@ impl Machine {
         }
     }
 
+    /// Whether this build and this machine have such a device.
+    pub fn has_device(device: DeviceChoice) -> bool {
+        device::resolve(device).is_ok()
+    }
+
     /// Runs every kernel on a device against plain loops in f64, once for every weight format, and at a
     /// model's own matrices if there is one. Small shapes take about a second on a CPU, a large
     /// model's minutes: the loops that judge are plain. Equal seeds draw equal inputs.

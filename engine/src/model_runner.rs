@@ -10,8 +10,9 @@ use scheduler::{
 
 use crate::batch::{self, Batch};
 use crate::cache::DeviceCache;
+use crate::decode::DecodeGraphs;
 use crate::error::EngineError;
-use crate::model::nemotron_h::NemotronH;
+use crate::model::nemotron_h::{self, NemotronH};
 use crate::sampler;
 
 /// Positions whose logits are computed at once: a row of logits of a large vocabulary is half a
@@ -24,6 +25,8 @@ pub(crate) struct ModelRunner {
     cache: DeviceCache,
     /// Steps to run before the first plan, by their number of rows and tokens in each.
     warm_ups: Vec<(u32, u32)>,
+    /// `None`: every step is launched kernel by kernel.
+    graphs: Option<DecodeGraphs>,
     in_flight: Option<InFlight>,
     /// Draws tokens; else computes its part of the logits and leaves the rest to rank 0.
     draws: bool,
@@ -34,15 +37,29 @@ struct InFlight {
     step: StepId,
     rows: Vec<Row>,
     /// What the model made of them, unless the plan only moves memory.
-    forward: Option<(Batch, Tensor<2>)>,
+    forward: Option<(Batch, Forward)>,
+}
+
+/// How far the model has come with a step.
+enum Forward {
+    /// Hidden states of all positions, `[T, H]`.
+    Hidden(Tensor<2>),
+    /// Logits of all positions, `[T, V]`, from a recorded step.
+    Logits(Tensor<2>),
 }
 
 impl ModelRunner {
-    pub(crate) fn new(model: NemotronH, cache: DeviceCache, warm_ups: Vec<(u32, u32)>) -> Self {
+    pub(crate) fn new(
+        model: NemotronH,
+        cache: DeviceCache,
+        warm_ups: Vec<(u32, u32)>,
+        graphs: Option<DecodeGraphs>,
+    ) -> Self {
         Self {
             model,
             cache,
             warm_ups,
+            graphs,
             in_flight: None,
             draws: true,
         }
@@ -60,7 +77,7 @@ impl ModelRunner {
         &self,
         rows: &[Row],
         masks: &[Option<TokenMask>],
-        (batch, hidden): &(Batch, Tensor<2>),
+        (batch, forward): &(Batch, Forward),
     ) -> Vec<RowResult> {
         // Which row and which of its inputs each position belongs to.
         let owners: Vec<(usize, usize)> = rows
@@ -72,7 +89,10 @@ impl ModelRunner {
             rows.iter().map(|_| Ok(RowOutput::default())).collect();
         let chunks = batch.positions.chunks(LOGIT_ROWS);
         for (positions, owners) in chunks.zip(owners.chunks(LOGIT_ROWS)) {
-            let logits = self.model.logits(hidden, positions);
+            let logits = match forward {
+                Forward::Hidden(hidden) => self.model.logits(hidden, positions),
+                Forward::Logits(logits) => nemotron_h::select(logits, positions),
+            };
             let [num_positions, vocab_size] = logits.dims();
             let read: Vec<OnceLock<Result<RowOutput, RowFault>>> =
                 owners.iter().map(|_| OnceLock::new()).collect();
@@ -131,10 +151,22 @@ impl Runner for ModelRunner {
         assert!(self.in_flight.is_none(), "one step in flight at most");
         self.cache.apply(&plan.ops);
         let batch = Batch::new(&plan.rows, self.cache.block_size);
-        let forward = (!batch.ids.is_empty()).then(|| {
-            let hidden = self.model.forward(&batch, &mut self.cache);
-            (batch, hidden)
-        });
+        let forward = if plan.rows.is_empty() {
+            None
+        } else {
+            let recorded = match &mut self.graphs {
+                None => None,
+                Some(graphs) => graphs.logits(&batch, &self.model, &mut self.cache)?,
+            };
+            let forward = recorded.map_or_else(
+                || {
+                    let (ids, layout) = (&batch.ids, &batch.layout);
+                    Forward::Hidden(self.model.forward(ids, layout, &mut self.cache))
+                },
+                Forward::Logits,
+            );
+            Some((batch, forward))
+        };
         self.in_flight = Some(InFlight {
             step: plan.step,
             rows: plan.rows,
@@ -149,10 +181,12 @@ impl Runner for ModelRunner {
             if self.draws {
                 return self.read_out(&step.rows, masks, &forward);
             }
-            let (batch, hidden) = forward;
-            // The same calls as those of rank 0, which waits for this part of each.
-            for positions in batch.positions.chunks(LOGIT_ROWS) {
-                self.model.logits(&hidden, positions);
+            // The same calls as those of rank 0, which waits for this part of each. Ranks record
+            // nothing.
+            if let (batch, Forward::Hidden(hidden)) = forward {
+                for positions in batch.positions.chunks(LOGIT_ROWS) {
+                    self.model.logits(&hidden, positions);
+                }
             }
             Vec::new()
         });
@@ -270,7 +304,7 @@ mod tests {
         };
         let scales = [KvScales::default()];
         let cache = DeviceCache::new(&config, &cache, KvFormat::F32, &scales, &device);
-        ModelRunner::new(model, cache, warm_ups)
+        ModelRunner::new(model, cache, warm_ups, None)
     }
 
     /// Everything cached but the padding block.

@@ -13,6 +13,7 @@ use crate::buckets::decode_buckets;
 use crate::cache::{DeviceCache, KvScales};
 use crate::checkpoint::Checkpoint;
 use crate::config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource};
+use crate::decode::DecodeGraphs;
 use crate::device;
 use crate::engine_core::{LoadProgress, spawn};
 use crate::error::EngineError;
@@ -283,10 +284,12 @@ impl Opened {
             progress,
             weights.num_bytes(),
         );
+        // A recorded step would have to hold what ranks say to each other.
+        let graphs = peers.is_none().then(|| DecodeGraphs::new(device));
         let loaded = NemotronH::load(weights, model, peers, &mut loader);
         let kv_scales = vec![KvScales::default(); model.num_layers(LayerKind::Attention)];
         let cache = DeviceCache::new(model, &self.plan.cache, self.kv_format, &kv_scales, device);
-        ModelRunner::new(loaded, cache, self.warm_ups(device))
+        ModelRunner::new(loaded, cache, self.warm_ups(device), graphs)
     }
 
     /// Steps to run before the first request, as rows and tokens in each. A processor compiles nothing:

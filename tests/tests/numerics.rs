@@ -5,9 +5,10 @@
 //! All of it on every instruction set of the machine. Plans are made by hand, so that a test
 //! decides what runs together.
 
+use std::cell::Cell;
 use std::path::Path;
 
-use engine::{DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineError, ModelSource};
+use engine::{DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineError, Machine, ModelSource};
 use kernels::Isa;
 use nemoserve_tests::driver::{Driver, Line, Scores, Turn};
 use nemoserve_tests::fixtures::{self, Expected};
@@ -48,6 +49,23 @@ macro_rules! fixtures {
                 fn bf16_stays_near() {
                     crate::on_every_isa(|| crate::check_bf16($fixture));
                 }
+
+                #[test]
+                fn a_gpu_answers_the_same() {
+                    crate::on_gpu(|| crate::check_against_transformers($fixture));
+                }
+
+                #[test]
+                fn a_gpu_in_bf16_stays_near() {
+                    crate::on_gpu(|| crate::check_bf16($fixture));
+                }
+
+                #[test]
+                fn chunks_and_batches_change_no_bit_on_a_gpu() {
+                    crate::on_gpu(|| {
+                        crate::check_batch_invariance($fixture, engine::DtypeChoice::F32);
+                    });
+                }
             })*
         }
 
@@ -86,6 +104,26 @@ fn on_every_isa(check: impl Fn()) {
         eprintln!("on {}", isa.name());
         kernels::with_isa(isa, &check);
     }
+}
+
+thread_local! {
+    static DEVICE: Cell<DeviceChoice> = const { Cell::new(DeviceChoice::Cpu) };
+}
+
+/// The way that a GPU takes, on a Vulkan device. Where the machine has none, on a processor if need
+/// be, it says so loudly and checks nothing, unless `NEMOSERVE_REQUIRE_VULKAN` insists.
+fn on_gpu(check: impl Fn()) {
+    if Machine::has_device(DeviceChoice::Vulkan) {
+        DEVICE.set(DeviceChoice::Vulkan);
+        check();
+        DEVICE.set(DeviceChoice::Cpu);
+        return;
+    }
+    assert!(
+        std::env::var_os("NEMOSERVE_REQUIRE_VULKAN").is_none(),
+        "no Vulkan device: install mesa-vulkan-drivers"
+    );
+    eprintln!("SKIPPED: no Vulkan device (install mesa-vulkan-drivers to run the GPU kernels)");
 }
 
 fn check_against_transformers(fixture: &str) {
@@ -344,7 +382,7 @@ fn open_folder(
 
 fn config(folder: &Path, dtype: DtypeChoice) -> EngineConfig {
     EngineConfig {
-        device: DeviceChoice::Cpu,
+        device: DEVICE.get(),
         dtype,
         max_model_len: Some(BLOCK_SIZE * (NUM_BLOCKS - 1)),
         max_num_seqs: NUM_SLOTS - 1,

@@ -11,6 +11,43 @@ pub struct Layout {
     pub rows: Vec<RowLayout>,
     /// Positions per KV block.
     pub block_size: usize,
+    /// The same as index buffers of the device that asked first.
+    #[cfg(feature = "cube")]
+    pub(crate) index: crate::cube::StepCell,
+}
+
+/// The token ids of a step.
+#[derive(Clone, Debug, Default)]
+pub struct TokenIds {
+    host: Vec<u32>,
+    #[cfg(feature = "cube")]
+    pub(crate) device: std::sync::OnceLock<cube_kernels::Buffer>,
+}
+
+impl From<Vec<u32>> for TokenIds {
+    fn from(host: Vec<u32>) -> Self {
+        Self {
+            host,
+            #[cfg(feature = "cube")]
+            device: std::sync::OnceLock::new(),
+        }
+    }
+}
+
+impl TokenIds {
+    /// Ids that were put on the device before, and may change there.
+    #[cfg(feature = "cube")]
+    pub(crate) fn fixed(num_tokens: usize, device: cube_kernels::Buffer) -> Self {
+        Self {
+            host: vec![0; num_tokens],
+            device: device.into(),
+        }
+    }
+
+    /// The ids as they were given.
+    pub fn as_slice(&self) -> &[u32] {
+        &self.host
+    }
 }
 
 /// One sequence's part of a step.
@@ -39,6 +76,33 @@ impl RowLayout {
 }
 
 impl Layout {
+    /// Lays rows out over blocks of `block_size` positions.
+    pub fn new(rows: Vec<RowLayout>, block_size: usize) -> Self {
+        Self {
+            rows,
+            block_size,
+            #[cfg(feature = "cube")]
+            index: crate::cube::StepCell::default(),
+        }
+    }
+
+    /// The layout of rows of one token each that were put on the device before, and may change
+    /// there. On the host they are padding.
+    #[cfg(feature = "cube")]
+    pub(crate) fn fixed(index: &cube_kernels::StepIndex) -> Self {
+        let rows = (0..index.num_rows).map(|at| RowLayout {
+            tokens: at..at + 1,
+            start: 0,
+            slot: 0,
+            blocks: vec![0],
+        });
+        Self {
+            rows: rows.collect(),
+            block_size: index.block_size,
+            index: crate::cube::StepCell::preset(index.clone()),
+        }
+    }
+
     /// Our own callers build layouts, so a bad one is a bug: row tokens must follow one another
     /// inside `num_tokens`, and every row must hold blocks for its positions when `paged`.
     ///
@@ -83,8 +147,11 @@ impl Layout {
     pub(crate) fn check_slots(&self, num_slots: usize) {
         let mut slots: Vec<usize> = self.rows.iter().map(|row| row.slot).collect();
         slots.sort_unstable();
+        // Slot 0 is padding: its state is nobody's.
         assert!(
-            slots.windows(2).all(|pair| pair[0] != pair[1]),
+            slots
+                .windows(2)
+                .all(|pair| pair[0] != pair[1] || pair[0] == 0),
             "two rows share a state slot: {slots:?}"
         );
         assert!(
@@ -161,10 +228,7 @@ mod tests {
 
     /// Two rows over blocks of four positions.
     fn layout() -> Layout {
-        Layout {
-            rows: vec![row(0..3, 4, 1, &[5, 2]), row(3..4, 0, 2, &[1])],
-            block_size: 4,
-        }
+        Layout::new(vec![row(0..3, 4, 1, &[5, 2]), row(3..4, 0, 2, &[1])], 4)
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Which of an operation's ways is taken: the CPU kernel for tensors on Flex, else the reference.
+//! Which of an operation's ways is taken: the CPU kernel for tensors on Flex, the CubeCL kernel for
+//! tensors on a GPU, else the reference.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +40,56 @@ pub fn is_cpu(device: &Device) -> bool {
     matches!(device.as_dispatch(), DispatchDevice::Flex(_))
 }
 
-/// Whether an operation on this tensor takes the CPU kernel.
-pub(crate) fn takes_cpu<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> bool {
-    !FORCE_REFERENCE.load(Ordering::Relaxed) && !REFERENCE_HERE.get() && is_cpu(&tensor.device())
+/// Whether the device is one that CubeCL speaks to.
+pub fn is_gpu(device: &Device) -> bool {
+    #[cfg(feature = "cube")]
+    return matches!(device.as_dispatch(), DispatchDevice::Cube(_));
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = device;
+        false
+    }
 }
+
+/// Kinds of tensors that a GPU can hold; all of them in builds for none.
+#[cfg(feature = "cube")]
+pub(crate) use crate::cube::Kind as OnGpu;
+#[cfg(not(feature = "cube"))]
+pub(crate) trait OnGpu {}
+#[cfg(not(feature = "cube"))]
+impl<K> OnGpu for K {}
+
+/// The ways of an operation.
+pub(crate) enum Way {
+    Cpu,
+    #[cfg(feature = "cube")]
+    Cube,
+    Reference,
+}
+
+/// Which way an operation on this tensor takes.
+pub(crate) fn way<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> Way {
+    if FORCE_REFERENCE.load(Ordering::Relaxed) || REFERENCE_HERE.get() {
+        return Way::Reference;
+    }
+    match tensor.device().as_dispatch() {
+        DispatchDevice::Flex(_) => Way::Cpu,
+        #[cfg(feature = "cube")]
+        DispatchDevice::Cube(_) => Way::Cube,
+        #[allow(unreachable_patterns)] // Devices that other features would bring.
+        _ => Way::Reference,
+    }
+}
+
+/// Takes the way of a tensor.
+macro_rules! route {
+    ($tensor:expr, cpu: $cpu:expr, cube: $cube:expr, reference: $reference:expr $(,)?) => {
+        match $crate::route::way($tensor) {
+            $crate::route::Way::Cpu => $cpu,
+            #[cfg(feature = "cube")]
+            $crate::route::Way::Cube => $cube,
+            $crate::route::Way::Reference => $reference,
+        }
+    };
+}
+pub(crate) use route;

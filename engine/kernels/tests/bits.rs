@@ -241,10 +241,7 @@ fn check_attention(
     };
     for isa in Isa::available() {
         with_isa(isa, || {
-            let layout = Layout {
-                rows: vec![row(0..len, 0, 1)],
-                block_size,
-            };
+            let layout = Layout::new(vec![row(0..len, 0, 1)], block_size);
             let pool = cache_write(new_pool(), k.clone(), v.clone(), &layout);
             let whole = bits(&paged_attention(q.clone(), &pool, heads, &layout));
 
@@ -264,7 +261,7 @@ fn check_attention(
                 if strangers > 0 {
                     rows.insert(0, row(0..strangers, 0, 2));
                 }
-                let layout = Layout { rows, block_size };
+                let layout = Layout::new(rows, block_size);
                 pool = cache_write(pool, beside(&k), beside(&v), &layout);
                 let out = paged_attention(beside(&q), &pool, heads, &layout);
                 pieces.extend(bits(&tokens(&out, strangers..strangers + piece.len())));
@@ -319,10 +316,7 @@ fn check_mixer(shape: &MambaShape, len: usize, cuts: &[usize]) -> TestCaseResult
     };
     for isa in Isa::available() {
         with_isa(isa, || {
-            let layout = Layout {
-                rows: vec![row(0..len, 1)],
-                block_size: 1,
-            };
+            let layout = Layout::new(vec![row(0..len, 1)], 1);
             let (y, pool) = step(&projected, new_pool(), &layout);
             let (whole, whole_state) = (bits(&y), slot_bits(&pool));
 
@@ -332,10 +326,7 @@ fn check_mixer(shape: &MambaShape, len: usize, cuts: &[usize]) -> TestCaseResult
                 let n = piece.len();
                 let stranger = tokens(&projected, 0..1).neg();
                 let inputs = Tensor::cat(vec![tokens(&projected, piece), stranger], 0);
-                let layout = Layout {
-                    rows: vec![row(0..n, 1), row(n..n + 1, 2)],
-                    block_size: 1,
-                };
+                let layout = Layout::new(vec![row(0..n, 1), row(n..n + 1, 2)], 1);
                 let (y, after) = step(&inputs, pool, &layout);
                 pool = after;
                 pieces.extend(bits(&tokens(&y, 0..n)));
@@ -401,15 +392,15 @@ fn number_of_threads_changes_nothing() {
         keys: random([40, 16, 2, 64]).into(),
         values: random([40, 16, 2, 64]).into(),
     };
-    let layout = Layout {
-        rows: vec![RowLayout {
+    let layout = Layout::new(
+        vec![RowLayout {
             tokens: 0..1,
             start: 600,
             slot: 0,
             blocks: (0..38).collect(),
         }],
-        block_size: 16,
-    };
+        16,
+    );
     let run = |threads| {
         set_num_threads(threads);
         assert_eq!(num_threads(), threads);
@@ -530,10 +521,7 @@ fn rows_may_not_share_a_slot() {
         slot: 1,
         blocks: Vec::new(),
     };
-    let layout = Layout {
-        rows: vec![row(0..1), row(1..2)],
-        block_size: 1,
-    };
+    let layout = Layout::new(vec![row(0..1), row(1..2)], 1);
     let _ = causal_conv1d(
         &random([2, 5]),
         &random([3, 1, 2]),

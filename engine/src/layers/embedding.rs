@@ -1,7 +1,7 @@
 //! Token ids to vectors, and with tied weights back.
 
 use burn::tensor::Tensor;
-use kernels::Arithmetic;
+use kernels::{Arithmetic, TokenIds};
 
 use crate::model::load::Loader;
 use crate::model::weights::Weight;
@@ -21,7 +21,7 @@ impl Embedding {
     }
 
     /// Rows of the table as f32, `[T, H]`; not scaled.
-    pub(crate) fn forward(&self, ids: &[u32]) -> Tensor<2> {
+    pub(crate) fn forward(&self, ids: &TokenIds) -> Tensor<2> {
         kernels::embedding(&self.table, ids)
     }
 

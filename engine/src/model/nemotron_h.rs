@@ -2,11 +2,11 @@
 //! head.
 
 use burn::tensor::{Int, Tensor, TensorData};
+use kernels::{Layout, TokenIds};
 
 use super::config::ModelConfig;
 use super::load::Loader;
 use super::weights::{LayerWeights, MixerWeights, ModelWeights};
-use crate::batch::Batch;
 use crate::cache::DeviceCache;
 use crate::layers::attention::Attention;
 use crate::layers::embedding::Embedding;
@@ -75,16 +75,21 @@ impl NemotronH {
     }
 
     /// Hidden states after the final norm, `[T, H]`.
-    pub(crate) fn forward(&self, batch: &Batch, cache: &mut DeviceCache) -> Tensor<2> {
-        let mut residual = self.embedding.forward(&batch.ids);
+    pub(crate) fn forward(
+        &self,
+        ids: &TokenIds,
+        layout: &Layout,
+        cache: &mut DeviceCache,
+    ) -> Tensor<2> {
+        let mut residual = self.embedding.forward(ids);
         let mut normed = None;
         for (at, layer) in self.layers.iter().enumerate() {
             let input = normed
                 .take()
                 .unwrap_or_else(|| layer.norm.forward(residual.clone()));
             let mixed = match &layer.mixer {
-                Mixer::Mamba(mixer) => mixer.forward(input, cache, &batch.layout),
-                Mixer::Attention(mixer) => mixer.forward(input, cache, &batch.layout),
+                Mixer::Mamba(mixer) => mixer.forward(input, cache, layout),
+                Mixer::Attention(mixer) => mixer.forward(input, cache, layout),
                 Mixer::Moe(mixer) => mixer.forward(input),
                 Mixer::Mlp(mixer) => mixer.forward(input),
             };
@@ -107,16 +112,7 @@ impl NemotronH {
 
     /// Logits `[positions, V]` at some positions of `hidden`, `[T, H]`.
     pub(crate) fn logits(&self, hidden: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
-        let [num_tokens, _] = hidden.dims();
-        let chosen = if positions.len() == num_tokens {
-            hidden.clone()
-        } else {
-            let indices: Vec<i64> = positions.iter().map(|at| *at as i64).collect();
-            let shape = [indices.len()];
-            let indices: Tensor<1, Int> =
-                Tensor::from_data(TensorData::new(indices, shape), &hidden.device());
-            hidden.clone().select(0, indices)
-        };
+        let chosen = select(hidden, positions);
         let logits = match &self.head {
             Some(head) => head.forward(chosen),
             None => self.embedding.logits(chosen),
@@ -126,6 +122,19 @@ impl NemotronH {
             Some(peers) => peers.gather_vocabulary(logits, self.vocab_size),
         }
     }
+}
+
+/// Some rows of a matrix, in order.
+pub(crate) fn select(rows: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
+    let [num_rows, _] = rows.dims();
+    if positions.len() == num_rows {
+        return rows.clone();
+    }
+    let indices: Vec<i64> = positions.iter().map(|at| *at as i64).collect();
+    let shape = [indices.len()];
+    let indices: Tensor<1, Int> =
+        Tensor::from_data(TensorData::new(indices, shape), &rows.device());
+    rows.clone().select(0, indices)
 }
 
 impl Layer {

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use bytemuck::{AnyBitPattern, NoUninit};
+use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::prelude::BufferArg;
 use cubecl::server::Handle;
@@ -42,6 +43,18 @@ impl Buffer {
         Self {
             handle: client.create_from_slice(bytemuck::cast_slice(values)),
             len: values.len(),
+        }
+    }
+
+    /// Other values in its place, at the same address.
+    ///
+    /// # Panics
+    /// If there are more or fewer.
+    pub fn write<T: NoUninit>(&self, client: &Client, values: &[T]) {
+        assert_eq!(values.len(), self.len, "values of a buffer");
+        if !values.is_empty() {
+            let bytes = bytemuck::cast_slice(values).to_vec();
+            client.write(&self.handle, Bytes::from_bytes_vec(bytes));
         }
     }
 

@@ -53,36 +53,109 @@ impl StepIndex {
     /// Uploads the index of a step.
     pub fn upload(client: &Client, rows: &[RowIndex], block_size: usize) -> Self {
         let table_stride = rows.iter().map(|row| row.blocks.len()).max().unwrap_or(0);
-        let mut token_rows = Vec::new();
-        let mut token_positions = Vec::new();
-        let mut row_tokens = vec![0_u32];
-        let mut tables = vec![0_u32; rows.len() * table_stride];
-        for (at, row) in rows.iter().enumerate() {
-            for token in 0..row.num_tokens {
-                token_rows.push(at as u32);
-                token_positions.push((row.start + token) as u32);
-            }
-            row_tokens.push(token_rows.len() as u32);
-            tables[at * table_stride..][..row.blocks.len()].copy_from_slice(&row.blocks);
+        Self::with_stride(client, rows, table_stride, block_size)
+    }
+
+    /// The index of `num_rows` rows of one token each and of any context up to `table_stride`
+    /// blocks, at addresses that [`rewrite`](Self::rewrite) keeps. All rows are padding at first.
+    pub fn decode(
+        client: &Client,
+        num_rows: usize,
+        table_stride: usize,
+        block_size: usize,
+    ) -> Self {
+        let padding = vec![RowIndex::padding(); num_rows];
+        Self {
+            max_context: table_stride * block_size,
+            ..Self::with_stride(client, &padding, table_stride, block_size)
         }
-        let per_row = |f: fn(&RowIndex) -> usize| -> Vec<u32> {
-            rows.iter().map(|row| f(row) as u32).collect()
-        };
+    }
+
+    fn with_stride(
+        client: &Client,
+        rows: &[RowIndex],
+        table_stride: usize,
+        block_size: usize,
+    ) -> Self {
+        let lists = Lists::of(rows, table_stride);
         let largest = |f: fn(&RowIndex) -> usize| rows.iter().map(f).max().unwrap_or(0);
         Self {
-            num_tokens: token_rows.len(),
+            num_tokens: lists.token_rows.len(),
             num_rows: rows.len(),
             num_single_rows: rows.iter().take_while(|row| row.num_tokens == 1).count(),
             max_row_tokens: largest(|row| row.num_tokens),
             max_context: largest(|row| row.start + row.num_tokens),
             block_size,
             table_stride,
-            token_rows: Buffer::upload(client, &token_rows),
-            token_positions: Buffer::upload(client, &token_positions),
-            row_tokens: Buffer::upload(client, &row_tokens),
-            row_starts: Buffer::upload(client, &per_row(|row| row.start)),
-            row_slots: Buffer::upload(client, &per_row(|row| row.slot)),
-            tables: Buffer::upload(client, &tables),
+            token_rows: Buffer::upload(client, &lists.token_rows),
+            token_positions: Buffer::upload(client, &lists.token_positions),
+            row_tokens: Buffer::upload(client, &lists.row_tokens),
+            row_starts: Buffer::upload(client, &lists.row_starts),
+            row_slots: Buffer::upload(client, &lists.row_slots),
+            tables: Buffer::upload(client, &lists.tables),
         }
+    }
+
+    /// Puts other rows of one token each in place; those that are missing become padding.
+    ///
+    /// # Panics
+    /// If there are more rows, or longer tables, than the index was made for.
+    pub fn rewrite(&self, client: &Client, mut rows: Vec<RowIndex>) {
+        assert!(rows.len() <= self.num_rows, "rows of a decode step");
+        assert!(
+            rows.iter().all(|row| row.num_tokens == 1),
+            "one token per row"
+        );
+        rows.resize(self.num_rows, RowIndex::padding());
+        // The tokens' rows and the rows' tokens never change.
+        let lists = Lists::of(&rows, self.table_stride);
+        self.token_positions.write(client, &lists.token_positions);
+        self.row_starts.write(client, &lists.row_starts);
+        self.row_slots.write(client, &lists.row_slots);
+        self.tables.write(client, &lists.tables);
+    }
+}
+
+impl RowIndex {
+    /// A row that belongs to nobody: it reads and writes block 0 and slot 0.
+    fn padding() -> Self {
+        Self {
+            num_tokens: 1,
+            start: 0,
+            slot: 0,
+            blocks: Vec::new(),
+        }
+    }
+}
+
+/// The buffers' contents on the host.
+struct Lists {
+    token_rows: Vec<u32>,
+    token_positions: Vec<u32>,
+    row_tokens: Vec<u32>,
+    row_starts: Vec<u32>,
+    row_slots: Vec<u32>,
+    tables: Vec<u32>,
+}
+
+impl Lists {
+    fn of(rows: &[RowIndex], table_stride: usize) -> Self {
+        let mut lists = Self {
+            token_rows: Vec::new(),
+            token_positions: Vec::new(),
+            row_tokens: vec![0],
+            row_starts: rows.iter().map(|row| row.start as u32).collect(),
+            row_slots: rows.iter().map(|row| row.slot as u32).collect(),
+            tables: vec![0; rows.len() * table_stride],
+        };
+        for (at, row) in rows.iter().enumerate() {
+            for token in 0..row.num_tokens {
+                lists.token_rows.push(at as u32);
+                lists.token_positions.push((row.start + token) as u32);
+            }
+            lists.row_tokens.push(lists.token_rows.len() as u32);
+            lists.tables[at * table_stride..][..row.blocks.len()].copy_from_slice(&row.blocks);
+        }
+        lists
     }
 }

@@ -44,6 +44,33 @@ fn rows_are_indexed() {
     assert_eq!((step.max_context, step.max_row_tokens), (5, 3));
 }
 
+#[test]
+fn decode_rows_change_in_place() {
+    let Some(client) = common::client() else {
+        return;
+    };
+    let step = StepIndex::decode(&client, 4, 3, 16);
+    assert_eq!((step.num_tokens, step.max_context), (4, 48));
+    let row = |start, slot, blocks: &[u32]| RowIndex {
+        num_tokens: 1,
+        start,
+        slot,
+        blocks: blocks.to_vec(),
+    };
+    step.rewrite(&client, vec![row(33, 2, &[9, 4, 1]), row(5, 7, &[3])]);
+    let read = |buffer: &Buffer| -> Vec<u32> { buffer.read(&client) };
+    assert_eq!(read(&step.token_rows), [0, 1, 2, 3]);
+    assert_eq!(read(&step.row_tokens), [0, 1, 2, 3, 4]);
+    assert_eq!(read(&step.token_positions), [33, 5, 0, 0]);
+    assert_eq!(read(&step.row_slots), [2, 7, 0, 0]);
+    assert_eq!(read(&step.tables), [9, 4, 1, 3, 0, 0, 0, 0, 0, 0, 0, 0]);
+    // A shorter batch leaves nothing of the longer one behind.
+    step.rewrite(&client, vec![row(0, 1, &[8])]);
+    assert_eq!(read(&step.row_starts), [0, 0, 0, 0]);
+    assert_eq!(read(&step.row_slots), [1, 0, 0, 0]);
+    assert_eq!(read(&step.tables), [8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+}
+
 trait MapBits {
     fn map_bits(&self) -> Vec<u32>;
 }

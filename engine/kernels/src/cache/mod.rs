@@ -1,13 +1,16 @@
 //! Writes to the caches: keys and values of a step, and the slot and block moves of a plan.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub(crate) mod reference;
 
-use burn::tensor::Tensor;
 use burn::tensor::kind::Numeric;
+use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 
 use crate::flex::OnFlex;
-use crate::{KvPool, KvTensor, Layout, StatePool, route};
+use crate::route::OnGpu;
+use crate::{KvPool, KvTensor, Layout, StatePool, route::route};
 
 /// Writes this step's keys and values at their rows' positions.
 ///
@@ -20,18 +23,45 @@ pub fn cache_write(pool: KvPool, k: Tensor<2>, v: Tensor<2>, layout: &Layout) ->
     assert_eq!(block_size, layout.block_size, "positions per block");
     layout.check_tokens(num_tokens);
     layout.check_blocks(num_blocks);
-    if route::takes_cpu(&k) {
-        KvPool {
+    route!(
+        &k,
+        cpu: KvPool {
             keys: cpu::write(pool.keys, k, layout),
             values: cpu::write(pool.values, v, layout),
-        }
-    } else {
-        KvPool {
+        },
+        cube: cube::write(pool, &k, &v, layout),
+        reference: KvPool {
             keys: reference::write(pool.keys, k, layout),
             values: reference::write(pool.values, v, layout),
-        }
-    }
+        },
+    )
 }
+
+/// A zeroed pool. On the CPU its pages are the system's zero pages until somebody writes to them: a
+/// cache takes the memory that is used, not the memory that was granted.
+pub fn zeros<const D: usize, K: PoolKind>(
+    shape: [usize; D],
+    dtype: DType,
+    device: &Device,
+) -> Tensor<D, K> {
+    #[cfg(feature = "cube")]
+    if let Some(tensor) = cube::zeros(shape, dtype, device) {
+        return tensor;
+    }
+    let count = shape.iter().product();
+    let bytes = match dtype {
+        DType::U8 => Bytes::from_elems(vec![0_u8; count]),
+        DType::BF16 => Bytes::from_elems(vec![0_u16; count]),
+        _ => Bytes::from_elems(vec![0_f32; count]),
+    };
+    Tensor::from_data(TensorData::from_bytes(bytes, shape, dtype), (device, dtype))
+}
+
+/// The kinds of tensors that pools are.
+#[allow(private_bounds)] // Closed: floats and integers.
+pub trait PoolKind: Numeric + OnFlex + OnGpu {}
+
+impl<K: Numeric + OnFlex + OnGpu> PoolKind for K {}
 
 /// Makes a state slot as it was before any token.
 pub fn zero_slot(pool: StatePool, slot: usize) -> StatePool {
@@ -65,21 +95,23 @@ pub fn copy_block(pool: KvPool, from: usize, to: usize) -> KvPool {
 }
 
 fn zero_row<const D: usize>(pool: Tensor<D>, row: usize) -> Tensor<D> {
-    if route::takes_cpu(&pool) {
-        cpu::zero_row(pool, row)
-    } else {
-        reference::zero_row(pool, row)
-    }
+    route!(
+        &pool,
+        cpu: cpu::zero_row(pool, row),
+        cube: cube::zero_row(pool, row),
+        reference: reference::zero_row(pool, row),
+    )
 }
 
-fn copy_row<const D: usize, K: Numeric + OnFlex>(
+fn copy_row<const D: usize, K: PoolKind>(
     pool: Tensor<D, K>,
     from: usize,
     to: usize,
 ) -> Tensor<D, K> {
-    if route::takes_cpu(&pool) {
-        cpu::copy_row(pool, from, to)
-    } else {
-        reference::copy_row(pool, from, to)
-    }
+    route!(
+        &pool,
+        cpu: cpu::copy_row(pool, from, to),
+        cube: cube::copy_row(pool, from, to),
+        reference: reference::copy_row(pool, from, to),
+    )
 }

@@ -1,11 +1,13 @@
 //! The depthwise causal convolution in front of the scan, with its state.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub(crate) mod reference;
 
 use burn::tensor::Tensor;
 
-use crate::{Layout, MambaShape, StatePool, route};
+use crate::{Layout, MambaShape, StatePool, route::route};
 
 /// `silu(b[c] + sum_j w[c, 0, j] * xbc[t - (K - 1) + j, c])` over the xBC columns of `projected`,
 /// continuing from, and advancing, each row's slot of `pool.conv`.
@@ -36,10 +38,11 @@ pub fn causal_conv1d(
     layout.check_tokens(num_tokens);
     layout.check_slots(num_slots);
     let StatePool { conv, ssm } = pool;
-    let (out, conv) = if route::takes_cpu(projected) {
-        cpu::causal_conv1d(projected, weight, bias, conv, shape, layout)
-    } else {
-        reference::causal_conv1d(projected, weight, bias, conv, shape, layout)
-    };
+    let (out, conv) = route!(
+        projected,
+        cpu: cpu::causal_conv1d(projected, weight, bias, conv, shape, layout),
+        cube: cube::causal_conv1d(projected, weight, bias, conv, shape, layout),
+        reference: reference::causal_conv1d(projected, weight, bias, conv, shape, layout),
+    );
     (out, StatePool { conv, ssm })
 }

@@ -1,21 +1,24 @@
 //! Root-mean-square norms, alone and fused with what stands before them. Maths in f32.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub(crate) mod reference;
 
 use burn::tensor::Tensor;
 
-use crate::route;
+use crate::route::route;
 
 /// `x * rsqrt(mean(x^2) + eps) * weight`, per row.
 ///
 /// Shapes: `x` F32 `[T, H]`, `weight` any float `[H]`.
 pub fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, eps: f32) -> Tensor<2> {
-    if route::takes_cpu(&x) {
-        cpu::rms_norm(x, weight, eps)
-    } else {
-        reference::rms_norm(x, weight, eps)
-    }
+    route!(
+        &x,
+        cpu: cpu::rms_norm(x, weight, eps),
+        cube: cube::rms_norm(&x, weight, eps),
+        reference: reference::rms_norm(x, weight, eps),
+    )
 }
 
 /// `residual + x`, and its norm: `(sum, norm(sum))`.
@@ -25,11 +28,12 @@ pub fn add_rms_norm(
     weight: &Tensor<1>,
     eps: f32,
 ) -> (Tensor<2>, Tensor<2>) {
-    if route::takes_cpu(&x) {
-        cpu::add_rms_norm(residual, x, weight, eps)
-    } else {
-        reference::add_rms_norm(residual, x, weight, eps)
-    }
+    route!(
+        &x,
+        cpu: cpu::add_rms_norm(residual, x, weight, eps),
+        cube: cube::add_rms_norm(&residual, &x, weight, eps),
+        reference: reference::add_rms_norm(residual, x, weight, eps),
+    )
 }
 
 /// `v = y * silu(z)`, then a norm per group of `inner / groups` channels, then the weight.
@@ -43,9 +47,10 @@ pub fn gated_group_norm(
     groups: usize,
     eps: f32,
 ) -> Tensor<2> {
-    if route::takes_cpu(&y) {
-        cpu::gated_group_norm(y, projected, weight, groups, eps)
-    } else {
-        reference::gated_group_norm(y, projected, weight, groups, eps)
-    }
+    route!(
+        &y,
+        cpu: cpu::gated_group_norm(y, projected, weight, groups, eps),
+        cube: cube::gated_group_norm(&y, projected, weight, groups, eps),
+        reference: reference::gated_group_norm(y, projected, weight, groups, eps),
+    )
 }

@@ -2,6 +2,8 @@
 
 mod blocks;
 pub(crate) mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub(crate) mod product;
 pub(crate) mod reference;
 pub(crate) mod tile;
@@ -9,7 +11,7 @@ pub(crate) mod weights;
 
 use burn::tensor::Tensor;
 
-use crate::{Arithmetic, Matrix, route};
+use crate::{Arithmetic, Matrix, route::route};
 
 /// `x @ w^T + bias`.
 ///
@@ -20,11 +22,12 @@ pub fn linear(
     bias: Option<&Tensor<1>>,
     arithmetic: Arithmetic,
 ) -> Tensor<2> {
-    if route::takes_cpu(&x) {
-        cpu::linear(x, w, bias, arithmetic)
-    } else {
-        reference::linear(x, w, bias, arithmetic)
-    }
+    route!(
+        &x,
+        cpu: cpu::linear(x, w, bias, arithmetic),
+        cube: cube::linear(&x, w, bias, arithmetic),
+        reference: reference::linear(x, w, bias, arithmetic),
+    )
 }
 
 /// `down @ relu(up @ x)^2`: the dense MLP and the shared expert.
@@ -38,9 +41,10 @@ pub fn mlp_relu2(
     down_bias: Option<&Tensor<1>>,
     arithmetic: Arithmetic,
 ) -> Tensor<2> {
-    if route::takes_cpu(&x) {
-        cpu::mlp_relu2(x, up, up_bias, down, down_bias, arithmetic)
-    } else {
-        reference::mlp_relu2(x, up, up_bias, down, down_bias, arithmetic)
-    }
+    route!(
+        &x,
+        cpu: cpu::mlp_relu2(x, up, up_bias, down, down_bias, arithmetic),
+        cube: cube::mlp_relu2(&x, up, up_bias, down, down_bias, arithmetic),
+        reference: reference::mlp_relu2(x, up, up_bias, down, down_bias, arithmetic),
+    )
 }

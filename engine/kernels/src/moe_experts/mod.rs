@@ -1,12 +1,14 @@
 //! The routed experts of a mixture.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 mod groups;
 pub(crate) mod reference;
 
 use burn::tensor::Tensor;
 
-use crate::{Arithmetic, Matrix, Routing, Stack, route};
+use crate::{Arithmetic, Matrix, Routing, Stack, route::route};
 
 /// Expert weights as stored: never restacked on the CPU, where they stay in the memory map.
 #[derive(Clone, Debug)]
@@ -68,9 +70,10 @@ pub fn moe_experts(
         "down projection of the experts"
     );
     assert_eq!(routing.ids.dims()[0], num_tokens, "routed tokens");
-    if route::takes_cpu(&v) {
-        cpu::moe_experts(&v, up, down, routing, arithmetic)
-    } else {
-        reference::moe_experts(&v, up, down, routing, arithmetic)
-    }
+    route!(
+        &v,
+        cpu: cpu::moe_experts(&v, up, down, routing, arithmetic),
+        cube: cube::moe_experts(&v, up, down, routing, arithmetic),
+        reference: reference::moe_experts(&v, up, down, routing, arithmetic),
+    )
 }

@@ -1,12 +1,14 @@
 //! Attention over the paged KV cache.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 mod online;
 pub(crate) mod reference;
 
 use burn::tensor::Tensor;
 
-use crate::{KvPool, Layout, route};
+use crate::{KvPool, Layout, route::route};
 
 /// Causal attention of this step's queries over everything their rows have cached, this step's
 /// keys and values included (write them first).
@@ -21,9 +23,10 @@ pub fn paged_attention(q: Tensor<2>, pool: &KvPool, heads: usize, layout: &Layou
     assert_eq!(block_size, layout.block_size, "positions per block");
     layout.check_tokens(num_tokens);
     layout.check_blocks(num_blocks);
-    if route::takes_cpu(&q) {
-        cpu::paged_attention(q, pool, heads, layout)
-    } else {
-        reference::paged_attention(&q, pool, heads, layout)
-    }
+    route!(
+        &q,
+        cpu: cpu::paged_attention(q, pool, heads, layout),
+        cube: cube::paged_attention(&q, pool, heads, layout),
+        reference: reference::paged_attention(&q, pool, heads, layout),
+    )
 }

@@ -1,12 +1,14 @@
 //! Which experts a token goes to, and with what weight. Fp32 end to end.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub(crate) mod reference;
 mod select;
 
 use burn::tensor::{Int, Tensor};
 
-use crate::route;
+use crate::route::route;
 
 /// The rules of a router.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,9 +67,10 @@ pub fn router_topk(
         shape.top_k
     );
     assert_eq!(num_experts % shape.n_group.max(1), 0, "experts per group");
-    if route::takes_cpu(x) {
-        cpu::router_topk(x, gate, correction_bias, shape)
-    } else {
-        reference::router_topk(x, gate, correction_bias, shape)
-    }
+    route!(
+        x,
+        cpu: cpu::router_topk(x, gate, correction_bias, shape),
+        cube: cube::router_topk(x, gate, correction_bias, shape),
+        reference: reference::router_topk(x, gate, correction_bias, shape),
+    )
 }

@@ -1,7 +1,8 @@
 //! How results are compared.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
 
+use super::inputs::upload;
 use super::{Outcome, Shapes, kv};
 use crate::{Arithmetic, KvTensor, with_f32};
 
@@ -12,6 +13,21 @@ pub(super) const TOLERANCE: f64 = 1e-4;
 pub(super) const EPS: f32 = 1e-5;
 
 impl Shapes {
+    /// Small weights, as loaded: in their stored format on the CPU, as F32 on a GPU.
+    pub(super) fn vector<const D: usize>(
+        &self,
+        values: &[f32],
+        shape: [usize; D],
+        device: &Device,
+    ) -> Tensor<D> {
+        let dtype = if crate::is_gpu(device) {
+            DType::F32
+        } else {
+            self.weights
+        };
+        upload(values, shape, dtype, device)
+    }
+
     /// A rounding of an inner activation may fall the other way than in f64, and then differs by a
     /// 256th.
     pub(super) fn inner_tolerance(&self) -> f64 {

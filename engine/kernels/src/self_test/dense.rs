@@ -21,7 +21,7 @@ pub fn embed(device: &Device, shapes: &Shapes) -> Outcome {
         .copied()
         .collect();
     let table = upload(&table, [vocab_size, width], shapes.weights, device);
-    untouched("embedding", &crate::embedding(&table, &ids), &want)
+    untouched("embedding", &crate::embedding(&table, &ids.into()), &want)
 }
 
 /// A weight product with a bias.
@@ -47,7 +47,7 @@ pub fn product_with(device: &Device, shapes: &Shapes, arithmetic: Arithmetic) ->
     let got = crate::linear(
         upload(&x, [m, k], DType::F32, device),
         &w.upload(shapes.weights, device),
-        Some(&upload(&bias, [n], shapes.weights, device)),
+        Some(&shapes.vector(&bias, [n], device)),
         arithmetic,
     );
     outcome("linear", &got, &want, TOLERANCE)
@@ -80,8 +80,8 @@ pub fn mlp(device: &Device, shapes: &Shapes) -> Outcome {
     );
     let biases = biases.map(|(up, down)| {
         (
-            upload(&up, [n], shapes.weights, device),
-            upload(&down, [k], shapes.weights, device),
+            shapes.vector(&up, [n], device),
+            shapes.vector(&down, [k], device),
         )
     });
     let got = crate::mlp_relu2(
@@ -105,7 +105,7 @@ pub fn norms(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
     let sum: Vec<f32> = residual.iter().zip(&x).map(|(a, b)| a + b).collect();
     let want = |x: &[f32]| oracle::norm(&wide(x), &wide(&weight), width, f64::from(EPS));
 
-    let weight_tensor = upload(&weight, [width], shapes.weights, device);
+    let weight_tensor = shapes.vector(&weight, [width], device);
     let x_tensor = upload(&x, [m, width], DType::F32, device);
     let plain = crate::rms_norm(x_tensor.clone(), &weight_tensor, EPS);
     let residual = upload(&residual, [m, width], DType::F32, device);
@@ -139,7 +139,7 @@ pub fn gated_norm(device: &Device, shapes: &Shapes) -> Outcome {
     let got = crate::gated_group_norm(
         upload(&y, [m, inner], DType::F32, device),
         &upload(&projected, [m, columns], DType::F32, device),
-        &upload(&weight, [inner], shapes.weights, device),
+        &shapes.vector(&weight, [inner], device),
         groups,
         EPS,
     );

@@ -123,5 +123,5 @@ pub(super) fn scatter(
             }
         })
         .collect();
-    (Layout { rows, block_size }, num_blocks, num_slots)
+    (Layout::new(rows, block_size), num_blocks, num_slots)
 }

@@ -102,10 +102,10 @@ fn conv(device: &Device, shapes: &Shapes, states: &States, numbers: &mut Numbers
         }
     }
 
-    let bias = bias.map(|bias| upload(&bias, [channels], shapes.weights, device));
+    let bias = bias.map(|bias| shapes.vector(&bias, [channels], device));
     let (got, pool) = crate::causal_conv1d(
         &upload(&projected, [m, columns], DType::F32, device),
-        &upload(&weight, [channels, 1, kernel], shapes.weights, device),
+        &shapes.vector(&weight, [channels, 1, kernel], device),
         bias.as_ref(),
         states.upload(shapes, device),
         mamba,

@@ -106,7 +106,8 @@ pub fn experts(device: &Device, shapes: &Shapes) -> Outcome {
     }
 
     let matrices = |each: &[Packed]| {
-        if shapes.seed.is_multiple_of(2) {
+        // A GPU has them in one buffer always.
+        if shapes.seed.is_multiple_of(2) || crate::is_gpu(device) {
             Packed::upload_all(each, shapes.weights, device)
         } else {
             ExpertMatrices::PerExpert(

@@ -1,11 +1,13 @@
 //! The Mamba-2 recurrence, for prefill and decode alike.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub(crate) mod reference;
 
 use burn::tensor::Tensor;
 
-use crate::{Layout, MambaShape, StatePool, route};
+use crate::{Layout, MambaShape, StatePool, route::route};
 
 /// Constants of a mixer's recurrence.
 #[derive(Clone, Copy, Debug)]
@@ -69,10 +71,11 @@ pub fn ssm_scan(
         time_step_limit,
     };
     let StatePool { conv, ssm } = pool;
-    let (y, ssm) = if route::takes_cpu(&xbc) {
-        cpu::ssm_scan(&xbc, projected, parameters, ssm, shape, layout)
-    } else {
-        reference::ssm_scan(&xbc, projected, parameters, ssm, shape, layout)
-    };
+    let (y, ssm) = route!(
+        &xbc,
+        cpu: cpu::ssm_scan(&xbc, projected, parameters, ssm, shape, layout),
+        cube: cube::ssm_scan(&xbc, projected, parameters, ssm, shape, layout),
+        reference: reference::ssm_scan(&xbc, projected, parameters, ssm, shape, layout),
+    );
     (y, StatePool { conv, ssm })
 }

@@ -23,7 +23,8 @@ const UNITS: u32 = 128;
 
 /// v is f32 `[t, l]`, `up` a stack `[e, i, l]`, `down` one of `[e, l, i]`, `ids` i32 `[t, top_k]`,
 /// their `weights` f32 `[t, top_k]`, `out` f32 `[t, l]`. A token's outputs are the same bits whatever
-/// the other tokens are.
+/// the other tokens are. Ids of experts that are not here, below 0 or from `e` on, count for nothing:
+/// another rank has those.
 ///
 /// # Panics
 /// If a buffer is not what the stacks, `t` and `top_k` make it.
@@ -103,6 +104,7 @@ impl Pass<'_> {
                 weights.arg(),
                 out.arg(),
                 self.up.k as u32,
+                self.up.experts as u32,
                 self.top_k,
             );
         }
@@ -154,6 +156,7 @@ fn weighted_sum(
     weights: &[f32],
     out: &mut [f32],
     columns: u32,
+    experts: u32,
     #[comptime] top_k: usize,
 ) {
     let first = CUBE_POS_Y as usize * top_k;
@@ -177,11 +180,14 @@ fn weighted_sum(
         let mut sum = f32::new(0.0);
         for place in 0..top_k {
             let pair = first + (order[place] as usize);
-            sum = fma(
-                weights[pair],
-                each[pair * (columns as usize) + (column as usize)],
-                sum,
-            );
+            // Negative ids are large as u32. What was computed for such a pair is another expert's.
+            if (ids[pair] as u32) < experts {
+                sum = fma(
+                    weights[pair],
+                    each[pair * (columns as usize) + (column as usize)],
+                    sum,
+                );
+            }
         }
         out[((CUBE_POS_Y * columns) + column) as usize] = sum;
     }

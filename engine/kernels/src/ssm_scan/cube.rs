@@ -1,0 +1,43 @@
+//! The recurrence on a GPU.
+
+use burn::tensor::Tensor;
+
+use super::ScanParameters;
+use crate::cube::{elements, filled, view};
+use crate::{Layout, MambaShape};
+
+/// Scans and advances the slots of `ssm` in place.
+pub(super) fn ssm_scan(
+    xbc: &Tensor<2>,
+    projected: &Tensor<2>,
+    parameters: &ScanParameters<'_>,
+    ssm: Tensor<4>,
+    shape: &MambaShape,
+    layout: &Layout,
+) -> (Tensor<2>, Tensor<4>) {
+    let [num_tokens, _] = xbc.dims();
+    let (xbc, projected, pool) = (view(xbc), view(projected), view(&ssm));
+    let (a, d, dt_bias) = (
+        view(parameters.a),
+        view(parameters.d),
+        view(parameters.dt_bias),
+    );
+    let y = filled(&xbc, [num_tokens, shape.inner()], |client, out| {
+        cube_kernels::ssm_scan(
+            client,
+            &elements(&xbc),
+            &elements(&projected),
+            &cube_kernels::ScanParameters {
+                a: &elements(&a),
+                d: &elements(&d),
+                dt_bias: &elements(&dt_bias),
+                time_step_limit: parameters.time_step_limit,
+            },
+            &elements(&pool),
+            &shape.into(),
+            layout.on(client),
+            out,
+        );
+    });
+    (y, ssm)
+}

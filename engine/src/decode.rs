@@ -1,0 +1,113 @@
+//! Decode steps recorded per bucket of rows and context, replayed as one launch.
+//!
+//! A step in which every row runs one token is the same sequence of kernels whatever the rows hold.
+//! Rows are padded up to the bucket's number; padding reads and writes block 0 and slot 0.
+
+use std::collections::HashMap;
+
+use burn::tensor::{Device, Tensor};
+use kernels::{Recording, StepInputs};
+
+use crate::batch::Batch;
+use crate::cache::DeviceCache;
+use crate::error::EngineError;
+use crate::model::nemotron_h::NemotronH;
+
+/// Least context of a bucket, in blocks; larger ones double.
+const LEAST_BLOCKS: usize = 32;
+
+/// The recorded steps of one device.
+pub(crate) struct DecodeGraphs {
+    device: Device,
+    /// By number of rows and blocks per row.
+    recorded: HashMap<Bucket, Recorded>,
+}
+
+/// Rows of a step and blocks of a row, rounded up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Bucket {
+    num_rows: usize,
+    max_blocks: usize,
+}
+
+struct Recorded {
+    inputs: StepInputs,
+    logits: Recording<Tensor<2>>,
+}
+
+impl DecodeGraphs {
+    pub(crate) fn new(device: &Device) -> Self {
+        Self {
+            device: device.clone(),
+            recorded: HashMap::new(),
+        }
+    }
+
+    /// Logits of all rows, `[R, V]`, from the recorded step; `None` if the step is not one of one
+    /// token per row, or this device records nothing.
+    pub(crate) fn logits(
+        &mut self,
+        batch: &Batch,
+        model: &NemotronH,
+        cache: &mut DeviceCache,
+    ) -> Result<Option<Tensor<2>>, EngineError> {
+        let rows = &batch.layout.rows;
+        if !kernels::is_gpu(&self.device) || rows.iter().any(|row| row.num_tokens() != 1) {
+            return Ok(None);
+        }
+        let bucket = Bucket::of(batch);
+        let recorded = match self.recorded.entry(bucket) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                let Some(recorded) = Recorded::new(&self.device, bucket, model, cache) else {
+                    return Ok(None);
+                };
+                entry.insert(recorded)
+            }
+        };
+        recorded.inputs.write(batch.ids.as_slice(), rows);
+        let inputs = &recorded.inputs;
+        let logits = recorded
+            .logits
+            .replay(|| forward(inputs, model, cache))
+            .map_err(EngineError::Device)?;
+        Ok(Some(logits.clone().narrow(0, 0, rows.len())))
+    }
+}
+
+impl Recorded {
+    /// Records over padding alone, which changes nobody's state.
+    fn new(
+        device: &Device,
+        bucket: Bucket,
+        model: &NemotronH,
+        cache: &mut DeviceCache,
+    ) -> Option<Self> {
+        let inputs = StepInputs::on(device, bucket.num_rows, bucket.max_blocks, cache.block_size)?;
+        let logits = Recording::record(device, || forward(&inputs, model, cache));
+        tracing::debug!(
+            rows = bucket.num_rows,
+            blocks = bucket.max_blocks,
+            one_launch = logits.is_hardware(),
+            "recorded a decode step"
+        );
+        Some(Self { inputs, logits })
+    }
+}
+
+fn forward(inputs: &StepInputs, model: &NemotronH, cache: &mut DeviceCache) -> Tensor<2> {
+    let hidden = model.forward(&inputs.ids(), &inputs.layout(), cache);
+    let positions: Vec<usize> = (0..hidden.dims()[0]).collect();
+    model.logits(&hidden, &positions)
+}
+
+impl Bucket {
+    fn of(batch: &Batch) -> Self {
+        let rows = &batch.layout.rows;
+        let blocks = rows.iter().map(|row| row.blocks.len()).max().unwrap_or(1);
+        Self {
+            num_rows: rows.len().next_power_of_two(),
+            max_blocks: blocks.next_power_of_two().max(LEAST_BLOCKS),
+        }
+    }
+}
