@@ -43,19 +43,20 @@ __device__ __forceinline__ void shared_store4(Shared to, u32 byte, u32 v) {
     *reinterpret_cast<u32*>(to + byte) = v;
 }
 
-// A copy of 16 bytes past the registers, or of 16 zeros. L2 fetches the whole line of 128.
+// A copy of 16 bytes past the registers, or of 16 zeros, wherever `at` is. L2 fetches the whole
+// line of 128.
 __device__ __forceinline__ void cp_async16(Shared to, u32 byte, Global<const u8> from, u64 at,
                                            bool is_valid) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(to + byte));
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
-                 :: "r"(address), "l"(from + (is_valid ? at : 0)), "r"(is_valid ? 16 : 0) : "memory");
+                 :: "r"(address), "l"(from + at), "r"(is_valid ? 16 : 0) : "memory");
 }
 // Of 4 bytes.
 __device__ __forceinline__ void cp_async4(Shared to, u32 byte, Global<const u8> from, u64 at,
                                           bool is_valid) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(to + byte));
     asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4, %2;"
-                 :: "r"(address), "l"(from + (is_valid ? at : 0)), "r"(is_valid ? 4 : 0) : "memory");
+                 :: "r"(address), "l"(from + at), "r"(is_valid ? 4 : 0) : "memory");
 }
 // Closes the group of this thread's copies since the last one.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

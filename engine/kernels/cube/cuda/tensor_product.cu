@@ -15,18 +15,28 @@
 // (tensor_round.cu) lies in that order already, x in f32 is paired when it is rounded.
 //
 // Bytes: w once per TOKENS tokens, x once per ROWS outputs. Bound by w up to about 64 tokens, by
-// the tensor cores' rate past that (mma.sync reaches some 60 % of a Hopper's).
+// the tensor cores' rate past that (mma.sync reaches some 60 % of a Hopper's), NVFP4 with few tokens
+// by the instructions that decode it: 510 for 32 by 128 weights of a warp on sm_90a, which is 4.2
+// TB/s of an H200's 4.8. They were 683 before copies kept their addresses and scales were decoded
+// two at a time. A layout made for extraction at load would save about 96 more; not done, weights
+// stay as the checkpoint has them.
+//
+// Tiles of 128 tokens without slices: the assembler fits them into 128 registers, for two blocks an
+// SM, and spills up to 16 bytes of a thread, outside the products.
 // Adds a stage's products.
 __device__ __forceinline__ void multiply(Shared memory, u32 stage, u32 is_odd, float (&sum)[TILES_N][TILES_T][4]) {
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 lane_g = lane / 4, lane_c = lane % 4;
     u32 row = warp % WARPS_N * (16 * TILES_N) + lane_g, token = warp / WARPS_N * (TILES_T * 8) + lane_g;
+    u32 scales[2 * TILES_N][2];
 #pragma unroll
     for (int group = 0; group < GROUPS; group++) {
         u32 w[2 * TILES_N][4];
 #pragma unroll
-        for (int i = 0; i < 2 * TILES_N; i++)
-            load_weights(memory, stage, row + i * 8, group, is_odd, lane_c, w[i]);
+        for (int i = 0; i < 2 * TILES_N; i++) {
+            if (group % 2 == 0) load_scales(memory, stage, row + i * 8, group, is_odd, lane_c, scales[i]);
+            load_weights(memory, stage, row + i * 8, group, lane_c, scales[i][group % 2], w[i]);
+        }
 #pragma unroll
         for (int tile = 0; tile < TILES_T; tile++) {
             u32 x[4];
@@ -47,17 +57,17 @@ ENTRY(Global<const u8> x, Global<const u8> words, Global<const u8> block_scales,
     SHARED(memory, STAGE * STAGES);
     Part part = WORK == DENSE ? dense_part(sizes) : expert_part(sizes, offsets, memory);
     if (part.expert == NONE) return;
-    Rows rows = find_rows(part, sizes, sorted);
 
     u32 num_steps = (sizes.k + STEP - 1) / STEP, step = 0;
     if constexpr (MODE == PARTIAL) {
         step = part.slice * sizes.slice_steps;
         num_steps = num_steps < step + sizes.slice_steps ? num_steps : step + sizes.slice_steps;
     }
+    Copies copies = find_copies(part, sizes, sorted, step);
     u32 next = step;
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; stage++, next++)
-        if (next < num_steps) start_stage(memory, stage * STAGE, next, part, rows, sizes, x, words, block_scales);
+        if (next < num_steps) start_stage(memory, stage * STAGE, next, copies, sizes, x, words, block_scales);
         else cp_async_commit();
 
     float sum[TILES_N][TILES_T][4] = {};
@@ -66,7 +76,7 @@ ENTRY(Global<const u8> x, Global<const u8> words, Global<const u8> block_scales,
     for (; step < num_steps; step++, next++) {
         cp_async_wait<STAGES - 2>();
         __syncthreads();
-        if (next < num_steps) start_stage(memory, there, next, part, rows, sizes, x, words, block_scales);
+        if (next < num_steps) start_stage(memory, there, next, copies, sizes, x, words, block_scales);
         else cp_async_commit();
         multiply(memory, here, GROUPS == 1 ? step % 2 : 0, sum);
         here = here + STAGE < STAGE * STAGES ? here + STAGE : 0;

@@ -51,19 +51,19 @@ __device__ __forceinline__ void decode_fp8(u32 codes, u32& even, u32& odd) {
     odd = (codes & 0x80008000) | (codes >> 4 & 0x07f007f0);
 }
 
-// An E4M3 block scale, times 2^119, in both halves of a register. The place it comes from: byte
-// `at` of `scales`.
-__device__ __forceinline__ u32 decode_scale(u32 scales, u32 at) {
-    u32 code = scales >> (at * 8) & 0xff;
-    float value = float_of((code & 0x80) << 24 | (code & 0x7f) << 20);
-    u32 bits = bits_of(value * float_of(0x7b800000) * float_of(0x7b000000));  // 2^120, 2^119
-    return (bits >> 16) | (bits & 0xffff0000);
+// The E4M3 block scales of this lane's part of two groups, times 2^119, each in both halves of a
+// register: bytes h and 2 + h of their word, where h is 0 for the first two lanes of a quad.
+__device__ __forceinline__ void decode_scales(u32 word, u32 h, u32 (&scales)[2]) {
+    u32 codes = pick_bytes(word, 0, 0x2404 + h * 0x1010);  // each in the upper byte of a half
+    u32 both = (codes & 0x80008000) | (codes >> 4 & 0x07f007f0);  // times 2^-120
+    both = mul_bf16x2(mul_bf16x2(both, 0x7b807b80), 0x7b007b00);  // 2^120, 2^119
+    scales[0] = pick_bytes(both, both, 0x1010);
+    scales[1] = pick_bytes(both, both, 0x3232);
 }
 
-// The eight weights of row `row` in this lane's part of a group, as four pairs. `is_odd`: the
-// stage begins with the second of two groups that share words of scales.
-__device__ __forceinline__ void load_weights(Shared memory, u32 stage, u32 row, u32 group, u32 is_odd,
-                                             u32 lane_c, u32 (&w)[4]) {
+// The eight weights of row `row` in this lane's part of a group, as four pairs.
+__device__ __forceinline__ void load_weights(Shared memory, u32 stage, u32 row, u32 group, u32 lane_c,
+                                             u32 scale, u32 (&w)[4]) {
     u32 at = stage + place<W_GROUP>(row, group) + lane_c * (W_GROUP / 4);
     if constexpr (FORMAT == BF16) {
         uint4 words = shared_load16(memory, at);
@@ -75,18 +75,28 @@ __device__ __forceinline__ void load_weights(Shared memory, u32 stage, u32 row, 
 #pragma unroll
         for (int i = 0; i < 4; i++) w[i] = mul_bf16x2(w[i], 0x7b807b80);  // 2^120
     } else {
-        // Code s e e m; of bf16 the lowest two bits of the exponent and the highest of the
-        // fraction, which is the code's value times 2^-126. With the scale's 2^119, 2^-7 remains,
-        // and store() makes it good. E2M1 times E4M3 has six bits: exact in bf16.
+        // Code s e e m; of bf16 the sign, the lowest two bits of the exponent and the highest of
+        // the fraction, which is the code's value times 2^-126. With the scale's 2^119, 2^-7
+        // remains, and store() makes it good. E2M1 times E4M3 has six bits: exact in bf16.
+        // Instructions are what binds this format on an H200, so the first two are spread by a
+        // multiplication each, which takes one less than shifts do.
         u32 codes = shared_load4(memory, at);
-        u32 scales = shared_load4(memory, stage + SCALE_START + row * SCALE_ROW + group / 2 * 4);
-        u32 scale = decode_scale(scales, (group + is_odd) % 2 * 2 + lane_c / 2);
-        w[0] = (codes << 12 & 0x80008000) | (codes << 6 & 0x01c001c0);
-        w[1] = (codes << 8 & 0x80008000) | (codes << 2 & 0x01c001c0);
+        w[0] = (codes & 0x000f000f) * 0x1040 & 0x81c081c0;
+        w[1] = (codes & 0x00f000f0) * 0x0104 & 0x81c081c0;
         w[2] = (codes << 4 & 0x80008000) | (codes >> 2 & 0x01c001c0);
         w[3] = (codes & 0x80008000) | (codes >> 6 & 0x01c001c0);
 #pragma unroll
         for (int i = 0; i < 4; i++) w[i] = mul_bf16x2(w[i], scale);
+    }
+}
+
+// The scales of a row's groups `group` and `group + 1`; in a stage of one group, whose word of scales
+// is for two, `is_odd` says which comes first.
+__device__ __forceinline__ void load_scales(Shared memory, u32 stage, u32 row, u32 group, u32 is_odd,
+                                            u32 lane_c, u32 (&scales)[2]) {
+    if constexpr (FORMAT == NVFP4) {
+        decode_scales(shared_load4(memory, stage + SCALE_START + row * SCALE_ROW + group / 2 * 4), lane_c / 2, scales);
+        if (GROUPS == 1 && is_odd) scales[0] = scales[1];
     }
 }
 
@@ -188,54 +198,79 @@ __device__ __forceinline__ u32 x_place(u32 token, u32 byte) {
     return place<X_GROUP>(token, byte / X_GROUP) + (byte % X_GROUP ^ swap);
 }
 
-// The row of x of each copy that this thread makes.
-struct Rows { u32 of[X_COPIES]; };
+// The copies that a thread makes for every stage, and where they come from for the next one.
+constexpr int W_COPIES = (ROWS * W_ROW / 16 + THREADS - 1) / THREADS;
+constexpr int SCALE_COPIES = (ROWS * SCALE_WORDS + THREADS - 1) / THREADS;
+struct Copies {
+    u64 w[W_COPIES], x[X_COPIES], scales[SCALE_COPIES];
+    bool is_w[W_COPIES], is_x[X_COPIES], is_scale[SCALE_COPIES];
+};
 
-__device__ __forceinline__ Rows find_rows(const Part& part, const Sizes& sizes, Global<const u32> sorted) {
-    Rows rows;
-#pragma unroll
-    for (int i = 0; i < X_COPIES; i++) {
-        u32 token = copy_token(threadIdx.x + i * THREADS);
-        rows.of[i] = token >= part.num ? NONE : part.first + token;
-        if (WORK == UP && rows.of[i] != NONE) rows.of[i] = sorted[rows.of[i]] / sizes.top_k;
-    }
-    return rows;
-}
-
-// Starts the copies of stage number `step`.
-__device__ __forceinline__ void start_stage(Shared memory, u32 stage, u32 step, const Part& part,
-                                            const Rows& rows, const Sizes& sizes, Global<const u8> x,
-                                            Global<const u8> words, Global<const u8> block_scales) {
+__device__ __forceinline__ Copies find_copies(const Part& part, const Sizes& sizes, Global<const u32> sorted,
+                                              u32 step) {
+    Copies copies;
     u64 matrix = static_cast<u64>(part.expert) * sizes.n;
     u32 row_bytes = sizes.k / 32 * W_GROUP + sizes.k % 32 * W_GROUP / 32;
 #pragma unroll
-    for (int i = 0; i < ROWS * W_ROW / 16; i += THREADS) {
-        u32 copy = i + threadIdx.x, row = copy / (W_ROW / 16), at = copy % (W_ROW / 16) * 16;
-        if (ROWS * W_ROW / 16 % THREADS != 0 && copy >= ROWS * W_ROW / 16) break;
-        u32 from = step * W_ROW + at;
-        bool is_valid = part.first_row + row < sizes.n && from < row_bytes;
-        cp_async16(memory, stage + place<W_GROUP>(row, at / W_GROUP) + at % W_GROUP, words,
-                   (matrix + part.first_row + row) * row_bytes + from, is_valid);
+    for (int i = 0; i < W_COPIES; i++) {
+        u32 copy = i * THREADS + threadIdx.x, row = part.first_row + copy / (W_ROW / 16);
+        copies.is_w[i] = copy < ROWS * W_ROW / 16 && row < sizes.n;
+        copies.w[i] = (matrix + row) * row_bytes + step * W_ROW + copy % (W_ROW / 16) * 16;
     }
-    u32 x_bytes = sizes.k * (IS_X_F32 ? 4 : 2);
 #pragma unroll
     for (int i = 0; i < X_COPIES; i++) {
-        u32 copy = i * THREADS + threadIdx.x, at = copy_byte(copy);
-        if (TOKENS * X_ROW / 16 % THREADS != 0 && copy >= TOKENS * X_ROW / 16) break;
-        u32 from = step * X_ROW + at;
-        cp_async16(memory, stage + X_START + x_place(copy_token(copy), at), x,
-                   static_cast<u64>(rows.of[i]) * x_bytes + from, rows.of[i] != NONE && from < x_bytes);
+        u32 copy = i * THREADS + threadIdx.x, token = copy_token(copy), row = part.first + token;
+        copies.is_x[i] = token < part.num;
+        if (WORK == UP && copies.is_x[i]) row = sorted[row] / sizes.top_k;
+        copies.x[i] = static_cast<u64>(row) * (sizes.k * (IS_X_F32 ? 4 : 2)) + step * X_ROW + copy_byte(copy);
+    }
+#pragma unroll
+    for (int i = 0; i < SCALE_COPIES; i++) {
+        u32 copy = i * THREADS + threadIdx.x, row = part.first_row + copy / SCALE_WORDS;
+        copies.is_scale[i] = copy < ROWS * SCALE_WORDS && row < sizes.n;
+        copies.scales[i] = (matrix + row) * (sizes.k / 16) + copy % SCALE_WORDS * 4;
+    }
+    return copies;
+}
+
+// Starts the copies of stage number `step`. All of a thread's copies of a kind come from the same
+// bytes of a stage's rows, and go to rows whose groups are moved alike.
+__device__ __forceinline__ void start_stage(Shared memory, u32 stage, u32 step, Copies& copies,
+                                            const Sizes& sizes, Global<const u8> x, Global<const u8> words,
+                                            Global<const u8> block_scales) {
+    u32 first = threadIdx.x;
+    {
+        u32 row = first / (W_ROW / 16), byte = first % (W_ROW / 16) * 16;
+        u32 to = stage + place<W_GROUP>(row, byte / W_GROUP) + byte % W_GROUP;
+        bool is_inside = step * W_ROW + byte < sizes.k / 32 * W_GROUP + sizes.k % 32 * W_GROUP / 32;
+#pragma unroll
+        for (int i = 0; i < W_COPIES; i++) {
+            if (ROWS * W_ROW / 16 % THREADS == 0 || first + i * THREADS < ROWS * W_ROW / 16)
+                cp_async16(memory, to + i * THREADS * 16, words, copies.w[i], is_inside && copies.is_w[i]);
+            copies.w[i] += W_ROW;
+        }
+    }
+    {
+        u32 byte = copy_byte(first), to = stage + X_START + x_place(copy_token(first), byte);
+        // Of wgmma a pass of all threads is a quarter of the bytes of its tokens.
+        constexpr u32 PASS = UNIT == WGMMA ? THREADS * 4 : THREADS * 16;
+        bool is_inside = step * X_ROW + byte < sizes.k * (IS_X_F32 ? 4 : 2);
+#pragma unroll
+        for (int i = 0; i < X_COPIES; i++) {
+            if (TOKENS * X_ROW / 16 % THREADS == 0 || first + i * THREADS < TOKENS * X_ROW / 16)
+                cp_async16(memory, to + i * PASS, x, copies.x[i], is_inside && copies.is_x[i]);
+            copies.x[i] += X_ROW;
+        }
     }
     if constexpr (FORMAT == NVFP4) {
-        u32 scale_bytes = sizes.k / 16;
+        u32 word = step * GROUPS / 2 * 4;
+        bool is_inside = word + first % SCALE_WORDS * 4 < sizes.k / 16;
 #pragma unroll
-        for (int i = 0; i < ROWS * SCALE_WORDS; i += THREADS) {
-            u32 copy = i + threadIdx.x, row = copy / SCALE_WORDS, at = copy % SCALE_WORDS * 4;
-            if (ROWS * SCALE_WORDS % THREADS != 0 && copy >= ROWS * SCALE_WORDS) break;
-            u32 from = step * GROUPS / 2 * 4 + at;
-            bool is_valid = part.first_row + row < sizes.n && from < scale_bytes;
-            cp_async4(memory, stage + SCALE_START + copy * 4, block_scales,
-                      (matrix + part.first_row + row) * scale_bytes + from, is_valid);
+        for (int i = 0; i < SCALE_COPIES; i++) {
+            u32 copy = first + i * THREADS;
+            if (ROWS * SCALE_WORDS % THREADS == 0 || copy < ROWS * SCALE_WORDS)
+                cp_async4(memory, stage + SCALE_START + copy * 4, block_scales, copies.scales[i] + word,
+                          is_inside && copies.is_scale[i]);
         }
     }
     cp_async_commit();

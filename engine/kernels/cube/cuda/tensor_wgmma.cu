@@ -13,8 +13,12 @@
 __device__ __forceinline__ void multiply(Shared memory, u32 stage, u32 is_odd, float (&sum)[TILES_N][TILES_T][4]) {
     u32 lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
     u32 w[2][4];
-    load_weights(memory, stage, row, 0, is_odd, lane % 4, w[0]);
-    load_weights(memory, stage, row + 8, 0, is_odd, lane % 4, w[1]);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        u32 scales[2];
+        load_scales(memory, stage, row + i * 8, 0, is_odd, lane % 4, scales);
+        load_weights(memory, stage, row + i * 8, 0, lane % 4, scales[0], w[i]);
+    }
     wgmma_fence();
 #pragma unroll
     for (int half = 0; half < 4; half += 2) {
@@ -31,11 +35,11 @@ ENTRY(Global<const u8> x, Global<const u8> words, Global<const u8> block_scales,
     SHARED(memory, STAGE * STAGES);
     Part part = WORK == DENSE ? dense_part(sizes) : expert_part(sizes, offsets, memory);
     if (part.expert == NONE) return;
-    Rows rows = find_rows(part, sizes, sorted);
+    Copies copies = find_copies(part, sizes, sorted, 0);
     u32 num_steps = (sizes.k + STEP - 1) / STEP, next = 0;
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; stage++, next++)
-        if (next < num_steps) start_stage(memory, stage * STAGE, next, part, rows, sizes, x, words, block_scales);
+        if (next < num_steps) start_stage(memory, stage * STAGE, next, copies, sizes, x, words, block_scales);
         else cp_async_commit();
 
     float sum[TILES_N][TILES_T][4] = {};
@@ -44,7 +48,7 @@ ENTRY(Global<const u8> x, Global<const u8> words, Global<const u8> block_scales,
         cp_async_wait<STAGES - 2>();
         fence_async_proxy();
         __syncthreads();
-        if (next < num_steps) start_stage(memory, there, next, part, rows, sizes, x, words, block_scales);
+        if (next < num_steps) start_stage(memory, there, next, copies, sizes, x, words, block_scales);
         else cp_async_commit();
         multiply(memory, here, step % 2, sum);
         here = here + STAGE < STAGE * STAGES ? here + STAGE : 0;

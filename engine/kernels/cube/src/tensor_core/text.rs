@@ -19,9 +19,15 @@ impl Text {
     /// What NVRTC compiles, and the emulator runs.
     pub fn source(&self) -> String {
         let Self {
-            name, constants, ..
+            name,
+            num_threads,
+            constants,
+            ..
         } = self;
-        format!("#define ENTRY {name}\n{DEVICE}\n{constants}\n{}", self.body)
+        format!(
+            "// units {num_threads}\n#define ENTRY {name}\n{DEVICE}\n{constants}\n{}",
+            self.body
+        )
     }
 }
 

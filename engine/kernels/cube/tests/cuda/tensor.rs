@@ -31,9 +31,15 @@ fn experts(client: &Client, t: usize, format: Format) {
     tensor_experts(client, &x, routed, &up, &down, &out);
 }
 
+/// Bytes that tiles of 128 tokens may spill (see tensor_product.cu).
+const SPILL_BYTES: usize = 16;
+
 macro_rules! entries {
-    ($($name:literal $call:ident($($argument:expr),*)),* $(,)?) => {
-        &[$(Entry::new($name, |client| $call(client, $($argument),*))),*]
+    ($($name:literal $call:ident($t:expr, $($argument:expr),*)),* $(,)?) => {
+        &[$(Entry {
+            spill_bytes: if $t >= 128 { SPILL_BYTES } else { 0 },
+            ..Entry::new($name, |client| $call(client, $t, $($argument),*))
+        }),*]
     };
 }
 
