@@ -147,8 +147,9 @@ impl Pass<'_> {
     }
 }
 
-/// Sums what a token's experts gave, by id: a place in the list is found by counting the smaller
-/// ones, as no two are alike in one token (if they were, the earlier comes first).
+/// Sums what a token's experts gave, by id, if they are here: a place in the list is found by
+/// counting the smaller ones, as no two are alike in one token (if they were, the earlier comes
+/// first).
 #[cube(launch_unchecked)]
 fn weighted_sum(
     each: &[f32],
@@ -180,7 +181,7 @@ fn weighted_sum(
         let mut sum = f32::new(0.0);
         for place in 0..top_k {
             let pair = first + (order[place] as usize);
-            // Negative ids are large as u32. What was computed for such a pair is another expert's.
+            // Negative ids are large as u32. Nothing was computed for such a pair.
             if (ids[pair] as u32) < experts {
                 sum = fma(
                     weights[pair],

@@ -42,7 +42,7 @@ pub(super) const MAX_TILE: usize = 8;
 pub(super) enum Source {
     /// Token `i` of the first.
     Dense,
-    /// Pair `i` of token `i / share` and expert `index[i]`.
+    /// Pair `i` of token `i / share` and expert `index[i]`; none if that is past the last.
     Pair,
     /// Tiles of pairs that have an expert in common, as `group` lists them in `index`.
     Tile,
@@ -249,7 +249,11 @@ fn product<N: Size, P: Size>(
             }
         }
     } else if comptime!(plan.source == Source::Pair) {
-        expert = u32::min(index[CUBE_POS_X as usize], last_expert);
+        let chosen = index[CUBE_POS_X as usize];
+        expert = u32::min(chosen, last_expert);
+        if chosen > last_expert {
+            count = 0u32;
+        }
         out_rows[0] = CUBE_POS_X;
     } else {
         let start = CUBE_POS_X * comptime!(tile as u32);
@@ -259,7 +263,7 @@ fn product<N: Size, P: Size>(
             out_rows[token] = start + (token as u32);
         }
     }
-    // A tile that the device did not fill.
+    // A tile that the device did not fill, or an expert that is elsewhere.
     if count == 0 {
         terminate!();
     }

@@ -74,7 +74,12 @@ impl Case {
             let mut expected = vec![0.0; l];
             let mut magnitude = vec![0.0; l];
             for pair in token * self.top_k..(token + 1) * self.top_k {
-                let expert = tokens.ids[pair] as usize;
+                let Some(expert) = usize::try_from(tokens.ids[pair])
+                    .ok()
+                    .filter(|expert| *expert < self.up.matrix.experts)
+                else {
+                    continue;
+                };
                 let dot = |row: usize| -> f64 {
                     let row = self.up.row(expert, row);
                     v.iter().zip(row).map(|(&v, w)| f64::from(v) * w).sum()
@@ -111,6 +116,33 @@ fn experts_are_right_alone_and_grouped() {
         for t in [1, 13] {
             let tokens = case.tokens(&mut random, t);
             case.check(&tokens, &case.run(&client, &tokens));
+        }
+    }
+}
+
+/// Where devices share out the experts, most of a token's are elsewhere: ids below and past those here.
+#[test]
+fn experts_that_are_elsewhere_are_skipped() {
+    let Some(client) = common::client() else {
+        return;
+    };
+    let mut random = Random::new(6);
+    for format in [Format::Bf16, Format::Nvfp4] {
+        let case = Case::random(&client, &mut random, format, [5, 48, 32], 3);
+        for t in [1, 13] {
+            let mut tokens = case.tokens(&mut random, t);
+            for (at, id) in tokens.ids.iter_mut().enumerate() {
+                match at % 4 {
+                    0 => *id -= 5,
+                    1 => *id += 5,
+                    _ => {}
+                }
+            }
+            // One token has none of its experts here.
+            tokens.ids[..3].copy_from_slice(&[-1, 5, 9]);
+            let out = case.run(&client, &tokens);
+            assert_eq!(out[..32], [0.0; 32]);
+            case.check(&tokens, &out);
         }
     }
 }
