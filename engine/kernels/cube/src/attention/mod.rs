@@ -37,10 +37,10 @@ use crate::{Buffer, KvFormat, StepIndex};
 use splits::{combine, num_splits};
 use tile::{KEYS, Tile, attend};
 
-/// Most bytes of partial results; beyond it a step goes in several launches, or walks.
+/// Most bytes of partial results. Beyond it single tokens go in several launches, and chunks walk.
 const SCRATCH_BYTES: usize = 256 << 20;
-/// The same for chunks of prompts, which walk beyond it.
-const CHUNK_SCRATCH_BYTES: usize = 64 << 20;
+/// Cubes from which on chunks walk: two for each multiprocessor of the largest devices.
+const ENOUGH_CUBES: usize = 288;
 
 /// Attends for every token of the step over its row's positions up to its own. The step's keys and
 /// values are in the cache already.
@@ -60,14 +60,13 @@ pub fn paged_attention(
     step: &StepIndex,
     out: &Buffer,
 ) {
-    let scratch = [SCRATCH_BYTES, CHUNK_SCRATCH_BYTES];
     let pools = [keys, values];
     let shape = [heads, kv_heads, head_dim];
-    paged_attention_within(client, q, pools, format, shape, step, scratch, out);
+    paged_attention_within(client, q, pools, format, shape, step, SCRATCH_BYTES, out);
 }
 
-/// [`paged_attention`] with at most so many bytes of partial results, for single tokens and for
-/// chunks. The result does not depend on them.
+/// [`paged_attention`] with at most so many bytes of partial results. The result does not depend on
+/// them.
 #[doc(hidden)]
 #[allow(clippy::too_many_arguments)] // As above.
 pub fn paged_attention_within(
@@ -77,7 +76,7 @@ pub fn paged_attention_within(
     format: KvFormat,
     [heads, kv_heads, head_dim]: [usize; 3],
     step: &StepIndex,
-    [single_scratch, chunk_scratch]: [usize; 2],
+    scratch: usize,
     out: &Buffer,
 ) {
     let t = step.num_tokens;
@@ -106,7 +105,7 @@ pub fn paged_attention_within(
     };
     let singles = step.num_single_rows;
     let per_token = heads * launch.num_splits * (head_dim + 2) * size_of::<f32>();
-    let at_once = single_scratch / per_token;
+    let at_once = scratch / per_token;
     if launch.num_splits == 1 || at_once == 0 {
         launch.walk(0, singles, 1);
     } else {
@@ -114,13 +113,17 @@ pub fn paged_attention_within(
             launch.split(first, at_once.min(singles - first), 1);
         }
     }
+    // A few tokens at the end of long contexts (drafts, a short turn) would keep few cubes busy.
+    let rest = t - singles;
     let tokens = launch.tokens_per_tile();
-    if launch.num_splits == 1 || chunk_scratch / per_token < t - singles {
-        launch.walk(singles, t - singles, tokens);
+    let is_spread = rest.div_ceil(tokens) * kv_heads >= ENOUGH_CUBES;
+    if launch.num_splits == 1 || is_spread || at_once < rest {
+        launch.walk(singles, rest, tokens);
     } else {
-        launch.split(singles, t - singles, tokens);
+        launch.split(singles, rest, tokens);
     }
 }
+
 struct Launch<'a> {
     client: &'a Client,
     q: &'a Buffer,
