@@ -93,11 +93,37 @@ impl FromStr for KvDtypeChoice {
     }
 }
 
+/// Formats of dummy weights, whatever the folder's configuration says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DummyMix {
+    /// All in BF16.
+    None,
+    /// Mamba projections, experts and MLPs in FP8.
+    Fp8,
+    /// Routed experts in NVFP4; Mamba projections, shared experts and MLPs in FP8.
+    Nvfp4Mix,
+}
+
+impl FromStr for DummyMix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "none" => Ok(Self::None),
+            "fp8" => Ok(Self::Fp8),
+            "nvfp4-mix" => Ok(Self::Nvfp4Mix),
+            _ => Err(format!("{text:?} is none of nvfp4-mix, fp8, none")),
+        }
+    }
+}
+
 /// Everything that [`Engine::open`](crate::Engine::open) needs to know.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// The model.
     pub source: ModelSource,
+    /// Formats of dummy weights. `None`: what the folder's configuration announces.
+    pub dummy_mix: Option<DummyMix>,
     /// Where it runs. Default auto.
     pub device: DeviceChoice,
     /// Arithmetic. Default auto.
@@ -139,6 +165,7 @@ impl EngineConfig {
     pub fn new(source: ModelSource) -> Self {
         Self {
             source,
+            dummy_mix: None,
             device: DeviceChoice::default(),
             dtype: DtypeChoice::default(),
             kv_cache_dtype: KvDtypeChoice::default(),

@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn a_token_of_super_costs_what_was_published() {
         let model = ModelConfig::parse(SUPER, "config.json".as_ref()).expect("it is good");
-        let (weights, inventory) = weights::invent(&model, 0);
+        let (weights, inventory) = weights::invent(&model, 0).expect("it is plain");
         let footprint = Footprint::new(&model, &weights, inventory.num_bytes, 0, 0);
         // 24.8 GFLOP: 2 x 12.23 B active parameters without the embedding, and the scan.
         let flops = footprint.flops_per_token + footprint.head_flops;
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn chunks_cost_what_the_whole_costs() {
         let model = ModelConfig::parse(SUPER, "config.json".as_ref()).expect("it is good");
-        let (weights, inventory) = weights::invent(&model, 0);
+        let (weights, inventory) = weights::invent(&model, 0).expect("it is plain");
         let footprint = Footprint::new(&model, &weights, inventory.num_bytes, 0, 0);
         let whole = footprint.flops(0, 1000, 1);
         assert_eq!(

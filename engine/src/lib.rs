@@ -67,7 +67,7 @@ mod tally;
 mod verdict;
 mod workbench;
 
-pub use config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource};
+pub use config::{DtypeChoice, DummyMix, EngineConfig, KvDtypeChoice, ModelSource};
 pub use device::DeviceChoice;
 pub use engine_core::{LoadProgress, spawn};
 pub use error::{Cause, EngineError, Failure};

@@ -293,7 +293,7 @@ mod tests {
     fn runner(warm_ups: Vec<(u32, u32)>) -> ModelRunner {
         let device = burn::tensor::Device::flex();
         let config = ModelConfig::parse(CONFIG, "config.json".as_ref()).expect("it is good");
-        let (weights, _) = weights::invent(&config, 3);
+        let (weights, _) = weights::invent(&config, 3).expect("it is plain");
         let progress = LoadProgress::unwatched();
         let mut loader = Loader::new(device.clone(), kernels::Arithmetic::F32, 1, progress, 0);
         let model = NemotronH::load(&weights, &config, None, &mut loader);

@@ -20,12 +20,13 @@ use crate::error::EngineError;
 use crate::footprint::Footprint;
 use crate::handle::{EngineHandle, EngineInfo};
 use crate::memory::{self, FreeMemory, MAX_MODEL_LEN, MemoryPlan};
+use crate::model::ModelConfig;
+use crate::model::config::Quantization;
 use crate::model::load::Loader;
 use crate::model::nemotron_h::NemotronH;
 use crate::model::readahead::ReadAhead;
 use crate::model::shard::{Share, Split};
 use crate::model::weights::{self, Inventory, ModelWeights, fnv1a};
-use crate::model::{LayerKind, ModelConfig};
 use crate::model_runner::ModelRunner;
 use crate::parallel::{AllReduce, Meeting, OverDevices, ParallelRunner, Peers};
 use crate::workbench::Workbench;
@@ -44,6 +45,8 @@ pub struct Opened {
     stored: Vec<Bytes>,
     plan: MemoryPlan,
     kv_format: KvFormat,
+    /// Per attention layer.
+    kv_scales: Vec<KvScales>,
     info: EngineInfo,
 }
 
@@ -62,8 +65,11 @@ impl Engine {
         let devices = device::resolve_ranks(config.device, num_ranks)?;
         let (text, path) = config_text(&config.source)?;
         let mut model = ModelConfig::parse(&text, &path)?;
-        if let ModelSource::Folder(folder) = &config.source {
+        if let ModelSource::Folder(folder) | ModelSource::Dummy { folder, .. } = &config.source {
             model.quantization.read_beside(folder)?;
+        }
+        if let Some(mix) = config.dummy_mix {
+            model.quantization = Quantization::of_dummies(mix);
         }
         let (weights, inventory) = match &config.source {
             ModelSource::Folder(folder) => weights::locate(&model, Checkpoint::open(folder)?)?,
@@ -71,7 +77,7 @@ impl Engine {
                 &model,
                 Checkpoint::from_bytes(weights, Path::new("embedded weights"))?,
             )?,
-            ModelSource::Dummy { seed, .. } => weights::invent(&model, *seed),
+            ModelSource::Dummy { seed, .. } => weights::invent(&model, *seed)?,
         };
         let split = (num_ranks > 1).then_some(Split {
             num_ranks,
@@ -81,7 +87,9 @@ impl Engine {
             split.check(&model)?;
         }
         let dtype = resolve_dtype(config.dtype, &devices[0]);
-        let kv_format = resolve_kv_format(config.kv_cache_dtype, dtype);
+        let has_fp8_cache = model.quantization.has_fp8_cache();
+        let kv_format = resolve_kv_format(config.kv_cache_dtype, has_fp8_cache, dtype);
+        let kv_scales = weights.kv_scales()?;
         let plan_for = |rank: usize, model: &ModelConfig, weights: u64| {
             let workspace = memory::workspace(model, config.max_num_batched_tokens);
             let fraction = config.memory_fraction;
@@ -152,6 +160,7 @@ impl Engine {
             stored: inventory.stored,
             plan,
             kv_format,
+            kv_scales,
             info,
         })
     }
@@ -287,8 +296,8 @@ impl Opened {
         // A recorded step would have to hold what ranks say to each other.
         let graphs = peers.is_none().then(|| DecodeGraphs::new(device));
         let loaded = NemotronH::load(weights, model, peers, &mut loader);
-        let kv_scales = vec![KvScales::default(); model.num_layers(LayerKind::Attention)];
-        let cache = DeviceCache::new(model, &self.plan.cache, self.kv_format, &kv_scales, device);
+        let kv_scales = &self.kv_scales;
+        let cache = DeviceCache::new(model, &self.plan.cache, self.kv_format, kv_scales, device);
         ModelRunner::new(loaded, cache, self.warm_ups(device), graphs)
     }
 
@@ -420,9 +429,10 @@ fn resolve_dtype(choice: DtypeChoice, device: &Device) -> DtypeChoice {
     }
 }
 
-/// Auto is the type of the arithmetic.
-fn resolve_kv_format(choice: KvDtypeChoice, dtype: DtypeChoice) -> KvFormat {
+/// Auto is what the checkpoint was calibrated for, else the type of the arithmetic.
+fn resolve_kv_format(choice: KvDtypeChoice, is_calibrated: bool, dtype: DtypeChoice) -> KvFormat {
     match choice {
+        KvDtypeChoice::Auto if is_calibrated => KvFormat::Fp8,
         KvDtypeChoice::Auto if dtype == DtypeChoice::Bf16 => KvFormat::Bf16,
         KvDtypeChoice::Auto | KvDtypeChoice::F32 => KvFormat::F32,
         KvDtypeChoice::Bf16 => KvFormat::Bf16,

@@ -198,6 +198,10 @@ pub struct ServeArgs {
     )]
     pub no_warm_up: Option<bool>,
 
+    /// Formats of dummy weights: nvfp4-mix, fp8 or none [default: as the folder's config says]
+    #[arg(long, env = "NEMOSERVE_QUANTIZATION", value_name = "MIX")]
+    pub quantization: Option<String>,
+
     /// Seed of dummy weights [default: 0]
     #[arg(long, env = "NEMOSERVE_SEED")]
     pub seed: Option<u64>,
@@ -373,7 +377,8 @@ pub struct QuantizeArgs {
     /// Leave these modules as they are, too; * stands for anything
     #[arg(long, value_name = "PATTERN", num_args = 1.., value_delimiter = ',')]
     pub exclude: Vec<String>,
-    /// Score this text with both checkpoints and print their perplexities; form feeds part documents
+    /// Score this text with both checkpoints and print their perplexities; form feeds part documents,
+    /// and what stands before a vertical tab in one is read and not scored
     #[arg(long, value_name = "TEXTFILE")]
     pub evaluate: Option<PathBuf>,
 }
@@ -549,6 +554,7 @@ impl ServeArgs {
             expert_parallel: self.expert_parallel.or(base.expert_parallel),
             load_format: self.load_format.or(base.load_format),
             no_warm_up: self.no_warm_up.or(base.no_warm_up),
+            quantization: self.quantization.or(base.quantization),
             seed: self.seed.or(base.seed),
             api_key: self.api_key.or(base.api_key),
             cors_origin: self.cors_origin.or(base.cors_origin),

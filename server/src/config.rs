@@ -255,6 +255,20 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
             "--seed is the seed of dummy weights: it goes with --load-format dummy".into(),
         ));
     }
+    let dummy_mix = match args.quantization.as_deref() {
+        None => None,
+        Some(_) if !dummy => {
+            return Err(ConfigError::Usage(
+                "--quantization is that of dummy weights: it goes with --load-format dummy; stored \
+                 weights say theirs"
+                    .into(),
+            ));
+        }
+        Some(text) => Some(
+            text.parse()
+                .map_err(|why| ConfigError::Usage(format!("--quantization: {why}")))?,
+        ),
+    };
     let source = match &args.model {
         Some(folder) if !folder.is_dir() => {
             return Err(ConfigError::File {
@@ -287,6 +301,7 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
     }
     Ok(EngineConfig {
         memory_fraction,
+        dummy_mix,
         device: parsed::<DeviceChoice>("--device", args.device.as_deref())?,
         dtype: parsed::<DtypeChoice>("--dtype", args.dtype.as_deref())?,
         kv_cache_dtype: parsed::<KvDtypeChoice>(
@@ -546,6 +561,21 @@ mod tests {
                     ..base()
                 },
                 "--seed",
+            ),
+            (
+                ServeArgs {
+                    quantization: Some("fp8".into()),
+                    ..base()
+                },
+                "--quantization",
+            ),
+            (
+                ServeArgs {
+                    quantization: Some("int4".into()),
+                    load_format: Some(LoadFormat::Dummy),
+                    ..base()
+                },
+                "--quantization",
             ),
             (
                 ServeArgs {

@@ -8,7 +8,10 @@
 use std::cell::Cell;
 use std::path::Path;
 
-use engine::{DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineError, Machine, ModelSource};
+use engine::{
+    DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineError, KvDtypeChoice, Machine,
+    ModelSource,
+};
 use kernels::Isa;
 use nemoserve_tests::driver::{Driver, Line, Scores, Turn};
 use nemoserve_tests::fixtures::{self, Expected};
@@ -384,6 +387,12 @@ fn config(folder: &Path, dtype: DtypeChoice) -> EngineConfig {
     EngineConfig {
         device: DEVICE.get(),
         dtype,
+        // Not the FP8 that some checkpoints ask for: what is compared with was not rounded.
+        kv_cache_dtype: if dtype == DtypeChoice::Bf16 {
+            KvDtypeChoice::Bf16
+        } else {
+            KvDtypeChoice::F32
+        },
         max_model_len: Some(BLOCK_SIZE * (NUM_BLOCKS - 1)),
         max_num_seqs: NUM_SLOTS - 1,
         block_size: BLOCK_SIZE,

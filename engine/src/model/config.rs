@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use self::keys::Keys;
 pub use self::quantization::Quantization;
+pub(crate) use self::quantization::fits;
 use super::json;
 use crate::error::EngineError;
 

@@ -6,11 +6,11 @@
 use bytes::Bytes;
 use half::bf16;
 
-use super::weights::Init;
+use super::weights::{BLOCK_SCALES, Init};
 use crate::noise;
 
-/// Elements that share one stream.
-const PIECE: usize = 1 << 16;
+/// Bytes that share one stream.
+const PIECE_BYTES: usize = 1 << 17;
 
 /// `count` elements in the element type that `init` is stored in.
 pub(crate) fn generate(init: Init, seed: u64, count: usize, num_threads: usize) -> Bytes {
@@ -24,6 +24,16 @@ pub(crate) fn generate(init: Init, seed: u64, count: usize, num_threads: usize) 
             fill(&mut bytes, seed, std, num_threads);
             Bytes::from(bytes)
         }
+        Init::Fp8Codes => codes(seed, count, num_threads, |byte| {
+            // NaN gives way to the largest number.
+            if byte & 0x7f == 0x7f { byte - 1 } else { byte }
+        }),
+        Init::Nvfp4Codes => codes(seed, count, num_threads, |byte| byte),
+        Init::BlockScales => codes(seed, count, num_threads, |byte| {
+            let choices = BLOCK_SCALES.end - BLOCK_SCALES.start;
+            BLOCK_SCALES.start + byte % choices
+        }),
+        Init::Scale(value) => Bytes::from(value.to_le_bytes().repeat(count)),
         Init::DecayRate => scalars(seed, count, |u| (1.0 + 15.0 * u).ln()),
         Init::TimeStep => scalars(seed, count, |u| {
             let dt = 0.001 * 100_f64.powf(u);
@@ -40,18 +50,45 @@ fn scalars(seed: u64, count: usize, f: impl Fn(f64) -> f64) -> Bytes {
     Bytes::from(bytes)
 }
 
+/// Random bytes, each through `f`.
+fn codes(seed: u64, count: usize, num_threads: usize, f: impl Fn(u8) -> u8 + Sync) -> Bytes {
+    let mut bytes = vec![0_u8; count];
+    in_pieces(&mut bytes, seed, num_threads, |part, stream| {
+        for (counter, eight) in (0..).zip(part.chunks_mut(8)) {
+            let random = noise::mix(stream, counter).to_le_bytes();
+            for (code, random) in eight.iter_mut().zip(random) {
+                *code = f(random);
+            }
+        }
+    });
+    Bytes::from(bytes)
+}
+
 /// Uniform bf16 numbers of mean 0 and the given standard deviation.
 fn fill(bytes: &mut [u8], seed: u64, std: f32, num_threads: usize) {
     // A uniform variable on [-w, w] has the standard deviation w / sqrt(3).
     let step = std * 3_f32.sqrt() / 32768.0;
-    let pieces = bytes.len().div_ceil(2 * PIECE);
-    let share = pieces.div_ceil(num_threads).max(1) * 2 * PIECE;
+    in_pieces(bytes, seed, num_threads, |part, stream| {
+        fill_piece(part, stream, step);
+    });
+}
+
+/// Has several threads fill pieces, each from a stream of its own.
+fn in_pieces(
+    bytes: &mut [u8],
+    seed: u64,
+    num_threads: usize,
+    fill: impl Fn(&mut [u8], u64) + Sync,
+) {
+    let pieces = bytes.len().div_ceil(PIECE_BYTES);
+    let share = pieces.div_ceil(num_threads).max(1) * PIECE_BYTES;
+    let fill = &fill;
     std::thread::scope(|scope| {
         for (thread, part) in bytes.chunks_mut(share).enumerate() {
-            let first = (thread * share / (2 * PIECE)) as u64;
+            let first = (thread * share / PIECE_BYTES) as u64;
             scope.spawn(move || {
-                for (piece, part) in (first..).zip(part.chunks_mut(2 * PIECE)) {
-                    fill_piece(part, noise::mix(seed, piece), step);
+                for (piece, part) in (first..).zip(part.chunks_mut(PIECE_BYTES)) {
+                    fill(part, noise::mix(seed, piece));
                 }
             });
         }
@@ -79,7 +116,10 @@ fn rounded(value: f32) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::model::{ModelConfig, weights};
 
     #[test]
     fn rounding_is_that_of_bf16() {
@@ -105,7 +145,7 @@ mod tests {
     #[test]
     fn threads_do_not_change_the_numbers() {
         let init = Init::Random { std: 0.5 };
-        let count = 3 * PIECE + 17;
+        let count = 3 * PIECE_BYTES / 2 + 17;
         let one = generate(init, 7, count, 1);
         assert_eq!(one.len(), 2 * count);
         for threads in [2, 3, 8] {
@@ -125,6 +165,31 @@ mod tests {
     }
 
     #[test]
+    fn codes_are_numbers_and_do_not_depend_on_threads() {
+        for init in [Init::Fp8Codes, Init::BlockScales, Init::Nvfp4Codes] {
+            let count = 2 * PIECE_BYTES + 5;
+            let one = generate(init, 3, count, 1);
+            assert_eq!(one.len(), count);
+            assert_eq!(one, generate(init, 3, count, 3));
+            let used = (0..=255_u8).filter(|code| one.contains(code)).count();
+            let expect = match init {
+                Init::Fp8Codes => 254,
+                Init::BlockScales => 8,
+                _ => 256,
+            };
+            assert_eq!(used, expect);
+            if init != Init::Nvfp4Codes {
+                assert!(
+                    one.iter()
+                        .all(|code| kernels::e4m3::decode(*code).is_finite())
+                );
+            }
+        }
+        let scale = generate(Init::Scale(0.25), 3, 1, 1);
+        assert_eq!(scale[..], 0.25_f32.to_le_bytes());
+    }
+
+    #[test]
     fn scalars_lie_in_their_ranges() {
         let read = |init| -> Vec<f32> {
             generate(init, 3, 1000, 1)
@@ -138,6 +203,36 @@ mod tests {
         for bias in read(Init::TimeStep) {
             let dt = bias.exp().ln_1p();
             assert!((0.000_99..=0.101).contains(&dt), "{dt}");
+        }
+    }
+
+    #[test]
+    fn the_maps_of_super_add_up_to_its_published_sizes() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/configs");
+        // 4096 wide: attention, the joint of the draft block, its experts with their router,
+        // latent projections and shared expert, in BF16 everywhere.
+        let attention = 2 * 4096 * 4096 + 2 * 256 * 4096;
+        let experts = 512 * 2 * 2688 * 1024 + 2 * 1024 * 4096 + 2 * 5376 * 4096 + 512 * 4096;
+        let draft = 2.0 * (attention + 2 * 4096 * 4096 + experts) as f64;
+        for (folder, gib) in [
+            ("super", 230.2),
+            ("super-fp8", 119.5),
+            ("super-nvfp4", 74.8),
+        ] {
+            let folder = root.join(folder);
+            let path = folder.join("config.json");
+            let text = ModelConfig::read_text(&path).expect("it is committed");
+            let mut config = ModelConfig::parse(&text, &path).expect("it is Super's");
+            config.quantization.read_beside(&folder).expect("all known");
+            let (_, inventory) = weights::invent(&config, 0).expect("all fits");
+            let bytes = inventory.num_bytes as f64 + draft;
+            let got = bytes / f64::from(1 << 30);
+            assert!(
+                (got - gib).abs() < 0.06,
+                "{}: {got:.2} GiB",
+                folder.display()
+            );
+            assert!((120.6e9..120.8e9).contains(&(inventory.num_parameters as f64)));
         }
     }
 }

@@ -9,12 +9,15 @@ mod finder;
 mod names;
 
 use bytes::Bytes;
+use half::{bf16, f16};
+use kernels::{e2m1, e4m3};
 use safetensors::tensor::Dtype;
 
 pub(crate) use self::cut::{Cut, SplitBlock};
 use self::finder::Finder;
 pub(crate) use self::finder::short_name;
 use super::config::ModelConfig;
+use crate::cache::KvScales;
 use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::error::EngineError;
 
@@ -85,11 +88,9 @@ pub(crate) struct AttentionWeights {
     pub(crate) key: MatrixWeight,
     pub(crate) value: MatrixWeight,
     pub(crate) output: MatrixWeight,
-    #[allow(dead_code)] // Until there is an FP8 cache.
     /// What an FP8 cache divides keys by before it rounds them, `[1]`; 1 if the checkpoint does not
     /// say.
     pub(crate) k_scale: Option<Weight>,
-    #[allow(dead_code)]
     /// The same for values.
     pub(crate) v_scale: Option<Weight>,
 }
@@ -172,9 +173,60 @@ pub(crate) enum Init {
     DecayRate,
     /// Inverse softplus of time steps between 0.001 and 0.1.
     TimeStep,
+    /// Any E4M3 codes but NaN.
+    Fp8Codes,
+    /// Any pairs of E2M1 codes.
+    Nvfp4Codes,
+    /// E4M3 codes of numbers from 1 to under 2.
+    BlockScales,
+    /// What codes are multiplied with.
+    Scale(f32),
+}
+
+impl ModelWeights {
+    /// What an FP8 cache divides by, per attention layer in stack order.
+    ///
+    /// # Errors
+    /// A scale that nothing can be divided by.
+    pub(crate) fn kv_scales(&self) -> Result<Vec<KvScales>, EngineError> {
+        let scale = |weight: &Option<Weight>| weight.as_ref().map_or(Ok(1.0), Weight::scale);
+        self.layers
+            .iter()
+            .filter_map(|layer| match &layer.mixer {
+                MixerWeights::Attention(attention) => Some(attention),
+                _ => None,
+            })
+            .map(|attention| {
+                Ok(KvScales {
+                    key: scale(&attention.k_scale)?,
+                    value: scale(&attention.v_scale)?,
+                })
+            })
+            .collect()
+    }
 }
 
 impl Weight {
+    /// The one positive number that a stored scale is.
+    fn scale(&self) -> Result<f32, EngineError> {
+        let Source::Stored(tensor) = &self.source else {
+            unreachable!("dummies have no scales of their own");
+        };
+        let value = match (tensor.dtype, &tensor.data[..]) {
+            (Dtype::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+            (Dtype::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
+            (Dtype::BF16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+            _ => unreachable!("a scale is one plain float, checked when it was located"),
+        };
+        if value.is_finite() && value > 0.0 {
+            return Ok(value);
+        }
+        Err(EngineError::Checkpoint {
+            path: tensor.path.to_path_buf(),
+            what: format!("a scale of the FP8 cache is {value}, expected a positive number"),
+        })
+    }
+
     /// Bytes as stored.
     pub(crate) fn num_bytes(&self) -> u64 {
         match &self.source {
@@ -203,9 +255,43 @@ impl Init {
     fn dtype(self) -> Dtype {
         match self {
             Self::Constant(_) | Self::Random { .. } => Dtype::BF16,
-            Self::DecayRate | Self::TimeStep => Dtype::F32,
+            Self::DecayRate | Self::TimeStep | Self::Scale(_) => Dtype::F32,
+            Self::Fp8Codes | Self::BlockScales => Dtype::F8_E4M3,
+            Self::Nvfp4Codes => Dtype::U8,
         }
     }
+
+    /// Under which random E4M3 codes are as large as these numbers would be.
+    fn fp8_scale(self) -> Self {
+        Self::Scale(self.spread() / root_mean_square(e4m3::VALUES.into_iter()))
+    }
+
+    /// The same for random E2M1 codes under random block scales.
+    fn nvfp4_scale(self) -> Self {
+        let codes = root_mean_square(e2m1::VALUES.into_iter());
+        let scales = root_mean_square(BLOCK_SCALES.map(e4m3::decode));
+        Self::Scale(self.spread() / (codes * scales))
+    }
+
+    fn spread(self) -> f32 {
+        match self {
+            Self::Random { std } => std,
+            other => unreachable!("matrices are random, not {other:?}"),
+        }
+    }
+}
+
+/// The codes of [`Init::BlockScales`].
+pub(crate) const BLOCK_SCALES: std::ops::Range<u8> = 0x38..0x40;
+
+/// Of those that are numbers.
+fn root_mean_square(values: impl Iterator<Item = f32>) -> f32 {
+    let (mut sum, mut count) = (0.0, 0.0);
+    for value in values.filter(|value| !value.is_nan()) {
+        sum += value * value;
+        count += 1.0;
+    }
+    (sum / count).sqrt()
 }
 
 impl ModelWeights {
@@ -327,13 +413,18 @@ pub(crate) fn locate(
     Ok((weights, finder.inventory))
 }
 
-/// Invents every weight from a seed: matrices in bf16 of the right shapes.
-pub(crate) fn invent(config: &ModelConfig, seed: u64) -> (ModelWeights, Inventory) {
-    let mut finder = Finder::inventing(seed);
-    let weights = finder
-        .model(config)
-        .expect("an invented weight is never missing");
-    (weights, finder.inventory)
+/// Invents every weight from a seed, in the right shapes: matrices in the formats that the
+/// configuration says.
+///
+/// # Errors
+/// A matrix cannot be in the format that it should have.
+pub(crate) fn invent(
+    config: &ModelConfig,
+    seed: u64,
+) -> Result<(ModelWeights, Inventory), EngineError> {
+    let mut finder = Finder::inventing(seed, &config.quantization);
+    let weights = finder.model(config)?;
+    Ok((weights, finder.inventory))
 }
 
 /// FNV-1a over `bytes`, continuing from `hash`.

@@ -267,7 +267,8 @@ fn refuse_packed(tensors: &BTreeMap<String, StoredTensor>) -> Result<(), EngineE
 struct Total {
     rounding: Rounding,
     num_packed: usize,
-    open: Option<(ModuleReport, Rounding)>,
+    /// What more matrices may still come for: both kinds of a layer's experts take turns.
+    open: Vec<(ModuleReport, Rounding)>,
 }
 
 impl Total {
@@ -275,27 +276,31 @@ impl Total {
         self.rounding += rounding;
         self.num_packed += 1;
         let name = choice::without_expert(module);
-        match &mut self.open {
-            Some((open, sum)) if open.name == name => {
-                open.count += 1;
-                open.worst = open.worst.max(rounding.error());
-                *sum += rounding;
-            }
-            _ => {
-                self.finish(report);
-                let open = ModuleReport {
-                    name,
-                    count: 1,
-                    error: 0.0,
-                    worst: rounding.error(),
-                };
-                self.open = Some((open, rounding));
-            }
+        let all_experts = |name: &str| name.rfind('*').map(|at| name[..at].to_owned());
+        let group = all_experts(&name);
+        if let Some((first, _)) = self.open.first()
+            && (group.is_none() || group != all_experts(&first.name))
+        {
+            self.finish(report);
+        }
+        let rest = self.open.iter_mut().find(|(open, _)| open.name == name);
+        if let Some((open, sum)) = rest {
+            open.count += 1;
+            open.worst = open.worst.max(rounding.error());
+            *sum += rounding;
+        } else {
+            let open = ModuleReport {
+                name,
+                count: 1,
+                error: 0.0,
+                worst: rounding.error(),
+            };
+            self.open.push((open, rounding));
         }
     }
 
     fn finish(&mut self, report: &mut impl FnMut(&ModuleReport)) {
-        if let Some((mut open, rounding)) = self.open.take() {
+        for (mut open, rounding) in self.open.drain(..) {
             open.error = rounding.error();
             report(&open);
         }

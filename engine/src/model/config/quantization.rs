@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kernels::Format;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::config::DummyMix;
 use crate::error::EngineError;
 use crate::model::json;
 
@@ -38,6 +39,8 @@ struct Statement {
     excluded_patterns: Vec<String>,
     /// Names with `*` in them; the first that fits counts.
     patterns: Vec<(String, Algorithm)>,
+    /// Keys and values were calibrated for an FP8 cache.
+    has_fp8_cache: bool,
 }
 
 /// How a matrix is said to be stored: a format, or the name of one that cannot be served.
@@ -49,6 +52,33 @@ impl Quantization {
         let mut quantization = Self::default();
         quantization.add(SECTION, &config[SECTION], path)?;
         Ok(quantization)
+    }
+
+    /// What would be said of a mix of dummies.
+    pub(crate) fn of_dummies(mix: DummyMix) -> Self {
+        let routed = match mix {
+            DummyMix::None => return Self::default(),
+            DummyMix::Fp8 => "FP8",
+            DummyMix::Nvfp4Mix => "NVFP4",
+        };
+        let fp8 = json!({"quant_algo": "FP8"});
+        let value = json!({"quantized_layers": {
+            "*.mixer.in_proj": fp8,
+            "*.mixer.out_proj": fp8,
+            "*.mixer.shared_experts.*": fp8,
+            "*.mixer.up_proj": fp8,
+            "*.mixer.down_proj": fp8,
+            "*.mixer.experts.*": {"quant_algo": routed},
+        }});
+        let statement = Statement::parse("--quantization", &value).expect("written above");
+        Self {
+            said: Arc::new(vec![statement]),
+        }
+    }
+
+    /// Whether keys and values were calibrated for an FP8 cache.
+    pub(crate) fn has_fp8_cache(&self) -> bool {
+        self.said.iter().any(|statement| statement.has_fp8_cache)
     }
 
     /// Adds what the file beside `config.json` says, if there is one.
@@ -99,6 +129,7 @@ impl Statement {
         }
         let mut statement = Self {
             source,
+            has_fp8_cache: has_fp8_cache(value),
             ..Self::default()
         };
         for key in ["exclude_modules", "ignore"] {
@@ -196,6 +227,12 @@ fn algorithm_of_group(group: &Value) -> Algorithm {
     }
 }
 
+/// Said in one of two ways.
+fn has_fp8_cache(value: &Value) -> bool {
+    let scheme = &value["kv_cache_scheme"];
+    value["kv_cache_quant_algo"] == "FP8" || (scheme["num_bits"] == 8 && scheme["type"] == "float")
+}
+
 fn strings<'a>(value: &'a Value, key: &str) -> Result<Vec<&'a str>, String> {
     match &value[key] {
         Value::Null => Some(Vec::new()),
@@ -211,7 +248,7 @@ fn without_prefix(name: &str) -> &str {
 }
 
 /// Whether a pattern fits all of a name; `*` stands for anything, dots included.
-fn fits(pattern: &str, name: &str) -> bool {
+pub(crate) fn fits(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().expect("a split has a first part");
     let Some(mut rest) = name.strip_prefix(first) else {
@@ -231,8 +268,6 @@ fn fits(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn section(value: &Value) -> Result<Quantization, String> {
@@ -352,6 +387,28 @@ mod tests {
             &[("lm_head", None)],
         );
         check(&json!({"kv_cache_quant_algo": "FP8"}), &[("lm_head", None)]);
+    }
+
+    #[test]
+    fn the_cache_is_announced_in_two_ways() {
+        for (value, expect) in [
+            (json!({"kv_cache_quant_algo": "FP8"}), true),
+            (
+                json!({"kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": false}}),
+                true,
+            ),
+            (
+                json!({"kv_cache_quant_algo": null, "kv_cache_scheme": null}),
+                false,
+            ),
+            (
+                json!({"kv_cache_scheme": {"num_bits": 8, "type": "int"}}),
+                false,
+            ),
+        ] {
+            let said = section(&value).expect("it can be read");
+            assert_eq!(said.has_fp8_cache(), expect);
+        }
     }
 
     #[test]

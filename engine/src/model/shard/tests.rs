@@ -139,7 +139,7 @@ fn shares_are_models() {
         &[("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 8")],
     ] {
         let model = model(changes);
-        let (weights, _) = weights::invent(&model, 1);
+        let (weights, _) = weights::invent(&model, 1).expect("it is plain");
         for ranks in [2, 4, 8] {
             for experts in [false, true] {
                 let split = split(ranks, experts);
@@ -188,7 +188,7 @@ fn mlp(share: &Share) -> &MlpWeights {
 
 fn check_share(share: &Share, whole: &ModelConfig) {
     let config = &share.config;
-    let (described, _) = weights::invent(config, 1);
+    let (described, _) = weights::invent(config, 1).expect("it is plain");
     let moe_of = |weights: &ModelWeights| match &weights.layers[1].mixer {
         MixerWeights::Moe(moe) => (moe.up.num_rows(), moe.gate.shape.clone()),
         _ => panic!("the second layer"),
@@ -241,7 +241,7 @@ fn check_share(share: &Share, whole: &ModelConfig) {
 #[test]
 fn the_input_projection_is_cut_in_all_its_parts() {
     let model = model(&[]);
-    let (weights, _) = weights::invent(&model, 1);
+    let (weights, _) = weights::invent(&model, 1).expect("it is plain");
     let share = split(4, false)
         .share(1, &model, &weights)
         .expect("nothing is packed");

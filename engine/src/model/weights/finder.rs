@@ -73,12 +73,12 @@ impl Finder {
         })
     }
 
-    pub(super) fn inventing(seed: u64) -> Self {
+    pub(super) fn inventing(seed: u64, quantization: &Quantization) -> Self {
         Self {
             origin: Origin::Seed(seed),
             path: PathBuf::from("dummy weights"),
             inventory: Inventory::default(),
-            quantization: Quantization::default(),
+            quantization: quantization.clone(),
         }
     }
 
@@ -90,17 +90,25 @@ impl Finder {
         init: Init,
     ) -> Result<Weight, EngineError> {
         let weight = match self.origin {
-            Origin::Seed(seed) => Weight {
-                shape: shape.to_vec(),
-                source: Source::Dummy {
-                    init,
-                    seed: fnv1a(seed, name.as_bytes()),
-                },
-            },
+            Origin::Seed(_) => self.invented(name, shape, init),
             Origin::Files { .. } => self.stored(name, shape, PLAIN)?,
         };
         self.inventory.num_parameters += weight.num_elements();
         Ok(self.listed(name, weight))
+    }
+
+    /// A weight that is made at load.
+    fn invented(&self, name: &str, shape: &[usize], init: Init) -> Weight {
+        let Origin::Seed(seed) = self.origin else {
+            unreachable!("what is stored is not invented");
+        };
+        Weight {
+            shape: shape.to_vec(),
+            source: Source::Dummy {
+                init,
+                seed: fnv1a(seed, name.as_bytes()),
+            },
+        }
     }
 
     /// Claims a module's matrix with its scales, in whatever format the tensors say that it is.
@@ -120,8 +128,8 @@ impl Finder {
         self.discard(&format!("{module}.input_scale"));
         if format == Format::Fp8 {
             return Ok(MatrixWeight::Fp8 {
-                codes: self.part(&name, &shape, Dtype::F8_E4M3)?,
-                scale: self.scalar(&format!("{module}.weight_scale"))?,
+                codes: self.part(&name, &shape, Dtype::F8_E4M3, Init::Fp8Codes)?,
+                scale: self.scalar(&format!("{module}.weight_scale"), init.fp8_scale())?,
             });
         }
         let [n, k] = shape;
@@ -132,19 +140,24 @@ impl Finder {
             )));
         }
         Ok(MatrixWeight::Nvfp4 {
-            codes: self.part(&name, &[n, k / 2], Dtype::U8)?,
+            codes: self.part(&name, &[n, k / 2], Dtype::U8, Init::Nvfp4Codes)?,
             block_scales: self.part(
                 &format!("{module}.weight_scale"),
                 &[n, k / NVFP4_BLOCK],
                 Dtype::F8_E4M3,
+                Init::BlockScales,
             )?,
-            scale: self.scalar(&format!("{module}.weight_scale_2"))?,
+            scale: self.scalar(&format!("{module}.weight_scale_2"), init.nvfp4_scale())?,
         })
     }
 
     /// Claims a scale that a checkpoint may leave out.
     pub(super) fn scale(&mut self, name: &str) -> Result<Option<Weight>, EngineError> {
-        self.has(name).then(|| self.scalar(name)).transpose()
+        // A dummy has none.
+        let unused = Init::Constant(1.0);
+        self.has(name)
+            .then(|| self.scalar(name, unused))
+            .transpose()
     }
 
     /// How a module's matrix is stored: the tensors tell, and what the configuration says must agree.
@@ -169,10 +182,14 @@ impl Finder {
         Ok(format)
     }
 
-    /// Told by the tensors present.
+    /// Told by the tensors present; a dummy is what it is said to be.
     fn stored_format(&self, module: &str) -> Result<Format, EngineError> {
         let Origin::Files { unclaimed, .. } = &self.origin else {
-            return Ok(Format::Plain);
+            let said = self.quantization.of(module).next();
+            // What is said and not known is refused where it is compared.
+            return Ok(said.map_or(Format::Plain, |(_, said)| {
+                said.as_ref().map_or(Format::Plain, |format| *format)
+            }));
         };
         let Some((_, weight)) = unclaimed.get(&format!("{module}.weight")) else {
             // Whoever takes it says that it is missing.
@@ -200,20 +217,32 @@ impl Finder {
     }
 
     /// Claims one tensor of a quantised matrix.
-    fn part(&mut self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Weight, EngineError> {
-        let weight = self.stored(name, shape, &[dtype])?;
+    fn part(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        dtype: Dtype,
+        init: Init,
+    ) -> Result<Weight, EngineError> {
+        let weight = match self.origin {
+            Origin::Seed(_) => self.invented(name, shape, init),
+            Origin::Files { .. } => self.stored(name, shape, &[dtype])?,
+        };
         Ok(self.listed(name, weight))
     }
 
     /// Claims a single number, whose shape writers spell in two ways.
-    fn scalar(&mut self, name: &str) -> Result<Weight, EngineError> {
+    fn scalar(&mut self, name: &str, init: Init) -> Result<Weight, EngineError> {
         if let Origin::Files { unclaimed, .. } = &mut self.origin
             && let Some((_, tensor)) = unclaimed.get_mut(name)
             && tensor.shape.is_empty()
         {
             tensor.shape = vec![1];
         }
-        let weight = self.stored(name, &[1], PLAIN)?;
+        let weight = match self.origin {
+            Origin::Seed(_) => self.invented(name, &[1], init),
+            Origin::Files { .. } => self.stored(name, &[1], PLAIN)?,
+        };
         Ok(self.listed(name, weight))
     }
 
