@@ -384,3 +384,76 @@ fn the_doctor_judges_this_machine() {
     let output = run(&["doctor", "--model", "/nonexistent"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
 }
+
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/model");
+
+#[test]
+fn quantising_tells_what_it_costs() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let text = folder.path().join("text");
+    let turn = |role: &str, text: &str| format!("<|im_start|>{role}\n{text}<|im_end|>\n");
+    let document = turn("system", "") + &turn("user", "Hello!");
+    // The second document is read before its last token is scored.
+    let documents = format!("{document}\u{c}{document}<|im_start|>assistant\n\u{b}<think>");
+    std::fs::write(&text, documents).expect("writable");
+    let output = folder.path().join("new");
+    let path = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
+    let args = [
+        "quantize",
+        "--model",
+        DEMO,
+        "--output",
+        &path(&output),
+        "--format",
+        "nvfp4",
+        "--exclude",
+        "*.shared_experts.*",
+        "--evaluate",
+        &path(&text),
+    ];
+    let done = run(&args);
+    let says = String::from_utf8_lossy(&done.stdout);
+    let errors = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(0), "{errors}");
+    for part in [
+        "backbone.layers.1.mixer.experts.*.up_proj",
+        "16 matrices, worst",
+        "backbone.layers.0.mixer.in_proj",
+        " before, ",
+        "perplexity over ",
+        " of 2 documents: ",
+    ] {
+        assert!(says.contains(part), "{part}: {says}");
+    }
+    assert!(!says.contains("shared_experts"), "{says}");
+    refused(&args, 1, "not empty");
+    let daemon = Daemon::start(&["--model", &path(&output)]);
+    assert!(daemon.get("/v1/models").contains("\"new\""));
+}
+
+#[test]
+fn quantising_leaves_nothing_of_what_it_could_not_finish() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = folder.path().join("new");
+    let new = output.to_str().expect("UTF-8");
+    let args = ["quantize", "--model", DEMO, "--output", new, "--format"];
+    refused(&[&args[..], &["int4"]].concat(), 2, "--format");
+    let missing = ["fp8", "--evaluate", "/nonexistent.txt"];
+    refused(&[&args[..], &missing].concat(), 1, "/nonexistent.txt");
+    let mistaken = ["fp8", "--exclude", "lm_heat"];
+    refused(&[&args[..], &mistaken].concat(), 1, "lm_heat");
+    // As a full disk: no file may grow beyond 64 blocks.
+    let full = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "sh"])
+        .arg(env!("CARGO_BIN_EXE_nemoserve"))
+        .args(args)
+        .arg("fp8")
+        .output()
+        .expect("the shell runs");
+    let says = String::from_utf8_lossy(&full.stderr);
+    assert_eq!(full.status.code(), Some(1), "{says}");
+    for part in ["model.safetensors", "File too large", "nothing of the new"] {
+        assert!(says.contains(part), "{says}");
+    }
+    assert!(!output.exists());
+}

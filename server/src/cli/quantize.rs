@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engine::{EngineError, ModuleReport, PackedFormat, Quantize, Quantized};
 
-use super::perplexity::{Perplexity, documents};
+use super::perplexity::{Document, Perplexity, documents};
 use crate::args::{QuantizeArgs, exit};
 use crate::startup::bytes;
 
@@ -90,7 +90,7 @@ fn print_summary(output: &Path, format: PackedFormat, summary: &Quantized) {
     );
 }
 
-async fn compare(model: &Path, output: &Path, texts: &[Vec<u32>]) -> Result<(), String> {
+async fn compare(model: &Path, output: &Path, texts: &[Document]) -> Result<(), String> {
     let before = Perplexity::of(model, texts).await?;
     let after = Perplexity::of(output, texts).await?;
     println!(
