@@ -21,6 +21,8 @@ const PLANES: u32 = 4;
 pub(super) struct Groups {
     /// Pairs, u32; those of an expert follow one another.
     pub(super) order: Buffer,
+    /// Where each expert's pairs start in `order`, then their number: u32 `[e + 1]`.
+    pub(super) offsets: Buffer,
     /// An expert, where its pairs start in `order` and how many they are, three u32 a tile. Where
     /// the tiles of an expert start follows from where its pairs do, so some have no pairs.
     pub(super) tiles: Buffer,
@@ -42,6 +44,7 @@ impl Groups {
         let max_tiles = num_pairs / tile + experts;
         let groups = Self {
             order: Buffer::empty::<u32>(client, num_pairs),
+            offsets: Buffer::empty::<u32>(client, experts + 1),
             tiles: Buffer::empty::<u32>(client, max_tiles * 3),
             max_tiles,
             tile,
@@ -55,6 +58,7 @@ impl Groups {
                 CubeDim::new_2d(lanes, PLANES),
                 ids.arg(),
                 groups.order.arg(),
+                groups.offsets.arg(),
                 groups.tiles.arg(),
                 num_pairs as u32,
                 experts as u32,
@@ -70,6 +74,7 @@ impl Groups {
 fn group(
     ids: &[u32],
     order: &mut [u32],
+    offsets: &mut [u32],
     tiles: &mut [u32],
     num_pairs: u32,
     experts: u32,
@@ -92,6 +97,12 @@ fn group(
         }
         let start = plane_sum(smaller);
         let count = plane_sum(own);
+        if lane == 0 {
+            offsets[expert as usize] = start;
+            if expert == experts - 1 {
+                offsets[experts as usize] = num_pairs;
+            }
+        }
 
         let mut place = start;
         for step in 0..steps {
@@ -127,5 +138,39 @@ fn group(
             tiles[(at * 3 + 2) as usize] = left;
             at += lanes;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cubecl::Device;
+
+    use super::*;
+
+    /// Ids in any order, idle experts first, last and between, ids past the stack with the last.
+    #[test]
+    fn pairs_are_sorted_and_offsets_say_where() {
+        let devices = Device::enumerate_all();
+        let Some(device) = devices
+            .iter()
+            .find(|device| matches!(device, Device::Wgpu(_)))
+        else {
+            eprintln!("SKIPPED: no Vulkan device");
+            return;
+        };
+        let client = device.client();
+        let experts = 11;
+        let ids: Vec<i32> = (0..77)
+            .map(|pair| [3, 9, 1, 14, 3, 7, -1][pair % 7])
+            .collect();
+        let groups = Groups::new(&client, &Buffer::upload(&client, &ids), experts);
+        let of = |pair: &u32| (ids[*pair as usize] as u32).min(experts as u32 - 1);
+        let mut expected: Vec<u32> = (0..77).collect();
+        expected.sort_by_key(of);
+        let order: Vec<u32> = groups.order.read(&client);
+        assert_eq!(order, expected);
+        let before = |expert: u32| order.iter().filter(|pair| of(pair) < expert).count() as u32;
+        let offsets: Vec<u32> = groups.offsets.read(&client);
+        assert_eq!(offsets, (0..=11).map(before).collect::<Vec<_>>());
     }
 }

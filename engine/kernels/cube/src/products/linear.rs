@@ -1,10 +1,11 @@
 //! `out[t, n] = epilogue(x[t, k] . w[n, k] + bias[n])`, for any number of tokens.
 
 use super::skinny::{MAX_TILE, Product, Source};
-use crate::{Arithmetic, Buffer, Client, Epilogue, Matrix};
+use crate::{Arithmetic, Buffer, Client, Epilogue, Matrix, tensor_core};
 
 /// x is f32 `[t, k]`, the bias f32 `[n]`, `out` f32 `[t, n]`. A token's outputs are the same bits
-/// whatever the other tokens are. The weights are read once for every 8 tokens.
+/// whatever the other tokens are. The weights are read once for every 8 tokens, on tensor cores
+/// (`tensor_core`) for 64 or 128.
 ///
 /// # Panics
 /// If a buffer is not what the matrix and `t` make it.
@@ -25,6 +26,9 @@ pub fn linear(
     assert_eq!(out.len(), t * w.n, "out");
     if let Some(bias) = bias {
         assert_eq!(bias.len(), w.n, "bias");
+    }
+    if arithmetic == Arithmetic::Bf16 && tensor_core::takes(client, w) {
+        return tensor_core::tensor_linear(client, x, t, w, bias, arithmetic, epilogue, out);
     }
     let tile = t.next_power_of_two().min(MAX_TILE);
     Product {

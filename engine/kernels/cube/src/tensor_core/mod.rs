@@ -30,6 +30,18 @@ pub fn supports(client: &Client) -> bool {
     compute_capability(client).is_some_and(|version| version >= 80)
 }
 
+static IS_ALLOWED: AtomicBool = AtomicBool::new(true);
+
+/// Whether `linear` and `experts` may come here at all: they do, unless this is called.
+pub fn allow(is_allowed: bool) {
+    IS_ALLOWED.store(is_allowed, Ordering::Relaxed);
+}
+
+/// Whether products with this matrix run here: device, format and shape permit it.
+pub(crate) fn takes(client: &Client, w: &Matrix) -> bool {
+    IS_ALLOWED.load(Ordering::Relaxed) && supports(client) && fits(w)
+}
+
 static IS_WGMMA_ALLOWED: AtomicBool = AtomicBool::new(false);
 
 /// Whether large products may use Hopper's own instruction where there is one. Not unless this is
@@ -100,7 +112,7 @@ pub struct Routed<'a> {
     pub num_tokens: usize,
     /// Experts of a token.
     pub top_k: usize,
-    /// Their ids, u32 `[t, top_k]`.
+    /// Their ids, u32 or i32 `[t, top_k]`.
     pub experts: &'a Buffer,
     /// Their weights, f32 `[t, top_k]`.
     pub weights: &'a Buffer,

@@ -266,8 +266,9 @@ pub fn experts(t: usize, top_k: usize, up: Shape, down: Shape, unit: Unit) -> Pl
         return plan;
     }
     let pairs = t * top_k;
-    // Tiles that an expert of middling popularity fills half.
-    let tokens = (2 * pairs / up.experts).clamp(8, 128);
+    // Tiles that an expert of a quarter more than the mean fills: larger ones go half empty, smaller
+    // ones read weights again.
+    let tokens = (5 * pairs / (4 * up.experts)).clamp(8, 128);
     let most_tiles = |tile: Tile| {
         let at_most_partly_full = up.experts * (tile.tokens - 1);
         pairs.min((pairs + at_most_partly_full) / tile.tokens)

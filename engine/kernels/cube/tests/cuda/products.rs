@@ -1,6 +1,6 @@
 //! Products with weight matrices.
 
-use cube_kernels::{Arithmetic, Client, Epilogue, Format, Matrix, NVFP4_GROUP};
+use cube_kernels::{Arithmetic, Client, Epilogue, Format, Matrix, NVFP4_GROUP, tensor_core};
 
 use crate::{Entry, floats, words};
 
@@ -74,16 +74,20 @@ fn experts(client: &Client, format: Format, t: usize) {
     let (v, out) = (floats(client, t * 1024), floats(client, t * 1024));
     let (ids, weights) = (words(client, t * 22), floats(client, t * 22));
     let arithmetic = Arithmetic::Bf16;
+    tensor_core::allow(false);
     cube_kernels::experts(
         client, &v, t, &up, &down, &ids, &weights, 22, arithmetic, &out,
     );
+    tensor_core::allow(true);
 }
 
 fn linear(client: &Client, format: Format, [n, k]: [usize; 2], t: usize) {
     let w = matrix(client, format, 1, n, k);
     let (x, out) = (floats(client, t * k), floats(client, t * n));
     let (arithmetic, epilogue) = (Arithmetic::Bf16, Epilogue::None);
+    tensor_core::allow(false); // They have entries of their own.
     cube_kernels::linear(client, &x, t, &w, None, arithmetic, epilogue, &out);
+    tensor_core::allow(true);
 }
 
 /// A stack without values.

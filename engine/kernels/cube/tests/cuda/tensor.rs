@@ -1,7 +1,7 @@
 //! The tensor core products: their texts are written by hand, so every one is listed, at the shape
 //! that it is for.
 
-use cube_kernels::tensor_core::{Routed, allow_wgmma, tensor_experts, tensor_linear};
+use cube_kernels::tensor_core::allow_wgmma;
 use cube_kernels::{Arithmetic, Client, Epilogue, Format};
 
 use crate::products::matrix;
@@ -11,24 +11,20 @@ fn linear(client: &Client, t: usize, format: Format, n: usize, k: usize) {
     let w = matrix(client, format, 1, n, k);
     let (x, out) = (floats(client, t * k), floats(client, t * n));
     let (arithmetic, epilogue) = (Arithmetic::Bf16, Epilogue::None);
-    tensor_linear(client, &x, t, &w, None, arithmetic, epilogue, &out);
+    cube_kernels::linear(client, &x, t, &w, None, arithmetic, epilogue, &out);
 }
 
-/// Super's routed experts.
+/// Super's routed experts, and how they are grouped.
 fn experts(client: &Client, t: usize, format: Format) {
     let (top_k, experts, latent, width) = (22, 512, 1024, 2688);
-    let routed = Routed {
-        num_tokens: t,
-        top_k,
-        experts: &words(client, t * top_k),
-        weights: &floats(client, t * top_k),
-        sorted: &words(client, t * top_k),
-        offsets: &words(client, experts + 1),
-    };
     let up = matrix(client, format, experts, width, latent);
     let down = matrix(client, format, experts, latent, width);
     let (x, out) = (floats(client, t * latent), floats(client, t * latent));
-    tensor_experts(client, &x, routed, &up, &down, &out);
+    let (ids, weights) = (words(client, t * top_k), floats(client, t * top_k));
+    let arithmetic = Arithmetic::Bf16;
+    cube_kernels::experts(
+        client, &x, t, &up, &down, &ids, &weights, top_k, arithmetic, &out,
+    );
 }
 
 /// Bytes that tiles of 128 tokens may spill (see tensor_product.cu).
@@ -68,13 +64,13 @@ pub(crate) const LINEAR: &[Entry] = entries![
 pub(crate) const EXPERTS: &[Entry] = entries![
     "tensor_experts_nvfp4_64" experts(64, Format::Nvfp4),
     "tensor_experts_nvfp4_180" experts(180, Format::Nvfp4),
-    "tensor_experts_nvfp4_300" experts(300, Format::Nvfp4),
     "tensor_experts_nvfp4_512" experts(512, Format::Nvfp4),
-    "tensor_experts_nvfp4_8192" experts(8192, Format::Nvfp4),
+    "tensor_experts_nvfp4_1024" experts(1024, Format::Nvfp4),
+    "tensor_experts_nvfp4_2048" experts(2048, Format::Nvfp4),
     "tensor_experts_fp8_64" experts(64, Format::Fp8),
-    "tensor_experts_fp8_8192" experts(8192, Format::Fp8),
+    "tensor_experts_fp8_2048" experts(2048, Format::Fp8),
     "tensor_experts_bf16_64" experts(64, Format::Bf16),
-    "tensor_experts_bf16_8192" experts(8192, Format::Bf16),
+    "tensor_experts_bf16_2048" experts(2048, Format::Bf16),
 ];
 
 fn on_hopper(call: impl Fn()) {
@@ -96,6 +92,6 @@ pub(crate) const HOPPER: &[Entry] = hopper_entries![
     "tensor_linear_wgmma_bf16_8192x18560x4096" linear(8192, Format::Bf16, 18_560, 4096),
     "tensor_linear_wgmma_fp8_8192x18560x4096" linear(8192, Format::Fp8, 18_560, 4096),
     "tensor_linear_wgmma_nvfp4_8192x18560x4096" linear(8192, Format::Nvfp4, 18_560, 4096),
-    "tensor_experts_wgmma_fp8_8192" experts(8192, Format::Fp8),
-    "tensor_experts_wgmma_nvfp4_8192" experts(8192, Format::Nvfp4),
+    "tensor_experts_wgmma_fp8_2048" experts(2048, Format::Fp8),
+    "tensor_experts_wgmma_nvfp4_2048" experts(2048, Format::Nvfp4),
 ];
