@@ -48,7 +48,16 @@ pub fn zeros<const D: usize, K: PoolKind>(
     if let Some(tensor) = cube::zeros(shape, dtype, device) {
         return tensor;
     }
-    let count = shape.iter().product();
+    let count: usize = shape.iter().product();
+    // An allocation that fails ends the process without a word, so it is asked for on trial first.
+    let mut trial: Vec<u8> = Vec::new();
+    let num_bytes = count * dtype.size();
+    let granted = trial.try_reserve_exact(num_bytes);
+    assert!(
+        granted.is_ok(),
+        "Cannot allocate memory: {num_bytes} bytes for one layer's cache"
+    );
+    drop(trial);
     let bytes = match dtype {
         DType::U8 => Bytes::from_elems(vec![0_u8; count]),
         DType::BF16 => Bytes::from_elems(vec![0_u16; count]),
