@@ -13,7 +13,7 @@ python="$(python_with nvrtc engine/kernels/cube/cuda/requirements.txt)"
 texts="$work/texts"
 if [ $# -gt 0 ]; then texts="$(mktemp -d)"; fi
 # shellcheck disable=SC2086
-NEMOSERVE_CUDA_TEXT="$texts" cargo test --quiet ${CARGO_SELECT:---package cube-kernels} --test cuda --locked > "$work/log" 2>&1 || {
+NEMOSERVE_CUDA_TEXT="$texts" NEMOSERVE_CUDA_ONLY="$*" cargo test --quiet ${CARGO_SELECT:---package cube-kernels} --test cuda --locked > "$work/log" 2>&1 || {
     cat "$work/log"
     exit 1
 }

@@ -233,10 +233,10 @@ fn product<N: Size, P: Size>(
     let split = UNIT_POS_Y % comptime!(plan.splits as u32);
     let group = UNIT_POS_Y / comptime!(plan.splits as u32);
 
-    // The tile: its expert, its rows of out, its rows of x.
+    // The tile: its expert, and where its rows of x start.
     let mut expert = 0u32;
     let mut count = 1u32;
-    let mut out_rows = Array::<u32>::new(tile);
+    let mut x_rows = Array::<u32>::new(tile);
     if comptime!(plan.source == Source::Tile) {
         let at = (CUBE_POS_X * 3) as usize;
         expert = index[at];
@@ -245,7 +245,7 @@ fn product<N: Size, P: Size>(
         #[unroll]
         for token in 0..tile {
             if (token as u32) < count {
-                out_rows[token] = order[(start as usize) + token];
+                x_rows[token] = order[(start as usize) + token] / share;
             }
         }
     } else if comptime!(plan.source == Source::Pair) {
@@ -254,14 +254,18 @@ fn product<N: Size, P: Size>(
         if chosen > last_expert {
             count = 0u32;
         }
-        out_rows[0] = CUBE_POS_X;
+        x_rows[0] = CUBE_POS_X / share;
     } else {
         let start = CUBE_POS_X * comptime!(tile as u32);
         count = u32::min(num_out - start, comptime!(tile as u32));
         #[unroll]
         for token in 0..tile {
-            out_rows[token] = start + (token as u32);
+            x_rows[token] = start + (token as u32);
         }
+    }
+    #[unroll]
+    for token in 0..tile {
+        x_rows[token] = x_rows[token] * (loads * comptime!(pieces as u32));
     }
     // A tile that the device did not fill, or an expert that is elsewhere.
     if count == 0 {
@@ -307,7 +311,7 @@ fn product<N: Size, P: Size>(
             fetch::<N>(words, &at, &mut next, first + chunk, rows);
         }
 
-        stage::<P>(x, &mut staged, &out_rows, count, share, first, loads, plan);
+        stage::<P>(x, &mut staged, &x_rows, count, first, loads, plan);
         sync_cube();
         accumulate::<N, P>(
             &now, &scale, &staged, &mut sums, count, place, swizzle, plan,
@@ -410,36 +414,38 @@ fn fetch_scales(
 fn stage<P: Size>(
     x: &[Vector<f32, P>],
     staged: &mut Shared<[Vector<f32, P>]>,
-    out_rows: &Array<u32>,
+    x_rows: &Array<u32>,
     count: u32,
-    share: u32,
     first: u32,
     loads: u32,
     #[comptime] plan: Plan,
 ) {
     let pieces = comptime!(plan.pieces() as u32);
     let of_chunk = comptime!(plan.chunk() as u32 * plan.pieces() as u32);
+    let units = comptime!((PLANES * plan.lanes) as u32);
+    let inside = (loads - first) * pieces;
     #[unroll]
-    for token in 0..comptime!(plan.tile) {
-        if (token as u32) < count {
-            let from = out_rows[token] / share * loads * pieces + first * pieces;
-            let inside = (loads - first) * pieces;
-            let mut at = UNIT_POS_Y * comptime!(plan.lanes as u32) + UNIT_POS_X;
-            while at < of_chunk {
-                let mut piece = Vector::<f32, P>::new(0.0f32);
-                if at < inside {
-                    piece = x[(from + at) as usize];
-                }
-                if comptime!(plan.arithmetic == Arithmetic::Bf16) {
-                    #[unroll]
-                    for column in 0..P::value() {
-                        piece.insert(column, bf16_rounded(piece.extract(column)));
+    for step in 0..comptime!(of_chunk.div_ceil(units)) {
+        let at = UNIT_POS_Y * comptime!(plan.lanes as u32) + UNIT_POS_X + comptime!(step * units);
+        if comptime!(of_chunk.is_multiple_of(units)) || at < of_chunk {
+            let load = at / pieces;
+            let place = load * pieces + ((at % pieces) ^ swizzle(load, plan));
+            let from = first * pieces + at;
+            #[unroll]
+            for token in 0..comptime!(plan.tile) {
+                if comptime!(token == 0) || (token as u32) < count {
+                    let mut piece = Vector::<f32, P>::new(0.0f32);
+                    if at < inside {
+                        piece = x[(x_rows[token] + from) as usize];
                     }
+                    if comptime!(plan.arithmetic == Arithmetic::Bf16) {
+                        #[unroll]
+                        for column in 0..P::value() {
+                            piece.insert(column, bf16_rounded(piece.extract(column)));
+                        }
+                    }
+                    staged[(place + comptime!(token as u32) * of_chunk) as usize] = piece;
                 }
-                let load = at / pieces;
-                let place = load * pieces + ((at % pieces) ^ swizzle(load, plan));
-                staged[(place + comptime!(token as u32) * of_chunk) as usize] = piece;
-                at += comptime!((PLANES * plan.lanes) as u32);
             }
         }
     }

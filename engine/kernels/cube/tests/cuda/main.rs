@@ -2,7 +2,8 @@
 //! device that only writes down what is launched on it (`recorder`).
 //!
 //! With `NEMOSERVE_CUDA_TEXT=FOLDER` the texts are written to `FOLDER/sm_ARCH/`, for
-//! `engine/kernels/cube/cuda/check.sh` to compile. Without it they are only made, for Hopper.
+//! `engine/kernels/cube/cuda/check.sh` to compile; with `NEMOSERVE_CUDA_ONLY=WORD...` only entries
+//! that have one of the words in their names. Without the folder they are only made, for Hopper.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -75,10 +76,17 @@ pub(crate) fn words(client: &Client, len: usize) -> Buffer {
 #[test]
 fn every_kernel_has_cuda_text() {
     let folder = std::env::var_os("NEMOSERVE_CUDA_TEXT");
+    let only = std::env::var("NEMOSERVE_CUDA_ONLY").unwrap_or_default();
+    let is_wanted = |entry: &&Entry| {
+        only.is_empty()
+            || only
+                .split_whitespace()
+                .any(|word| entry.name.contains(word))
+    };
     let arches = if folder.is_some() { &ARCHES[..] } else { &[90] };
     for &arch in arches {
         let client = recorder::client(arch);
-        for entry in ENTRIES.iter().copied().flatten() {
+        for entry in ENTRIES.iter().copied().flatten().filter(is_wanted) {
             if !entry.arches.contains(&arch) {
                 continue;
             }
