@@ -275,7 +275,7 @@ fn advance(
 
 /// The weights of a channel.
 #[cube]
-fn taps<N: Size>(
+pub(crate) fn taps<N: Size>(
     weight: &[Vector<f32, N>],
     channel: usize,
     #[comptime] kernel: usize,

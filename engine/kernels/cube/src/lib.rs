@@ -56,7 +56,7 @@ pub use sampling::{
     Candidate, Decision, Draw, MASS_ERROR, MAX_LIST, Noise, Pending, SampleRequest, Shortlist,
     decide, shortlist,
 };
-pub use scan::{Rest, ScanParameters, ssm_scan, ssm_scan_rest};
+pub use scan::{Rest, ScanParameters, conv_and_update, ssm_scan, ssm_scan_rest};
 pub use step::{RowIndex, StepIndex};
 
 pub use cubecl::client::Client;

@@ -10,9 +10,12 @@
 //! `heads` columns, a (`-exp(A_log)`), d and dt_bias f32 `[heads]`, pool f32 `[slots, heads,
 //! head_dim, state]` in place, y f32 `[T, inner]`: the `ssm_scan` reference.
 
+mod decode;
 mod walk;
 
 use cubecl::client::Client;
+
+pub use decode::conv_and_update;
 
 use crate::{Buffer, MambaShape, StepIndex};
 
@@ -100,8 +103,21 @@ pub(crate) fn check(
     step: &StepIndex,
     out: &Buffer,
 ) {
+    assert_eq!(xbc.len(), step.num_tokens * shape.conv_dim(), "xbc");
+    check_but_xbc(projected, parameters, pool, shape, step, out);
+}
+
+/// # Panics
+/// As [`check`].
+fn check_but_xbc(
+    projected: &Buffer,
+    parameters: &ScanParameters<'_>,
+    pool: &Buffer,
+    shape: &MambaShape,
+    step: &StepIndex,
+    out: &Buffer,
+) {
     let tokens = step.num_tokens;
-    assert_eq!(xbc.len(), tokens * shape.conv_dim(), "xbc");
     assert_eq!(projected.len(), tokens * shape.projected(), "projected");
     assert_eq!(out.len(), tokens * shape.inner(), "y");
     assert_eq!(shape.heads % shape.groups, 0, "heads per group");

@@ -26,7 +26,7 @@ use crate::math::{addresses, lanes, softplus, vector_width};
 use crate::{Buffer, MambaShape, StepIndex};
 
 /// Rows of a state (channels of a head) that a plane holds.
-const CHANNELS: usize = 8;
+pub(super) const CHANNELS: usize = 8;
 
 /// Most planes of a cube.
 const PLANES: usize = 8;
@@ -44,27 +44,17 @@ pub(super) fn walk(
     rest: Rest,
     out: &Buffer,
 ) {
-    let lanes = lanes(client);
-    assert!(lanes >= CHANNELS, "planes of {lanes} lanes");
-    let width = vector_width(&[shape.state, shape.inner(), shape.conv_dim()]);
-    let planes = shape.head_dim.div_ceil(CHANNELS);
-    let cubes = planes.div_ceil(PLANES);
-    let planes = planes.div_ceil(cubes);
-    let plan = Plan {
-        shape: *shape,
-        lanes,
-        planes,
-        is_limited: parameters.time_step_limit.is_some(),
-    };
+    let plan = Plan::new(client, shape, parameters.time_step_limit.is_some());
+    let width = plan.width();
     let (min, max) = parameters.time_step_limit.unwrap_or_default();
-    let count = CubeCount::Static(shape.heads as u32, step.num_rows as u32, cubes as u32);
+    let count = CubeCount::Static(shape.heads as u32, step.num_rows as u32, plan.cubes as u32);
     // SAFETY: heads, channels and columns are the shape's, checked in the kernel where they do not
     // fill a cube; tokens, rows and slots are the step's; `ssm_scan` asserts the lengths.
     unsafe {
         walk_rows::launch_unchecked(
             client,
             count,
-            CubeDim::new_2d(lanes as u32, planes as u32),
+            CubeDim::new_2d(plan.lanes as u32, plan.planes as u32),
             addresses(client),
             width,
             xbc.arg(),
@@ -89,11 +79,41 @@ pub(super) fn walk(
 
 /// What is known when a kernel is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Plan {
-    shape: MambaShape,
-    lanes: usize,
-    planes: usize,
-    is_limited: bool,
+pub(super) struct Plan {
+    pub(super) shape: MambaShape,
+    pub(super) lanes: usize,
+    /// Of a cube.
+    pub(super) planes: usize,
+    /// Along a head.
+    pub(super) cubes: usize,
+    pub(super) is_limited: bool,
+}
+
+impl Plan {
+    pub(super) fn new(client: &Client, shape: &MambaShape, is_limited: bool) -> Self {
+        let lanes = lanes(client);
+        assert!(lanes >= CHANNELS, "planes of {lanes} lanes");
+        let planes = shape.head_dim.div_ceil(CHANNELS);
+        let cubes = planes.div_ceil(PLANES);
+        Self {
+            shape: *shape,
+            lanes,
+            planes: planes.div_ceil(cubes),
+            cubes,
+            is_limited,
+        }
+    }
+
+    /// Elements per load of a state's row.
+    pub(super) fn width(&self) -> usize {
+        let shape = &self.shape;
+        vector_width(&[shape.state, shape.inner(), shape.conv_dim()])
+    }
+
+    /// Whether every plane has all its channels.
+    fn is_full(&self) -> bool {
+        self.shape.head_dim == CHANNELS * self.planes * self.cubes
+    }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -125,7 +145,7 @@ fn walk_rows<N: Size>(
     let passes = comptime!(columns.div_ceil(plan.lanes));
     let is_whole = comptime!(columns.is_multiple_of(plan.lanes));
     let first = (CUBE_POS_Z as usize * plan.planes + UNIT_POS_Y as usize) * CHANNELS;
-    let is_full = comptime!(shape.head_dim.is_multiple_of(CHANNELS * plan.planes));
+    let is_full = comptime!(plan.is_full());
 
     let mut begin = row_tokens[row];
     let end = row_tokens[row + 1];
@@ -142,19 +162,7 @@ fn walk_rows<N: Size>(
     let slot = row_slots[row] as usize * shape.heads + head;
     let state_at = (slot * shape.head_dim + first) * columns + lane;
     let mut state = Array::<Vector<f32, N>>::new(comptime!(CHANNELS * passes));
-    #[unroll]
-    for channel in 0..CHANNELS {
-        #[unroll]
-        for pass in 0..passes {
-            let mut value = Vector::<f32, N>::new(0.0);
-            if (is_full || first + channel < shape.head_dim)
-                && (is_whole || pass * plan.lanes + lane < columns)
-            {
-                value = pool[state_at + channel * columns + pass * plan.lanes];
-            }
-            state[channel * passes + pass] = value;
-        }
-    }
+    load_state::<N>(pool, &mut state, state_at, first, lane, plan);
 
     let decay_rate = a[head];
     let skip = d[head];
@@ -195,22 +203,9 @@ fn walk_rows<N: Size>(
             x.push(value);
         }
         let dt = time_step(raw + bias, min, max, plan.is_limited);
-        let decay = Vector::<f32, N>::new((decay_rate * dt).exp());
+        let decay = (decay_rate * dt).exp();
         let mut sums = Array::<f32>::new(CHANNELS);
-        #[unroll]
-        for channel in 0..CHANNELS {
-            let input = Vector::<f32, N>::new(dt * x[channel]);
-            let mut sum = Vector::<f32, N>::new(0.0);
-            #[unroll]
-            for pass in 0..passes {
-                let old = state[channel * passes + pass];
-                let new = fma(old, decay, input * b[pass]);
-                state[channel * passes + pass] = new;
-                sum = fma(new, c[pass], sum);
-            }
-            sums[channel] = sum.vector_sum();
-        }
-        let channel = fold(&mut sums, lane, plan.lanes);
+        let channel = advance::<N>(&mut state, &b, &c, &x, dt, decay, &mut sums, lane, plan);
         let is_first = lane.is_multiple_of(comptime!(plan.lanes / CHANNELS));
         if is_first && (is_full || first + channel < shape.head_dim) {
             let x = xbc[x_at + channel];
@@ -219,18 +214,98 @@ fn walk_rows<N: Size>(
         }
     }
 
+    store_state::<N>(pool, state, state_at, first, lane, plan);
+}
+
+/// A plane's rows of a state into registers, from `state_at` on; zeros past the head's channels
+/// and columns.
+#[cube]
+pub(super) fn load_state<N: Size>(
+    pool: &mut [Vector<f32, N>],
+    state: &mut Array<Vector<f32, N>>,
+    state_at: usize,
+    first: usize,
+    lane: usize,
+    #[comptime] plan: Plan,
+) {
+    let width = N::value();
+    let columns = comptime!(plan.shape.state / width);
+    let passes = comptime!(columns.div_ceil(plan.lanes));
     #[unroll]
     for channel in 0..CHANNELS {
         #[unroll]
         for pass in 0..passes {
-            if (is_full || first + channel < shape.head_dim)
-                && (is_whole || pass * plan.lanes + lane < columns)
+            let mut value = Vector::<f32, N>::new(0.0);
+            if (comptime!(plan.is_full()) || first + channel < plan.shape.head_dim)
+                && (comptime!(columns.is_multiple_of(plan.lanes))
+                    || pass * plan.lanes + lane < columns)
+            {
+                value = pool[state_at + channel * columns + pass * plan.lanes];
+            }
+            state[channel * passes + pass] = value;
+        }
+    }
+}
+
+/// And back.
+#[cube]
+pub(super) fn store_state<N: Size>(
+    pool: &mut [Vector<f32, N>],
+    state: Array<Vector<f32, N>>,
+    state_at: usize,
+    first: usize,
+    lane: usize,
+    #[comptime] plan: Plan,
+) {
+    let width = N::value();
+    let columns = comptime!(plan.shape.state / width);
+    let passes = comptime!(columns.div_ceil(plan.lanes));
+    #[unroll]
+    for channel in 0..CHANNELS {
+        #[unroll]
+        for pass in 0..passes {
+            if (comptime!(plan.is_full()) || first + channel < plan.shape.head_dim)
+                && (comptime!(columns.is_multiple_of(plan.lanes))
+                    || pass * plan.lanes + lane < columns)
             {
                 pool[state_at + channel * columns + pass * plan.lanes] =
                     state[channel * passes + pass];
             }
         }
     }
+}
+
+/// One token: the states move on, and the first of `sums` becomes `S @ C` of the channel returned.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn advance<N: Size>(
+    state: &mut Array<Vector<f32, N>>,
+    b: &Sequence<Vector<f32, N>>,
+    c: &Sequence<Vector<f32, N>>,
+    x: &Sequence<f32>,
+    dt: f32,
+    decay: f32,
+    sums: &mut Array<f32>,
+    lane: usize,
+    #[comptime] plan: Plan,
+) -> usize {
+    let width = N::value();
+    let passes = comptime!((plan.shape.state / width).div_ceil(plan.lanes));
+    let decay = Vector::<f32, N>::new(decay);
+    #[unroll]
+    for channel in 0..CHANNELS {
+        let input = Vector::<f32, N>::new(dt * x[channel]);
+        let mut sum = Vector::<f32, N>::new(0.0);
+        #[unroll]
+        for pass in 0..passes {
+            let old = state[channel * passes + pass];
+            let new = fma(old, decay, input * b[pass]);
+            state[channel * passes + pass] = new;
+            sum = fma(new, c[pass], sum);
+        }
+        sums[channel] = sum.vector_sum();
+    }
+    fold(sums, lane, plan.lanes)
 }
 
 /// Sums each of `CHANNELS` values over the plane and returns whose sum this lane finds in the

@@ -73,10 +73,33 @@ fn scan(client: &Client, rows: usize, tokens: usize) {
     );
 }
 
+fn decode(client: &Client, rows: usize) {
+    let [a, d, dt_bias] = [(); 3].map(|()| floats(client, SHAPE.heads));
+    cube_kernels::conv_and_update(
+        client,
+        &floats(client, rows * SHAPE.projected()),
+        &floats(client, SHAPE.conv_dim() * 4),
+        Some(&floats(client, SHAPE.conv_dim())),
+        &floats(client, rows * SHAPE.conv_dim() * 3),
+        &ScanParameters {
+            a: &a,
+            d: &d,
+            dt_bias: &dt_bias,
+            time_step_limit: None,
+        },
+        &floats(client, rows * SHAPE.inner() * SHAPE.state),
+        &SHAPE,
+        &step(client, rows, 1),
+        &words(client, rows * SHAPE.groups),
+        &floats(client, rows * SHAPE.inner()),
+    );
+}
+
 pub(crate) const ENTRIES: &[Entry] = &[
     Entry::new("conv_decode_64x10240", |client| conv(client, 64, 1)),
     Entry::new("conv_prefill_2048x10240", |client| conv(client, 1, 2048)),
     Entry::new("ssm_decode_64x128x64x128", |client| scan(client, 64, 1)),
+    Entry::new("conv_and_update_64x128x64x128", |client| decode(client, 64)),
     Entry::new("tensor_scan_2048x128x64x128", |client| {
         scan(client, 1, 2048);
     }),

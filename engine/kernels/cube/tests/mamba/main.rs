@@ -2,6 +2,7 @@
 
 mod chunks;
 mod conv;
+mod decode;
 mod scan;
 mod states;
 
