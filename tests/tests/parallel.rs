@@ -107,7 +107,10 @@ fn what_does_not_divide_is_refused_by_name() {
             };
             let listed = divisible()
                 .into_iter()
-                .any(|(fixture, counts)| fixture == name && counts.contains(&num));
+                .any(|(fixture, counts)| fixture == name && counts.contains(&num))
+                // Of the packed ones, whose logits `packed_weights_are_split_with_their_scales`
+                // compares in their stead, the only one without a block that two ranks would share.
+                || (name == "super-fp8" && num == 2);
             match Engine::open(config(source, ranks, DtypeChoice::F32)) {
                 Ok(_) => assert!(listed, "{name} over {num} ranks"),
                 Err(error) => {
