@@ -265,7 +265,7 @@ fn product<N: Size, P: Size>(
     }
     #[unroll]
     for token in 0..tile {
-        x_rows[token] = x_rows[token] * (loads * comptime!(pieces as u32));
+        x_rows[token] *= loads * comptime!(pieces as u32);
     }
     // A tile that the device did not fill, or an expert that is elsewhere.
     if count == 0 {
