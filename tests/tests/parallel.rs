@@ -93,6 +93,7 @@ fixtures! {
     old_aliases: "old-aliases" over [2],
     real_heads: "real-heads" over [2],
     super_120b: "super" over [2],
+    super_fp8: "super-fp8" over [2],
     ultra: "ultra" over [2, 4],
 }
 
@@ -107,10 +108,7 @@ fn what_does_not_divide_is_refused_by_name() {
             };
             let listed = divisible()
                 .into_iter()
-                .any(|(fixture, counts)| fixture == name && counts.contains(&num))
-                // Of the packed ones, whose logits `packed_weights_are_split_with_their_scales`
-                // compares in their stead, the only one without a block that two ranks would share.
-                || (name == "super-fp8" && num == 2);
+                .any(|(fixture, counts)| fixture == name && counts.contains(&num));
             match Engine::open(config(source, ranks, DtypeChoice::F32)) {
                 Ok(_) => assert!(listed, "{name} over {num} ranks"),
                 Err(error) => {
