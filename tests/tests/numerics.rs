@@ -57,18 +57,6 @@ macro_rules! fixtures {
                 fn a_gpu_answers_the_same() {
                     crate::on_gpu(|| crate::check_against_transformers($fixture));
                 }
-
-                #[test]
-                fn a_gpu_in_bf16_stays_near() {
-                    crate::on_gpu(|| crate::check_bf16($fixture));
-                }
-
-                #[test]
-                fn chunks_and_batches_change_no_bit_on_a_gpu() {
-                    crate::on_gpu(|| {
-                        crate::check_batch_invariance($fixture, engine::DtypeChoice::F32);
-                    });
-                }
             })*
         }
 
@@ -99,6 +87,27 @@ fixtures! {
     super_nvfp4: "super-nvfp4",
     ultra: "ultra",
     wrapped: "wrapped",
+}
+
+/// Every kind of layer, in the family's own formats; kernels compile anew for every shape, so not all
+/// fixtures.
+#[test]
+fn chunks_and_batches_change_no_bit_on_a_gpu() {
+    on_gpu(|| {
+        for fixture in ["super", "nano-v2-9b"] {
+            check_batch_invariance(fixture, DtypeChoice::F32);
+        }
+    });
+}
+
+#[test]
+fn a_gpu_in_bf16_stays_near() {
+    on_gpu(|| {
+        // Heads of whole words: a cache in bf16 is read as such.
+        for fixture in ["super", "real-heads"] {
+            check_bf16(fixture);
+        }
+    });
 }
 
 /// On every instruction set that this machine has; the failing one is the last that was named.

@@ -44,8 +44,12 @@ impl Loader {
         }
     }
 
-    /// The weight in its stored format.
+    /// The weight in its stored format. A GPU reads rows as whole words; the odd ones of tiny models
+    /// are widened.
     pub(crate) fn tensor<const D: usize>(&mut self, weight: &Weight) -> Tensor<D> {
+        if !kernels::is_cpu(&self.device) && !has_whole_words(weight) {
+            return self.small(weight);
+        }
         let bytes = self.bytes(weight);
         let range = 0..bytes.len();
         let dtype = burn_dtype(weight.dtype());
@@ -56,6 +60,18 @@ impl Loader {
     pub(crate) fn matrix(&mut self, weight: &MatrixWeight) -> Matrix {
         match weight {
             MatrixWeight::Plain(weight) => Matrix::Plain(self.tensor(weight)),
+            MatrixWeight::Fp8 { codes, scale }
+                if !kernels::is_cpu(&self.device) && !has_whole_words(codes) =>
+            {
+                let scale = self.numbers(scale)[0];
+                let numbers = self.bytes(codes);
+                let numbers: Vec<f32> = numbers
+                    .iter()
+                    .map(|code| kernels::e4m3::decode(*code) * scale)
+                    .collect();
+                let data = TensorData::new(numbers, codes.shape.clone());
+                Matrix::Plain(Tensor::from_data(data, (&self.device, DType::F32)))
+            }
             MatrixWeight::Fp8 { codes, scale } => Matrix::Fp8 {
                 codes: self.codes(codes),
                 scale: self.vector(scale, |scale| scale),
@@ -98,6 +114,12 @@ impl Loader {
         let scales: Vec<&Weight> = each.iter().filter_map(MatrixWeight::scale).collect();
         // Their codes have one element type, and so they one format.
         let shape = stack_shape(&codes)?;
+        if scales.is_empty() && !has_whole_words(codes[0]) {
+            let values: Vec<f32> = codes.iter().flat_map(|one| self.numbers(one)).collect();
+            let data = TensorData::new(values, shape);
+            let all = Tensor::from_data(data, (&self.device, DType::F32));
+            return Some(ExpertMatrices::Fused(all));
+        }
         if scales.is_empty() {
             let bytes = self.concatenated(&codes);
             let range = 0..bytes.len();
@@ -206,6 +228,12 @@ impl Loader {
             },
         }
     }
+}
+
+/// Whether a row of the weight is a whole number of 32-bit words.
+fn has_whole_words(weight: &Weight) -> bool {
+    let columns = weight.shape.last().copied().unwrap_or(1);
+    (columns * weight.dtype().bitsize()).is_multiple_of(32)
 }
 
 /// The shape of matrices of one shape and element type in a row.
