@@ -33,6 +33,15 @@ fn refused(args: &[&str], code: i32, says: &str) {
     assert!(text.contains(says), "{args:?}: {text}");
 }
 
+/// What a bench says, as programs read it.
+#[track_caller]
+fn bench(args: &[&str]) -> serde_json::Value {
+    let output = run(&[&["bench", "--json"][..], args].concat());
+    let (text, errors) = (&output.stdout, String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {errors}");
+    serde_json::from_slice(text).expect("it is JSON")
+}
+
 /// A daemon with the demo model on a port of its own.
 struct Daemon {
     child: Child,
@@ -379,6 +388,7 @@ fn the_doctor_judges_this_machine() {
         text.contains("self-test") && !text.contains("WRONG"),
         "{text}"
     );
+    assert!(text.contains("nvfp4") && text.contains("--seed"), "{text}");
     let output = run(&["doctor", "--self-test", "--device", "abacus"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let output = run(&["doctor", "--model", "/nonexistent"]);
@@ -456,4 +466,142 @@ fn quantising_leaves_nothing_of_what_it_could_not_finish() {
         assert!(says.contains(part), "{says}");
     }
     assert!(!output.exists());
+}
+
+#[test]
+fn a_benched_step_has_its_tokens() {
+    let decode = bench(&[
+        "decode",
+        "--batch",
+        "1,2,5",
+        "--steps",
+        "4",
+        "--context",
+        "40",
+    ]);
+    let rows = decode["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 3, "{decode}");
+    let number = |row: &serde_json::Value, key: &str| {
+        let number = row[key].as_f64();
+        number.unwrap_or_else(|| panic!("{key}: {row}"))
+    };
+    for (row, batch) in rows.iter().zip([1.0, 2.0, 5.0]) {
+        assert_eq!(number(row, "batch"), batch);
+        assert_eq!(number(row, "tokens"), 4.0 * batch);
+        let per_second = batch / (number(row, "step_ms_p50") / 1e3);
+        assert!((number(row, "tokens_per_s") / per_second - 1.0).abs() < 1e-9);
+        assert!(number(row, "step_ms_p50") <= number(row, "step_ms_p99"));
+        let share = number(row, "gb_per_s") / number(&decode["about"], "bandwidth_gb_per_s");
+        assert!((number(row, "share_of_bandwidth") / share - 1.0).abs() < 1e-9);
+        // Rows choose experts, one at least and all at most, and nothing is launched.
+        assert!(number(row, "experts_per_layer") >= 1.0);
+        assert!(row["launches_per_step"].is_null());
+    }
+    let moved = |at: usize| number(&rows[at], "mb_per_step");
+    assert!(moved(0) < moved(1) && moved(1) < moved(2), "{decode}");
+
+    let prefill = bench(&["prefill", "--lengths", "16,64", "--repeat", "2"]);
+    for (row, length) in prefill["rows"]
+        .as_array()
+        .expect("rows")
+        .iter()
+        .zip([16.0, 64.0])
+    {
+        assert_eq!(number(row, "tokens"), 2.0 * length, "{prefill}");
+        assert!(number(row, "share_of_matrix_rate") > 0.0);
+    }
+    let flops = |at: usize| number(&prefill["rows"][at], "gflop");
+    assert!(flops(1) > 3.0 * flops(0), "{prefill}");
+
+    let load = bench(&["load"]);
+    assert_eq!(load["rows"].as_array().map(Vec::len), Some(2), "{load}");
+    assert!(number(&load["rows"][0], "ready_s") > 0.0);
+    assert!(
+        load["rows"][0]["read_s"].is_null(),
+        "the demo is in no file"
+    );
+}
+
+#[test]
+fn benched_requests_have_their_tokens() {
+    let lengths = ["--input-len", "80", "--output-len", "5"];
+    let check = |report: &serde_json::Value, requests: u64, tokens: Option<u64>| {
+        let row = &report["rows"][0];
+        assert_eq!(row["requests"], requests, "{report}");
+        let kinds: &[&str] = match tokens {
+            None => &["ttft"],
+            Some(_) => &["ttft", "itl"],
+        };
+        if let Some(tokens) = tokens {
+            assert_eq!(row["tokens"], tokens, "{report}");
+        }
+        for kind in kinds {
+            let at = |percent: &str| row[format!("{kind}_ms_{percent}")].as_f64().expect(percent);
+            assert!(at("p50") <= at("p90") && at("p90") <= at("p99"), "{report}");
+        }
+    };
+    let closed = [
+        "serve",
+        "--streams",
+        "3",
+        "--requests",
+        "7",
+        "--reuse",
+        "0.9",
+    ];
+    check(&bench(&[&closed[..], &lengths].concat()), 7, Some(35));
+    let open = [
+        "serve",
+        "--streams",
+        "2",
+        "--requests",
+        "5",
+        "--rate",
+        "200",
+    ];
+    check(&bench(&[&open[..], &lengths].concat()), 5, Some(25));
+
+    let daemon = Daemon::start(&[]);
+    let url = format!("http://{}", daemon.address);
+    let there = ["serve", "--streams", "2", "--requests", "4", "--url", &url];
+    // Texts may be fewer than tokens: some wait for their last byte, some are empty.
+    check(&bench(&[&there[..], &lengths].concat()), 4, None);
+    daemon.signal("-TERM");
+    assert_eq!(daemon.end().0, Some(0));
+}
+
+#[test]
+fn a_bench_that_cannot_be_run_says_why() {
+    refused(&["bench", "decode", "--batch", "0"], 2, "--batch");
+    refused(&["bench", "serve", "--reuse", "1.0"], 2, "--reuse");
+    refused(
+        &["bench", "decode", "--cache-memory", "1KiB"],
+        6,
+        "cache memory",
+    );
+    refused(
+        &["bench", "prefill", "--model", "/nonexistent"],
+        3,
+        "/nonexistent",
+    );
+    refused(&["--memory-fraction", "1.5"], 2, "--memory-fraction");
+}
+
+/// A cache beyond what the system gives is granted, and refused only when it is taken.
+#[test]
+fn memory_that_is_not_there_is_a_message_and_a_code() {
+    let output = Command::new("sh")
+        .args(["-c", r#"ulimit -v 6000000; exec "$0" "$@""#])
+        .arg(env!("CARGO_BIN_EXE_nemoserve"))
+        .args(["--listen", "127.0.0.1:0", "--cache-memory", "200GiB"])
+        .args(["--max-num-seqs", "4096"])
+        .output()
+        .expect("a shell is there");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(6), "{text}");
+    let last = text.lines().last().expect("it says something");
+    assert!(
+        last.contains("out of memory while the weights were loaded"),
+        "{text}"
+    );
 }
