@@ -227,6 +227,7 @@ impl Opened {
             max_num_seqs: self.plan.max_num_seqs,
             max_queue: self.config.max_queue,
             max_model_len: self.plan.max_model_len,
+            grid: None,
         }
     }
 

@@ -9,6 +9,8 @@ pub(crate) struct Span {
     pub(crate) end: u32,
     /// Where a chunk should end to leave the state for a snapshot, if one can be kept.
     pub(crate) boundary: Option<u32>,
+    /// Chunks that do not reach the end must end on multiples of it.
+    pub(crate) grid: u32,
 }
 
 impl Span {
@@ -24,12 +26,19 @@ impl Span {
 /// |--- computed ---|------ chunk ------|-- next chunk --|
 /// 0              start             boundary            end
 /// ```
+///
+/// Nothing, if the budget does not reach the next line of the grid.
 pub(crate) fn chunk_len(span: Span, budget: u32) -> u32 {
     let end = match span.boundary {
         Some(boundary) if span.start < boundary => boundary.min(span.end),
         _ => span.end,
     };
-    (end - span.start).min(budget)
+    let affordable = span.start.saturating_add(budget);
+    if affordable >= end {
+        return end - span.start;
+    }
+    let on_grid = affordable - affordable % span.grid;
+    on_grid.saturating_sub(span.start)
 }
 
 #[cfg(test)]
@@ -37,11 +46,16 @@ mod tests {
     use super::*;
 
     fn check(start: u32, boundary: Option<u32>, end: u32, budget: u32, expect: u32) {
+        check_on(1, start, boundary, end, budget, expect);
+    }
+
+    fn check_on(grid: u32, start: u32, boundary: Option<u32>, end: u32, budget: u32, expect: u32) {
         let got = chunk_len(
             Span {
                 start,
                 end,
                 boundary,
+                grid,
             },
             budget,
         );
@@ -57,6 +71,7 @@ mod tests {
             start: 3,
             end: 9,
             boundary: None,
+            grid: 1,
         };
         assert_eq!(span.len(), 6);
     }
@@ -67,6 +82,22 @@ mod tests {
         check(0, None, 10, 4, 4);
         check(8, None, 10, 4, 2);
         check(3, None, 3, 4, 0);
+    }
+
+    #[test]
+    fn chunks_end_on_the_grid() {
+        check_on(8, 0, None, 20, 100, 20);
+        check_on(8, 0, None, 20, 19, 16);
+        check_on(8, 0, None, 20, 16, 16);
+        check_on(8, 0, None, 20, 7, 0);
+        check_on(8, 8, None, 20, 11, 8);
+        check_on(8, 8, None, 20, 12, 12);
+        check_on(8, 16, None, 20, 3, 0);
+        // The snapshot's place is on the grid, too.
+        check_on(8, 0, Some(16), 20, 100, 16);
+        check_on(8, 0, Some(16), 20, 15, 8);
+        check_on(8, 16, Some(16), 20, 4, 4);
+        check_on(8, 3, None, 3, 4, 0);
     }
 
     #[test]

@@ -12,6 +12,13 @@ pub struct SchedulerConfig {
     pub max_queue: u32,
     /// Prompt plus generated tokens of one sequence.
     pub max_model_len: u32,
+    /// `Some(grid)`: every token is computed in one way only, whatever is cached, cut or preempted.
+    /// Prompts are cut at multiples of `grid` and at their ends, generated tokens run alone even when
+    /// they run again, and snapshots are kept at multiples of `grid` inside prompts and nowhere else.
+    /// For devices whose result depends on how a prompt is cut, unless it is cut on the grid. Costs the
+    /// reuse of up to `grid` tokens per hit, and of answers. At most `max_num_batched_tokens`. Default
+    /// `None`.
+    pub grid: Option<u32>,
 }
 
 impl Default for SchedulerConfig {
@@ -21,6 +28,7 @@ impl Default for SchedulerConfig {
             max_num_seqs: 64,
             max_queue: 1024,
             max_model_len: 262_144,
+            grid: None,
         }
     }
 }

@@ -93,6 +93,11 @@ impl Scheduler {
             if self.waits_for_sibling(id) {
                 continue;
             }
+            // Whoever starts runs: it may not hold memory for a later step's budget.
+            let grid = self.config.grid.unwrap_or(1);
+            if draft.budget < grid.min(self.sequences[&id].num_wanted()) {
+                return;
+            }
             if !self.start(id) {
                 return;
             }
@@ -105,12 +110,7 @@ impl Scheduler {
     }
 
     fn span(&self, sequence: &Sequence) -> Span {
-        let saves = sequence.saves_prompt() && self.cache.has_spare_slot();
-        Span {
-            start: sequence.num_computed(),
-            end: sequence.num_wanted(),
-            boundary: saves.then_some(sequence.prompt_end()),
-        }
+        sequence.span(self.cache.has_spare_slot())
     }
 
     fn plan_chunk(&mut self, draft: &mut Draft, id: SequenceId) {

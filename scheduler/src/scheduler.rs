@@ -106,7 +106,13 @@ impl Scheduler {
             let id = SequenceId(self.next_sequence);
             self.next_sequence += 1;
             let block_size = self.cache.config().block_size;
-            let sequence = Sequence::new(id, Arc::clone(&request), choice, block_size);
+            let sequence = Sequence::new(
+                id,
+                Arc::clone(&request),
+                choice,
+                block_size,
+                self.config.grid,
+            );
             self.sequences.insert(id, sequence);
             self.waiting.insert(id);
             sequences.push(id);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kvcache::{BlockId, HashChain, KvCacheManager, Lease, Reservation};
 
+use crate::budget::Span;
 use crate::output::{History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
 use crate::request::Request;
 
@@ -57,6 +58,8 @@ pub(crate) struct Sequence {
     lease: Option<Lease>,
     chain: HashChain,
     block_size: u32,
+    /// See [`SchedulerConfig::grid`](crate::SchedulerConfig::grid).
+    grid: Option<u32>,
     /// The beginning of the next row's table, copied while a step ran. A lease's blocks only grow, so
     /// it stays right as long as the lease does.
     next_table: Vec<BlockId>,
@@ -64,7 +67,13 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     /// A new choice, waiting.
-    pub(crate) fn new(id: SequenceId, request: Arc<Request>, choice: u32, block_size: u32) -> Self {
+    pub(crate) fn new(
+        id: SequenceId,
+        request: Arc<Request>,
+        choice: u32,
+        block_size: u32,
+        grid: Option<u32>,
+    ) -> Self {
         let wants_scores = choice == 0 && request.sampling.prompt_logprobs.is_some();
         let mut sequence = Self {
             id,
@@ -78,6 +87,7 @@ impl Sequence {
             lease: None,
             chain: HashChain::new(Arc::clone(&request.cache_salt), block_size),
             block_size,
+            grid,
             next_table: Vec::new(),
             request,
         };
@@ -136,10 +146,37 @@ impl Sequence {
         }
     }
 
-    /// The prompt without its last token, which must run again to give logits: a snapshot here serves
-    /// the next request with this prompt.
+    /// The prompt without its last token, which must run again to give logits, or without what lies
+    /// beyond the last line of the grid: a snapshot here serves the next request with this prompt.
     pub(crate) fn prompt_end(&self) -> u32 {
-        self.num_prompt() - 1
+        let end = self.num_prompt() - 1;
+        end - end % self.grid.unwrap_or(1)
+    }
+
+    /// What it could run next. `can_save`: whether a snapshot can be kept.
+    pub(crate) fn span(&self, can_save: bool) -> Span {
+        let (start, num_wanted) = (self.num_computed, self.num_wanted());
+        let saves = self.saves_prompt() && can_save;
+        let Some(grid) = self.grid else {
+            return Span {
+                start,
+                end: num_wanted,
+                boundary: saves.then_some(self.prompt_end()),
+                grid: 1,
+            };
+        };
+        Span {
+            start,
+            // Generated tokens run alone, as they did the first time.
+            end: if start < self.num_prompt() {
+                num_wanted.min(self.num_prompt())
+            } else {
+                num_wanted.min(start + 1)
+            },
+            // Cut here whether or not a snapshot follows: what follows the cut is computed apart.
+            boundary: Some(self.prompt_end()),
+            grid,
+        }
     }
 
     /// Whether that snapshot is worth a step of its own for the last token. For siblings always; for
@@ -205,7 +242,8 @@ impl Sequence {
     /// Gives back what it holds, and publishes its state if that is good.
     pub(crate) fn end(mut self, cache: &mut KvCacheManager, publish: bool) {
         match self.lease.take() {
-            Some(lease) if publish => {
+            // A state that decoding made is not the one that a prompt makes.
+            Some(lease) if publish && self.grid.is_none() => {
                 let tokens = known(&self.request, &self.own_tokens);
                 cache.retire(
                     lease,

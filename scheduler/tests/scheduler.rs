@@ -14,6 +14,7 @@ fn config() -> SchedulerConfig {
         max_num_seqs: 4,
         max_queue: 2,
         max_model_len: 32,
+        grid: None,
     }
 }
 

@@ -53,6 +53,7 @@ where
         max_num_seqs: 4,
         max_queue: 8,
         max_model_len: 8000,
+        grid: None,
     };
     let cache = CacheConfig {
         block_size: 16,

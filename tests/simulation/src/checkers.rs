@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use scheduler::{
-    AdmissionError, BlockId, FinishReason, Request, RequestId, RequestOutput, SchedulerOutput,
+    AdmissionError, BlockId, FinishReason, Request, RequestId, RequestOutput, Row, SchedulerOutput,
     SequenceId, SlotId, StateOp, TokenLogprobs,
 };
 
@@ -179,8 +179,8 @@ impl Clients {
         }
     }
 
-    /// Rows run the true tokens of their sequences.
-    pub(crate) fn check_rows(&mut self, plan: &SchedulerOutput) {
+    /// Rows run the true tokens of their sequences, cut as the grid wants them.
+    pub(crate) fn check_rows(&mut self, plan: &SchedulerOutput, grid: Option<u32>) {
         for row in &plan.rows {
             let SequenceId(index) = row.sequence;
             let client = &mut self.clients[index as usize];
@@ -199,6 +199,9 @@ impl Clients {
                 row.sequence
             );
             client.num_cached.get_or_insert(row.start);
+            if let Some(grid) = grid {
+                check_cut(row, client.request.prompt.len() as u32, grid);
+            }
             let samples = end == truth.len() && client.request.sampling.max_tokens > 0;
             assert_eq!(
                 row.sample.is_some(),
@@ -321,4 +324,26 @@ impl Client {
         let faults = matches!(self.expected.finish, FinishReason::Fault(_));
         faults && self.tokens == self.expected.tokens && self.end == End::Faulted
     }
+}
+
+/// What is computed together with a token depends on its place in its request alone: on the cell of
+/// the grid that it lies in, of which the last of a prompt ends with the prompt. Generated tokens are
+/// alone.
+fn check_cut(row: &Row, num_prompt: u32, grid: u32) {
+    let (start, len) = (row.start, row.input_ids.len() as u32);
+    let end = start + len;
+    let is_good = if start < num_prompt {
+        let last_line = (num_prompt - 1) / grid * grid;
+        let within = end <= last_line || start >= last_line;
+        // Who asks for scores alone needs no logits after the last token.
+        let ends = end.is_multiple_of(grid) || end == num_prompt || row.sample.is_none();
+        start.is_multiple_of(grid) && within && ends && end <= num_prompt
+    } else {
+        len == 1
+    };
+    assert!(
+        is_good,
+        "{:?} runs {start}..{end} of a prompt of {num_prompt} on a grid of {grid}",
+        row.sequence
+    );
 }

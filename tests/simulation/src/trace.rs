@@ -95,6 +95,7 @@ impl Player {
             max_num_seqs: machine.must("seqs"),
             max_queue: machine.number("queue").unwrap_or(100),
             max_model_len: machine.number("len").unwrap_or(1000),
+            grid: machine.number("grid"),
         };
         let cache = CacheConfig {
             block_size: machine.must("block"),

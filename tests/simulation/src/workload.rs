@@ -163,10 +163,14 @@ fn draw_cache(rng: &mut Rng) -> CacheConfig {
 }
 
 fn draw_limits(rng: &mut Rng) -> SchedulerConfig {
+    let max_num_batched_tokens = *rng.pick(&[1, 2, 3, 8, 16, 64]);
     SchedulerConfig {
-        max_num_batched_tokens: *rng.pick(&[1, 2, 3, 8, 16, 64]),
+        max_num_batched_tokens,
         max_num_seqs: *rng.pick(&[1, 2, 4, 6, 8]),
         max_queue: *rng.pick(&[1, 4, 100]),
         max_model_len: *rng.pick(&[8, 32, 48, 64]),
+        grid: rng
+            .one_in(3)
+            .then(|| (*rng.pick(&[1, 2, 4, 8])).min(max_num_batched_tokens)),
     }
 }

@@ -125,7 +125,7 @@ impl World<'_> {
         };
         self.scheduler.check_invariants();
         check_plan(self.scenario, &plan);
-        self.clients.check_rows(&plan);
+        self.clients.check_rows(&plan, self.scenario.config.grid);
         self.check_decodes(&plan, &before);
         self.count(&plan);
         self.report.plans.push(plan.clone());

@@ -396,6 +396,7 @@ fn scripted_engine(script: &Arc<Script>, info: &EngineInfo, plan: &Plan) -> Engi
         max_num_seqs: info.max_num_seqs,
         max_queue: plan.max_queue,
         max_model_len: info.max_model_len,
+        grid: None,
     };
     let cache = CacheConfig {
         block_size: info.block_size,
