@@ -158,6 +158,11 @@ pub struct EngineConfig {
     /// Run every shape of step once before the engine is ready. Without it the first clients wait for
     /// kernels to be compiled. Default true.
     pub warm_up: bool,
+    /// Whether an answer may depend on nothing but its request: not on what is cached, on who else is
+    /// served or on how full memory is, bit for bit. The CPU is always so. On a GPU it costs the reuse
+    /// of up to 64 tokens per prefix hit and of answers, and products that suit the size of the
+    /// batch. Default false.
+    pub deterministic: bool,
 }
 
 impl EngineConfig {
@@ -180,6 +185,7 @@ impl EngineConfig {
             tensor_parallel_size: 1,
             expert_parallel: false,
             warm_up: true,
+            deterministic: false,
         }
     }
 }

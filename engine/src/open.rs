@@ -47,6 +47,8 @@ pub struct Opened {
     kv_format: KvFormat,
     /// Per attention layer.
     kv_scales: Vec<KvScales>,
+    /// Where prompts are cut, if that is to change no bit.
+    grid: Option<u32>,
     info: EngineInfo,
 }
 
@@ -152,6 +154,7 @@ impl Engine {
             dtype: dtype_name,
             kv_cache_dtype: kv_format.name(),
         };
+        let grid = grid(&config, &devices[0])?;
         Ok(Opened {
             config,
             model,
@@ -161,6 +164,7 @@ impl Engine {
             plan,
             kv_format,
             kv_scales,
+            grid,
             info,
         })
     }
@@ -227,7 +231,7 @@ impl Opened {
             max_num_seqs: self.plan.max_num_seqs,
             max_queue: self.config.max_queue,
             max_model_len: self.plan.max_model_len,
-            grid: None,
+            grid: self.grid,
         }
     }
 
@@ -360,6 +364,23 @@ fn describe(devices: &[Device], split: Option<Split>) -> String {
             format!("{num_ranks} ranks from {name} on{what}")
         }
     }
+}
+
+/// The grid of a deterministic engine. The CPU computes a token in one way however its prompt is cut.
+fn grid(config: &EngineConfig, device: &Device) -> Result<Option<u32>, EngineError> {
+    if !config.deterministic || device::is_cpu(device) {
+        return Ok(None);
+    }
+    let (grid, budget) = (kernels::SCAN_CHUNK, config.max_num_batched_tokens);
+    if budget < grid {
+        return Err(EngineError::Option {
+            option: "max-num-batched-tokens",
+            value: budget.into(),
+            min: grid.into(),
+            max: 65_536,
+        });
+    }
+    Ok(Some(grid))
 }
 
 fn check_options(config: &EngineConfig) -> Result<(), EngineError> {

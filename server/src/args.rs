@@ -227,6 +227,19 @@ pub struct ServeArgs {
     )]
     pub cors_origin: Option<Vec<String>>,
 
+    /// Let an answer depend on nothing but its request: not on what is cached or who else is served, bit
+    /// for bit. The CPU always does; on a GPU it costs some speed and cache hits
+    #[arg(
+        long,
+        env = "NEMOSERVE_DETERMINISTIC",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub deterministic: Option<bool>,
+
     /// Serve no web playground at /
     #[arg(
         long,
@@ -558,6 +571,7 @@ impl ServeArgs {
             seed: self.seed.or(base.seed),
             api_key: self.api_key.or(base.api_key),
             cors_origin: self.cors_origin.or(base.cors_origin),
+            deterministic: self.deterministic.or(base.deterministic),
             no_playground: self.no_playground.or(base.no_playground),
             reasoning_field: self.reasoning_field.or(base.reasoning_field),
             defaults: self.defaults.or(base.defaults),

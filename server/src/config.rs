@@ -324,6 +324,7 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
             .unwrap_or(defaults.tensor_parallel_size),
         expert_parallel: args.expert_parallel.unwrap_or(defaults.expert_parallel),
         warm_up: !args.no_warm_up.unwrap_or(false),
+        deterministic: args.deterministic.unwrap_or(false),
         ..defaults
     })
 }
