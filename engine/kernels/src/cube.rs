@@ -197,11 +197,11 @@ pub(crate) fn kv_format(pool: &KvPool) -> KvFormat {
 }
 
 /// What speaks to a GPU; `None` for other devices.
+#[allow(clippy::match_wildcard_for_single_variants)] // Others come and go with features.
 pub(crate) fn client(device: &Device) -> Option<Client> {
     match device.as_dispatch() {
         DispatchDevice::Cube(device) => Some(device.client()),
-        #[allow(unreachable_patterns, clippy::match_wildcard_for_single_variants)]
-        // Other backends come and go with features.
+        #[allow(unreachable_patterns)]
         _ => None,
     }
 }

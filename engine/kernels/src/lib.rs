@@ -4,8 +4,9 @@
 //! - `cpu.rs`: taken when the tensors live on Flex. Written once over sixteen lanes ([`Isa`] picks
 //!   the instructions at run time), shared over a team of threads ([`set_num_threads`]), reading
 //!   weights in their stored format where the memory map has them.
-//! - `cube.rs`, CubeCL: none yet. **On CUDA every operation takes its reference**, whose routing
-//!   and block gathering go by way of the host: right, and slow.
+//! - `cube.rs`: taken when they live on a GPU. The kernels are the package in `cube/`; here are
+//!   only the way from Burn's tensors to its buffers (`cube`) and recorded steps ([`Recording`],
+//!   [`StepInputs`]).
 //!
 //! | folder | operations |
 //! | --- | --- |

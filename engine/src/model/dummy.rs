@@ -211,8 +211,8 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/configs");
         // 4096 wide: attention, the joint of the draft block, its experts with their router,
         // latent projections and shared expert, in BF16 everywhere.
-        let attention = 2 * 4096 * 4096 + 2 * 256 * 4096;
-        let experts = 512 * 2 * 2688 * 1024 + 2 * 1024 * 4096 + 2 * 5376 * 4096 + 512 * 4096;
+        let attention: u64 = 2 * 4096 * 4096 + 2 * 256 * 4096;
+        let experts: u64 = 512 * 2 * 2688 * 1024 + 2 * 1024 * 4096 + 2 * 5376 * 4096 + 512 * 4096;
         let draft = 2.0 * (attention + 2 * 4096 * 4096 + experts) as f64;
         for (folder, gib) in [
             ("super", 230.2),
