@@ -60,16 +60,10 @@ impl Loader {
     pub(crate) fn matrix(&mut self, weight: &MatrixWeight) -> Matrix {
         match weight {
             MatrixWeight::Plain(weight) => Matrix::Plain(self.tensor(weight)),
-            MatrixWeight::Fp8 { codes, scale }
+            MatrixWeight::Fp8 { codes, .. }
                 if !kernels::is_cpu(&self.device) && !has_whole_words(codes) =>
             {
-                let scale = self.numbers(scale)[0];
-                let numbers = self.bytes(codes);
-                let numbers: Vec<f32> = numbers
-                    .iter()
-                    .map(|code| kernels::e4m3::decode(*code) * scale)
-                    .collect();
-                let data = TensorData::new(numbers, codes.shape.clone());
+                let data = TensorData::new(self.written_out(weight), codes.shape.clone());
                 Matrix::Plain(Tensor::from_data(data, (&self.device, DType::F32)))
             }
             MatrixWeight::Fp8 { codes, scale } => Matrix::Fp8 {
@@ -114,8 +108,8 @@ impl Loader {
         let scales: Vec<&Weight> = each.iter().filter_map(MatrixWeight::scale).collect();
         // Their codes have one element type, and so they one format.
         let shape = stack_shape(&codes)?;
-        if scales.is_empty() && !has_whole_words(codes[0]) {
-            let values: Vec<f32> = codes.iter().flat_map(|one| self.numbers(one)).collect();
+        if block_scales.is_empty() && !has_whole_words(codes[0]) {
+            let values: Vec<f32> = each.iter().flat_map(|one| self.written_out(one)).collect();
             let data = TensorData::new(values, shape);
             let all = Tensor::from_data(data, (&self.device, DType::F32));
             return Some(ExpertMatrices::Fused(all));
@@ -189,6 +183,17 @@ impl Loader {
     pub(crate) fn vector(&mut self, weight: &Weight, f: impl Fn(f32) -> f32) -> Tensor<1> {
         let values: Vec<f32> = self.numbers(weight).into_iter().map(f).collect();
         Tensor::from_floats(values.as_slice(), &self.device)
+    }
+
+    /// The numbers of a small plain or FP8 matrix.
+    fn written_out(&mut self, weight: &MatrixWeight) -> Vec<f32> {
+        let Some(scale) = weight.scale() else {
+            return self.numbers(weight.codes());
+        };
+        let scale = self.numbers(scale)[0];
+        let codes = self.bytes(weight.codes());
+        let decoded = codes.iter().map(|code| kernels::e4m3::decode(*code));
+        decoded.map(|number| number * scale).collect()
     }
 
     /// A small weight's numbers.
