@@ -27,13 +27,13 @@ fn experts(client: &Client, t: usize, format: Format) {
     );
 }
 
-/// Bytes that tiles of 128 tokens may spill (see tensor_product.cu).
+/// Bytes that tiles of 64 tokens and more may spill (see tensor_product.cu).
 const SPILL_BYTES: usize = 16;
 
 macro_rules! entries {
     ($($name:literal $call:ident($t:expr, $($argument:expr),*)),* $(,)?) => {
         &[$(Entry {
-            spill_bytes: if $t >= 128 { SPILL_BYTES } else { 0 },
+            spill_bytes: if $t >= 64 { SPILL_BYTES } else { 0 },
             ..Entry::new($name, |client| $call(client, $t, $($argument),*))
         }),*]
     };
