@@ -151,15 +151,19 @@ mod tests {
     /// Ids in any order, idle experts first, last and between, ids of experts elsewhere with nobody.
     #[test]
     fn pairs_are_sorted_and_offsets_say_where() {
-        let devices = Device::enumerate_all();
-        let Some(device) = devices
-            .iter()
-            .find(|device| matches!(device, Device::Wgpu(_)))
-        else {
+        let devices = Device::enumerate_all().into_iter();
+        let client = devices
+            .filter(|device| matches!(device, Device::Wgpu(_)))
+            .map(|device| device.client())
+            // OpenGL cannot say how wide its planes are.
+            .find(|client| {
+                let hardware = &client.properties().hardware;
+                hardware.plane_size_min == hardware.plane_size_max
+            });
+        let Some(client) = client else {
             eprintln!("SKIPPED: no Vulkan device");
             return;
         };
-        let client = device.client();
         let experts = 11;
         let ids: Vec<i32> = (0..77)
             .map(|pair| [3, 9, 1, 14, 3, 7, -1][pair % 7])
