@@ -195,6 +195,7 @@ fn request(handle: &EngineHandle, prompt: Vec<u32>, sampling: SamplingParams) ->
         sampling: Arc::new(sampling),
         num_choices: 1,
         cache_salt: "".into(),
+        boundaries: Arc::default(),
     }
 }
 

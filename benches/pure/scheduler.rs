@@ -65,6 +65,7 @@ fn request(id: u32, prompt: Arc<[u32]>, max_tokens: u32) -> Request {
         }),
         num_choices: 1,
         cache_salt: "".into(),
+        boundaries: Arc::default(),
     }
 }
 

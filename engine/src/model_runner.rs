@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Tensor;
 use scheduler::{
-    BlockId, RequestId, Row, RowFault, RowOutput, RowResult, Runner, Sample, SchedulerOutput,
-    SequenceId, SlotId, StateOp, StepId, StepResult, TokenMask,
+    BlockId, Drafting, RequestId, Row, RowFault, RowOutput, RowResult, Runner, Sample,
+    SchedulerOutput, SequenceId, SlotId, StateOp, StepId, StepResult, TokenMask,
 };
 
 use crate::batch::{self, Batch};
@@ -206,6 +206,8 @@ fn padding_step(num_rows: u32, len: u32, block_size: u32) -> SchedulerOutput {
         start: 0,
         block_table: vec![BlockId(0); len.div_ceil(block_size) as usize],
         slot: SlotId(at + 1),
+        saves: Vec::new(),
+        drafting: Drafting::default(),
         sample: Some(Sample {
             request: RequestId(at.into()),
             choice: 0,

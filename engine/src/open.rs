@@ -232,6 +232,7 @@ impl Opened {
             max_queue: self.config.max_queue,
             max_model_len: self.plan.max_model_len,
             grid: self.grid,
+            max_drafts: 0,
         }
     }
 

@@ -80,6 +80,7 @@ mod tests {
                     }),
                     num_choices: 1,
                     cache_salt: "".into(),
+                    boundaries: Arc::default(),
                 };
                 let cache = CacheConfig {
                     block_size: 8,

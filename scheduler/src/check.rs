@@ -155,6 +155,7 @@ mod tests {
                 }),
                 num_choices: 1,
                 cache_salt: "".into(),
+                boundaries: Arc::default(),
             };
             scheduler.add(request).expect("there is room");
         }

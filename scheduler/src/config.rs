@@ -19,6 +19,8 @@ pub struct SchedulerConfig {
     /// reuse of up to `grid` tokens per hit, and of answers. At most `max_num_batched_tokens`. Default
     /// `None`.
     pub grid: Option<u32>,
+    /// Most drafts of a row; 0 is no speculative decoding. Default 0.
+    pub max_drafts: u32,
 }
 
 impl Default for SchedulerConfig {
@@ -29,6 +31,7 @@ impl Default for SchedulerConfig {
             max_queue: 1024,
             max_model_len: 262_144,
             grid: None,
+            max_drafts: 0,
         }
     }
 }

@@ -84,8 +84,8 @@ pub use config::SchedulerConfig;
 pub use kvcache::{BlockId, CacheConfig, SlotId, StateOp};
 pub use mask::TokenMask;
 pub use output::{
-    History, PromptLogprobs, RequestOutput, Row, RowFault, RowOutput, RowResult, Sample,
-    SchedulerOutput, SequenceId, StepId, StepResult, TokenLogprobs,
+    Drafting, History, PromptLogprobs, RequestOutput, Row, RowFault, RowOutput, RowResult, Sample,
+    Save, SchedulerOutput, SequenceId, StepId, StepResult, TokenLogprobs,
 };
 pub use request::{FinishReason, Request, RequestId, SamplingParams};
 pub use runner::Runner;

@@ -34,14 +34,52 @@ pub struct Row {
     pub input_ids: Vec<u32>,
     /// Absolute position of `input_ids[0]`: the number of tokens computed before this step.
     pub start: u32,
-    /// Blocks that hold positions `0 .. start + input_ids.len()`, in order.
+    /// Blocks that hold positions `0 .. start + input_ids.len() + max_drafts`, in order.
     pub block_table: Vec<BlockId>,
-    /// The live state slot: absorbed exactly `start` tokens before this step.
+    /// The live state slot: absorbed all tokens before `start` but those that are pending.
     pub slot: SlotId,
+    /// Copies of the state to be made on the way, ascending.
+    pub saves: Vec<Save>,
+    /// Its part in speculative decoding.
+    pub drafting: Drafting,
     /// `Some` when the logits of the last input position choose a token.
     pub sample: Option<Sample>,
     /// `Some` when prompt positions in this row are scored.
     pub prompt_logprobs: Option<PromptLogprobs>,
+}
+
+/// A copy of a row's state after some of its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Save {
+    /// Tokens absorbed: within the row, beyond its `start`.
+    pub at: u32,
+    /// Overwritten.
+    pub to: SlotId,
+}
+
+/// A row's part in speculative decoding.
+///
+/// ```text
+/// |-- absorbed by the slot --|-- pending --|-- input_ids: a token, drafts --|-- max_drafts --|
+/// 0                                      start                             end
+/// ```
+///
+/// A row with drafts leaves its slot as it found it, pending tokens absorbed, and keeps the inputs of
+/// its own tokens beside it. Which of those count is known when the next row says how many are
+/// pending; the others are forgotten without a trace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drafting {
+    /// How many of the last `input_ids` are guesses at tokens not drawn yet. Before them is one known
+    /// token. The logits of that token and of each draft draw a token, as long as those before it came
+    /// out as they were guessed.
+    pub num_drafts: u32,
+    /// Tokens right before `start` whose inputs lie beside the slot, which has not absorbed them.
+    pub num_pending: u32,
+    /// Whether the draft block has seen `input_ids[0]`: the row that drew it made drafts.
+    pub is_drafted: bool,
+    /// How many drafts to make for the next step; `block_table` covers as many positions beyond the
+    /// row's end. 0: none, and the draft block may be left out.
+    pub max_drafts: u32,
 }
 
 /// How the row's next token is drawn. The runner keeps no sampler state between steps: all it
@@ -102,9 +140,11 @@ pub struct RowResult {
 /// A row that went well.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RowOutput {
-    /// Tokens accepted: one if the row samples (more with drafts, later), else none. None where one
-    /// was asked for ends the choice as its limit would: nothing can be drawn any more.
+    /// Tokens drawn: if the row samples, one more than its drafts that came true, else none. None
+    /// where one was asked for ends the choice as its limit would: nothing can be drawn any more.
     pub tokens: Vec<u32>,
+    /// Guesses at the tokens that follow, at most as many as were asked for.
+    pub drafts: Vec<u32>,
     /// One entry per token if asked for, else empty.
     pub logprobs: Vec<TokenLogprobs>,
     /// One entry per target if asked for, else empty.

@@ -85,6 +85,9 @@ pub struct Request {
     pub num_choices: u32,
     /// Prefix-cache hits happen only among equal salts. Empty is the common pool.
     pub cache_salt: Arc<str>,
+    /// Positions in the prompt where others are likely to part from it: the beginnings of its
+    /// messages. Ascending, within the prompt; the state there is worth keeping.
+    pub boundaries: Arc<[u32]>,
 }
 
 /// Why a choice ended.

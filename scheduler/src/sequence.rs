@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvcache::{BlockId, HashChain, KvCacheManager, Lease, Reservation};
 
 use crate::budget::Span;
-use crate::output::{History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
+use crate::output::{Drafting, History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
 use crate::request::Request;
 
 /// Shorter prompts are not saved: up to 64 tokens, with the usual blocks of 16, a step of a few tokens
@@ -273,6 +273,8 @@ impl Sequence {
             start: self.num_computed,
             block_table,
             slot: lease.slot(),
+            saves: Vec::new(),
+            drafting: Drafting::default(),
             sample: self.sample(end),
             prompt_logprobs: self.scored_targets(start, end),
         }

@@ -15,6 +15,7 @@ fn config() -> SchedulerConfig {
         max_queue: 2,
         max_model_len: 32,
         grid: None,
+        max_drafts: 0,
     }
 }
 
@@ -44,6 +45,7 @@ fn request(id: u64, prompt: &[u32], num_choices: u32, sampling: SamplingParams) 
         sampling: Arc::new(sampling),
         num_choices,
         cache_salt: "".into(),
+        boundaries: Arc::default(),
     }
 }
 
@@ -61,8 +63,8 @@ fn answer(plan: &SchedulerOutput, token: u32) -> StepResult {
         };
         let output = RowOutput {
             tokens: row.sample.iter().map(|_| token).collect(),
-            logprobs: Vec::new(),
             prompt_logprobs: targets.map(score).collect(),
+            ..RowOutput::default()
         };
         RowResult {
             sequence: row.sequence,

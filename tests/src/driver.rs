@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use scheduler::{
-    BlockId, PromptLogprobs, RequestId, Row, RowFault, RowOutput, Runner, Sample, SamplingParams,
-    SchedulerOutput, SequenceId, SlotId, StateOp, StepId, TokenLogprobs,
+    BlockId, Drafting, PromptLogprobs, RequestId, Row, RowFault, RowOutput, Runner, Sample,
+    SamplingParams, SchedulerOutput, SequenceId, SlotId, StateOp, StepId, TokenLogprobs,
 };
 
 /// A runner and the memory it was given.
@@ -150,6 +150,8 @@ impl<R: Runner> Driver<R> {
             start: line.num_computed as u32,
             block_table: line.blocks.clone(),
             slot: line.slot,
+            saves: Vec::new(),
+            drafting: Drafting::default(),
             sample: samples.then(|| Sample {
                 request: RequestId(line.id.0),
                 choice: 0,

@@ -133,6 +133,7 @@ impl World {
                         sampling: Arc::new(ask.params.clone()),
                         num_choices: ask.num_choices,
                         cache_salt: "".into(),
+                        boundaries: Arc::default(),
                     };
                     let guide = Some(Arc::clone(&ask.guide));
                     self.handle

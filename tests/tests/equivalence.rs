@@ -125,6 +125,7 @@ impl Model {
                         sampling: Arc::new(ask.params.clone()),
                         num_choices: ask.num_choices,
                         cache_salt: "".into(),
+                        boundaries: Arc::default(),
                     };
                     handle
                         .submit(request, None)
@@ -552,6 +553,7 @@ fn a_spoilt_request_spoils_no_other() {
             sampling: Arc::new(SamplingParams::default()),
             num_choices: 1,
             cache_salt: "".into(),
+            boundaries: Arc::default(),
         }
     };
     let mut streams: Vec<_> = (0..20)

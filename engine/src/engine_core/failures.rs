@@ -103,6 +103,7 @@ async fn end(when: When, how: How, text: &'static str) -> (Failure, Option<Strin
                 sampling: Arc::new(SamplingParams::default()),
                 num_choices: 1,
                 cache_salt: "".into(),
+                boundaries: Arc::default(),
             };
             let mut stream = handle.submit(request, None).expect("it fits");
             match stream.next().await {

@@ -54,6 +54,7 @@ where
         max_queue: 8,
         max_model_len: 8000,
         grid: None,
+        max_drafts: 0,
     };
     let cache = CacheConfig {
         block_size: 16,
@@ -79,6 +80,7 @@ fn request(handle: &EngineHandle, max_tokens: u32, num_choices: u32) -> Request 
         }),
         num_choices,
         cache_salt: "".into(),
+        boundaries: Arc::default(),
     }
 }
 

@@ -122,6 +122,7 @@ impl Generation {
                 sampling,
                 num_choices: options.num_choices,
                 cache_salt: Arc::clone(&options.cache_salt),
+                boundaries: Arc::default(),
             };
             let stream = state
                 .engine

@@ -143,5 +143,6 @@ fn request(engine: &EngineHandle, window: &[u32]) -> Request {
         }),
         num_choices: 1,
         cache_salt: "".into(),
+        boundaries: Arc::default(),
     }
 }

@@ -96,6 +96,7 @@ impl Player {
             max_queue: machine.number("queue").unwrap_or(100),
             max_model_len: machine.number("len").unwrap_or(1000),
             grid: machine.number("grid"),
+            max_drafts: 0,
         };
         let cache = CacheConfig {
             block_size: machine.must("block"),
@@ -164,6 +165,7 @@ impl Player {
             sampling: Arc::new(sampling),
             num_choices,
             cache_salt: line.value("salt").unwrap_or("").into(),
+            boundaries: Arc::default(),
         };
         self.note(&line.words.join(" "));
         if let Err(error) = self.scheduler.add(request) {

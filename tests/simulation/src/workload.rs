@@ -77,6 +77,7 @@ impl Scenario {
                 sampling: Arc::new(self.draw_sampling(rng)),
                 num_choices: if rng.one_in(3) { rng.range(2, 4) } else { 1 },
                 cache_salt: (*rng.pick(&salts)).into(),
+                boundaries: Arc::default(),
             };
             earlier.push(request.clone());
             self.arrivals.push((turn, request));
@@ -172,5 +173,6 @@ fn draw_limits(rng: &mut Rng) -> SchedulerConfig {
         grid: rng
             .one_in(3)
             .then(|| (*rng.pick(&[1, 2, 4, 8])).min(max_num_batched_tokens)),
+        max_drafts: 0,
     }
 }

@@ -156,7 +156,7 @@ impl Runner for ScriptedRunner {
                 outcome: Ok(RowOutput {
                     tokens,
                     logprobs,
-                    prompt_logprobs: Vec::new(),
+                    ..RowOutput::default()
                 }),
             }
         };
@@ -397,6 +397,7 @@ fn scripted_engine(script: &Arc<Script>, info: &EngineInfo, plan: &Plan) -> Engi
         max_queue: plan.max_queue,
         max_model_len: info.max_model_len,
         grid: None,
+        max_drafts: 0,
     };
     let cache = CacheConfig {
         block_size: info.block_size,

@@ -245,6 +245,7 @@ impl Target {
                     }),
                     num_choices: 1,
                     cache_salt: "".into(),
+                    boundaries: Arc::default(),
                 };
                 let stream = handle.submit(request, None);
                 let mut stream = stream.map_err(|error| error.to_string())?;
