@@ -51,10 +51,18 @@ pub fn allow_wgmma(is_allowed: bool) {
 }
 
 fn unit(client: &Client) -> Unit {
-    if IS_WGMMA_ALLOWED.load(Ordering::Relaxed) && compute_capability(client) == Some(90) {
+    if IS_WGMMA_ALLOWED.load(Ordering::Relaxed) && has(client, Unit::Wgmma) {
         Unit::Wgmma
     } else {
         Unit::Mma
+    }
+}
+
+/// Whether the client's device has this instruction, for [`linear_with`].
+pub fn has(client: &Client, unit: Unit) -> bool {
+    match unit {
+        Unit::Mma => supports(client),
+        Unit::Wgmma => compute_capability(client) == Some(90),
     }
 }
 
@@ -90,11 +98,31 @@ pub fn tensor_linear(
         Arithmetic::Bf16,
         "tensor cores round activations"
     );
+    linear_with(unit(client), client, x, t, w, bias, epilogue, out);
+}
+
+/// [`tensor_linear`] by the instruction of the caller's choice, to compare them. Hopper's takes
+/// large products alone ([`is_large`](plan::is_large)); smaller ones are `mma.sync`'s all the same.
+///
+/// # Panics
+/// If the device does not [have](has()) the instruction, or as [`tensor_linear`] does.
+#[allow(clippy::too_many_arguments)]
+pub fn linear_with(
+    unit: Unit,
+    client: &Client,
+    x: &Buffer,
+    t: usize,
+    w: &Matrix,
+    bias: Option<&Buffer>,
+    epilogue: Epilogue,
+    out: &Buffer,
+) {
+    assert!(has(client, unit), "{unit:?} is not on this device");
     w.check();
     assert_eq!(x.len(), t * w.k, "inputs");
     assert_eq!(out.len(), t * w.n, "outputs");
     assert!(bias.is_none_or(|bias| bias.len() == w.n), "bias");
-    let plan = plan::linear(t, w.into(), bias.is_some(), epilogue, unit(client));
+    let plan = plan::linear(t, w.into(), bias.is_some(), epilogue, unit);
     let mut buffers = BTreeMap::from([(Role::X, x.clone()), (Role::Out, out.clone())]);
     bind(
         &mut buffers,

@@ -167,6 +167,11 @@ fn slices(shape: Shape) -> (usize, usize) {
     (shape.k.div_ceil(columns), columns)
 }
 
+/// Whether a product has so many tiles of 128 tokens that Hopper's instruction takes it.
+pub fn is_large(t: usize, shape: Shape) -> bool {
+    t > 64 && shape.n.div_ceil(ROWS) * t.div_ceil(128) >= ENOUGH_BLOCKS
+}
+
 /// `out[t, n] = epilogue(x[t, k] @ w[n, k]^T + bias)`; `unit` for as many tokens as it is good for.
 ///
 /// # Panics
@@ -185,7 +190,7 @@ pub fn linear(t: usize, shape: Shape, has_bias: bool, epilogue: Epilogue, unit: 
     let mut tile = tile(format, t);
     let (num_slices, slice_columns) = slices(shape);
     let num_tiles = n.div_ceil(ROWS) * t.div_ceil(tile.tokens);
-    let is_large = tile.tokens == 128 && num_tiles >= ENOUGH_BLOCKS;
+    let is_large = is_large(t, shape);
     let mode = if is_large && unit == Unit::Wgmma && shape.has_whole_groups() {
         tile = wgmma_tile(format);
         Mode::OneSlice

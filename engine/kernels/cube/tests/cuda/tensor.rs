@@ -1,7 +1,7 @@
 //! The tensor core products: their texts are written by hand, so every one is listed, at the shape
 //! that it is for.
 
-use cube_kernels::tensor_core::allow_wgmma;
+use cube_kernels::tensor_core::{Unit, allow_wgmma, linear_with};
 use cube_kernels::{Arithmetic, Client, Epilogue, Format};
 
 use crate::products::matrix;
@@ -12,6 +12,13 @@ fn linear(client: &Client, t: usize, format: Format, n: usize, k: usize) {
     let (x, out) = (floats(client, t * k), floats(client, t * n));
     let (arithmetic, epilogue) = (Arithmetic::Bf16, Epilogue::None);
     cube_kernels::linear(client, &x, t, &w, None, arithmetic, epilogue, &out);
+}
+
+fn linear_wgmma(client: &Client, t: usize, format: Format, n: usize, k: usize) {
+    let w = matrix(client, format, 1, n, k);
+    let (x, out) = (floats(client, t * k), floats(client, t * n));
+    let (unit, epilogue) = (Unit::Wgmma, Epilogue::None);
+    linear_with(unit, client, &x, t, &w, None, epilogue, &out);
 }
 
 /// Super's routed experts, and how they are grouped.
@@ -73,9 +80,9 @@ pub(crate) const EXPERTS: &[Entry] = entries![
     "tensor_experts_bf16_2048" experts(2048, Format::Bf16),
 ];
 
-fn on_hopper(call: impl Fn()) {
+fn experts_wgmma(client: &Client, t: usize, format: Format) {
     allow_wgmma(true);
-    call();
+    experts(client, t, format);
     allow_wgmma(false);
 }
 
@@ -83,15 +90,15 @@ macro_rules! hopper_entries {
     ($($name:literal $call:ident($($argument:expr),*)),* $(,)?) => {
         &[$(Entry {
             arches: &[90],
-            ..Entry::new($name, |client| on_hopper(|| $call(client, $($argument),*)))
+            ..Entry::new($name, |client| $call(client, $($argument),*))
         }),*]
     };
 }
 
 pub(crate) const HOPPER: &[Entry] = hopper_entries![
-    "tensor_linear_wgmma_bf16_8192x18560x4096" linear(8192, Format::Bf16, 18_560, 4096),
-    "tensor_linear_wgmma_fp8_8192x18560x4096" linear(8192, Format::Fp8, 18_560, 4096),
-    "tensor_linear_wgmma_nvfp4_8192x18560x4096" linear(8192, Format::Nvfp4, 18_560, 4096),
-    "tensor_experts_wgmma_fp8_2048" experts(2048, Format::Fp8),
-    "tensor_experts_wgmma_nvfp4_2048" experts(2048, Format::Nvfp4),
+    "tensor_linear_wgmma_bf16_8192x18560x4096" linear_wgmma(8192, Format::Bf16, 18_560, 4096),
+    "tensor_linear_wgmma_fp8_8192x18560x4096" linear_wgmma(8192, Format::Fp8, 18_560, 4096),
+    "tensor_linear_wgmma_nvfp4_8192x18560x4096" linear_wgmma(8192, Format::Nvfp4, 18_560, 4096),
+    "tensor_experts_wgmma_fp8_2048" experts_wgmma(2048, Format::Fp8),
+    "tensor_experts_wgmma_nvfp4_2048" experts_wgmma(2048, Format::Nvfp4),
 ];
