@@ -19,6 +19,8 @@
 //! is worth far more memory than a block. A prefix of a hybrid model can be skipped only where both
 //! are at hand: the attention blocks of its tokens, *and* the Mamba state after exactly its last
 //! token. State cannot be cut back, so a snapshot at length n serves hits of length n and no other.
+//! The last tokens may be *pending*: their inputs lie beside the slot and belong to it, and a hit
+//! hands on how many there are.
 //!
 //! # Invariants
 //!

@@ -16,6 +16,7 @@ use crate::table::BlockTable;
 pub struct Lease {
     table: BlockTable,
     slot: SlotId,
+    num_pending: u32,
 }
 
 impl Lease {
@@ -27,6 +28,16 @@ impl Lease {
     /// Its state.
     pub fn slot(&self) -> SlotId {
         self.slot
+    }
+
+    /// How many of the last tokens computed lie beside the slot, not absorbed yet.
+    pub fn num_pending(&self) -> u32 {
+        self.num_pending
+    }
+
+    /// A row has left so many tokens beside the slot.
+    pub fn set_num_pending(&mut self, num_tokens: u32) {
+        self.num_pending = num_tokens;
     }
 }
 
@@ -114,12 +125,12 @@ impl KvCacheManager {
             return None;
         }
         let hit = self.prefix.prefixes_of(chain, tokens, max_hit).next();
-        let (num_hit, mut shared) = match hit {
+        let (num_hit, num_pending, mut shared) = match hit {
             Some(slot) => {
                 let snapshot = self.prefix.get(slot);
-                (snapshot.len, snapshot.blocks.clone())
+                (snapshot.len, snapshot.num_pending, snapshot.blocks.clone())
             }
-            None => (0, Vec::new()),
+            None => (0, 0, Vec::new()),
         };
         let num_full = (num_hit / self.config.block_size) as usize;
         let tail = shared.get(num_full).copied();
@@ -148,6 +159,7 @@ impl KvCacheManager {
         let mut lease = Lease {
             table: BlockTable::new(shared, num_full),
             slot,
+            num_pending,
         };
         self.append(&mut lease, num_new);
 
@@ -196,7 +208,14 @@ impl KvCacheManager {
         true
     }
 
-    /// Publishes the state of a running sequence, which has absorbed exactly `tokens`. The copy is an
+    /// Gives back blocks beyond `num_tokens` tokens: room for guesses that nobody waits for any more.
+    pub fn trim(&mut self, lease: &mut Lease, num_tokens: u32) {
+        let num_kept = self.config.blocks_for(num_tokens) as usize;
+        let spare = lease.table.truncate(num_kept);
+        self.drop_leases(&spare);
+    }
+
+    /// Publishes the state of a running sequence, which has computed exactly `tokens`. The copy is an
     /// operation of the next plan. Returns whether such a snapshot exists now.
     pub fn save(&mut self, lease: &mut Lease, chain: &mut HashChain, tokens: &[u32]) -> bool {
         if self.touch_existing(chain, tokens) {
@@ -210,7 +229,7 @@ impl KvCacheManager {
             .states
             .take_snapshot()
             .expect("a slot was spare or evicted above");
-        self.publish(&mut lease.table, to, chain, tokens);
+        self.publish(lease, to, chain, tokens);
         self.ops.push(StateOp::CopySlot {
             from: lease.slot,
             to,
@@ -218,20 +237,21 @@ impl KvCacheManager {
         true
     }
 
-    /// Ends a lease whose sequence has absorbed exactly `tokens`: its slot becomes the snapshot.
+    /// Ends a lease whose sequence has computed exactly `tokens`: its slot becomes the snapshot.
     pub fn retire(&mut self, mut lease: Lease, chain: &mut HashChain, tokens: &[u32]) {
         if tokens.is_empty() || self.touch_existing(chain, tokens) {
             self.release(lease);
             return;
         }
-        self.states.rename_to_snapshot(lease.slot);
-        self.publish(&mut lease.table, lease.slot, chain, tokens);
+        let slot = lease.slot;
+        self.states.rename_to_snapshot(slot);
+        self.publish(&mut lease, slot, chain, tokens);
         self.drop_leases(lease.table.as_slice());
     }
 
     /// Ends a lease and publishes nothing.
     pub fn release(&mut self, lease: Lease) {
-        let Lease { table, slot } = lease;
+        let Lease { table, slot, .. } = lease;
         self.states.release_live(slot);
         self.drop_leases(table.as_slice());
     }
@@ -281,14 +301,14 @@ impl KvCacheManager {
         }
     }
 
-    fn publish(
-        &mut self,
-        table: &mut BlockTable,
-        slot: SlotId,
-        chain: &mut HashChain,
-        tokens: &[u32],
-    ) {
+    fn publish(&mut self, lease: &mut Lease, slot: SlotId, chain: &mut HashChain, tokens: &[u32]) {
         let block_size = self.config.block_size as usize;
+        let num_pending = lease.num_pending;
+        assert!(
+            num_pending as usize <= tokens.len(),
+            "what is pending is of its tokens"
+        );
+        let table = &mut lease.table;
         let blocks = &table.as_slice()[..tokens.len().div_ceil(block_size)];
         for &block in blocks {
             self.blocks.add_snapshot(block);
@@ -301,6 +321,7 @@ impl KvCacheManager {
         }
         let snapshot = Snapshot {
             len: tokens.len() as u32,
+            num_pending,
             hash: chain.at(tokens, tokens.len()),
             salt: Arc::clone(chain.salt()),
             blocks: blocks.to_vec(),

@@ -14,8 +14,10 @@ use crate::hash::{BlockHash, HashChain};
 /// State after `len` tokens, with the blocks that hold their KV.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
-    /// Tokens absorbed.
+    /// Tokens absorbed or pending.
     pub(crate) len: u32,
+    /// How many of the last lie beside the slot, not absorbed yet.
+    pub(crate) num_pending: u32,
     /// Hash of the full blocks among them.
     pub(crate) hash: BlockHash,
     /// Whom it may serve.
@@ -231,6 +233,7 @@ mod tests {
             let hash = HashChain::new(salt.into(), 2).at(tokens, tokens.len());
             let snapshot = Snapshot {
                 len: tokens.len() as u32,
+                num_pending: 0,
                 hash,
                 salt: salt.into(),
                 blocks,

@@ -2,8 +2,8 @@
 
 use crate::block::BlockId;
 
-/// Block ids holding one sequence's attention KV, in order. Append-only: what a snapshot shares of
-/// it stays true while the sequence runs on.
+/// Block ids holding one sequence's attention KV, in order. What holds tokens is never taken out
+/// again: what a snapshot shares of it stays true while the sequence runs on.
 #[derive(Debug, Default)]
 pub struct BlockTable {
     blocks: Vec<BlockId>,
@@ -43,6 +43,15 @@ impl BlockTable {
         self.blocks.push(block);
     }
 
+    /// Takes out and returns what lies behind the first `num_blocks`.
+    pub(crate) fn truncate(&mut self, num_blocks: usize) -> Vec<BlockId> {
+        assert!(
+            self.num_recorded <= num_blocks,
+            "recorded blocks hold tokens"
+        );
+        self.blocks.split_off(num_blocks.min(self.blocks.len()))
+    }
+
     pub(crate) fn num_recorded(&self) -> usize {
         self.num_recorded
     }
@@ -69,6 +78,20 @@ mod tests {
         assert_eq!((table.len(), table.num_recorded()), (2, 1));
         table.set_recorded(2);
         assert_eq!(table.num_recorded(), 2);
+    }
+
+    #[test]
+    fn gives_back_from_its_end() {
+        let mut table = BlockTable::new(vec![BlockId(3), BlockId(1), BlockId(4)], 1);
+        assert_eq!(table.truncate(7), []);
+        assert_eq!(table.truncate(1), [BlockId(1), BlockId(4)]);
+        assert_eq!(table.as_slice(), [BlockId(3)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "hold tokens")]
+    fn keeps_what_is_recorded() {
+        BlockTable::new(vec![BlockId(3)], 1).truncate(0);
     }
 
     #[test]

@@ -127,6 +127,48 @@ fn zero(slot: u32) -> StateOp {
 }
 
 #[test]
+fn a_hit_hands_on_what_is_pending() {
+    let mut books = Books::new(8, 2);
+    let pending = |books: &Books, lease: usize| books.leases[lease].as_ref().unwrap().num_pending();
+    books.reserve(&tokens(6), 0);
+    assert_eq!(pending(&books, 0), 0);
+    books.leases[0].as_mut().unwrap().set_num_pending(2);
+    books.retire(0, &tokens(6));
+    assert_eq!(books.reserve(&tokens(9), 0), Some(6));
+    assert_eq!(pending(&books, 1), 2);
+    // A row has absorbed it all; what it leaves is a state like any other.
+    books.leases[1].as_mut().unwrap().set_num_pending(0);
+    books.retire(1, &tokens(9));
+    assert_eq!(books.reserve(&tokens(12), 0), Some(9));
+    assert_eq!(pending(&books, 2), 0);
+    books.release(2);
+}
+
+#[test]
+fn room_for_guesses_is_given_back() {
+    let mut books = Books::new(4, 2);
+    books.reserve(&tokens(6), 0);
+    assert!(books.extend(0, 13));
+    assert_eq!(books.counts()[..2], [0, 4]);
+    let lease = books.leases[0].as_mut().unwrap();
+    books.cache.trim(lease, 8);
+    books.check();
+    assert_eq!(books.blocks(0), [1, 2]);
+    // Nothing to give back.
+    let lease = books.leases[0].as_mut().unwrap();
+    books.cache.trim(lease, 9);
+    assert_eq!(books.counts()[..2], [2, 2]);
+    assert!(books.extend(0, 9));
+    assert_eq!(books.blocks(0), [1, 2, 3]);
+    books.retire(0, &tokens(6));
+    assert_eq!(
+        books.counts()[..3],
+        [2, 0, 2],
+        "room beyond its tokens is free"
+    );
+}
+
+#[test]
 fn a_cold_start_zeroes_its_slot() {
     let mut books = Books::new(4, 2);
     assert_eq!(books.reserve(&tokens(9), 1), Some(0));
