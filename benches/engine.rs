@@ -196,6 +196,7 @@ fn request(handle: &EngineHandle, prompt: Vec<u32>, sampling: SamplingParams) ->
         num_choices: 1,
         cache_salt: "".into(),
         boundaries: Arc::default(),
+        priority: 0,
     }
 }
 

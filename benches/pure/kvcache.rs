@@ -29,6 +29,9 @@ fn prefix(criterion: &mut Criterion) {
         block_size: BLOCK_SIZE,
         num_blocks,
         num_slots: 64,
+        num_host_slots: 0,
+        num_host_blocks: 0,
+        blocks_per_slot: 1,
     });
     // A conversation: every turn goes on from the one before. The last one ends in a started block.
     for len in (0..32).rev().map(|turn| NUM_TOKENS - 7 - turn * 1000) {

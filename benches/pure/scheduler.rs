@@ -66,6 +66,7 @@ fn request(id: u32, prompt: Arc<[u32]>, max_tokens: u32) -> Request {
         num_choices: 1,
         cache_salt: "".into(),
         boundaries: Arc::default(),
+        priority: 0,
     }
 }
 
@@ -82,6 +83,9 @@ fn all_generate(num_seqs: u32, num_prompt: u32) -> Scheduler {
         block_size: BLOCK_SIZE,
         num_blocks: num_seqs * blocks_each + 1,
         num_slots: 2 * num_seqs,
+        num_host_slots: 0,
+        num_host_blocks: 0,
+        blocks_per_slot: 1,
     };
     let mut scheduler = Scheduler::new(config, cache);
     for id in 0..num_seqs {
@@ -152,6 +156,9 @@ fn time_arrivals(share: Share, num_arrivals: u64) -> Duration {
         block_size: BLOCK_SIZE,
         num_blocks: 8 * LEN / BLOCK_SIZE,
         num_slots: 32,
+        num_host_slots: 0,
+        num_host_blocks: 0,
+        blocks_per_slot: 1,
     };
     let mut total = Duration::ZERO;
     for _ in 0..num_arrivals {

@@ -303,6 +303,9 @@ mod tests {
             block_size: 4,
             num_blocks: 6,
             num_slots: 7,
+            num_host_slots: 0,
+            num_host_blocks: 0,
+            blocks_per_slot: 1,
         };
         let scales = [KvScales::default()];
         let cache = DeviceCache::new(&config, &cache, KvFormat::F32, &scales, &device);

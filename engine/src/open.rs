@@ -233,6 +233,7 @@ impl Opened {
             max_model_len: self.plan.max_model_len,
             grid: self.grid,
             max_drafts: 0,
+            saves_within_rows: false,
         }
     }
 

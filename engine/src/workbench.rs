@@ -105,6 +105,7 @@ impl Workbench {
             num_choices: 1,
             cache_salt: "".into(),
             boundaries: Arc::default(),
+            priority: 0,
         })
     }
 

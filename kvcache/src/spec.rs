@@ -77,6 +77,12 @@ pub struct CacheConfig {
     pub num_blocks: u32,
     /// State slots, slot 0 included; at least 2. Slots beyond the live ones hold snapshots.
     pub num_slots: u32,
+    /// Slots in host memory, where snapshots go that the device has no room for; 0 is no host memory.
+    pub num_host_slots: u32,
+    /// Blocks in host memory; 0 is no host memory.
+    pub num_host_blocks: u32,
+    /// The memory of a slot, counted in blocks: what evicting a snapshot frees at least.
+    pub blocks_per_slot: u32,
 }
 
 impl CacheConfig {
@@ -108,6 +114,9 @@ mod tests {
             block_size: 16,
             num_blocks: 10,
             num_slots: 3,
+            num_host_slots: 0,
+            num_host_blocks: 0,
+            blocks_per_slot: 1,
         };
         assert_eq!(spec.total_bytes(&config), 1920 + 4500);
     }
@@ -118,6 +127,9 @@ mod tests {
             block_size: 4,
             num_blocks: 10,
             num_slots: 3,
+            num_host_slots: 0,
+            num_host_blocks: 0,
+            blocks_per_slot: 1,
         };
         let got: Vec<u32> = [0, 1, 4, 5, 8]
             .iter()

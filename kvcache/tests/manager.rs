@@ -26,6 +26,9 @@ impl Books {
             block_size: 4,
             num_blocks,
             num_slots,
+            num_host_slots: 0,
+            num_host_blocks: 0,
+            blocks_per_slot: 1,
         };
         Self {
             cache: KvCacheManager::new(config),
@@ -458,6 +461,9 @@ fn refuse(block_size: u32, num_blocks: u32, num_slots: u32) {
         block_size,
         num_blocks,
         num_slots,
+        num_host_slots: 0,
+        num_host_blocks: 0,
+        blocks_per_slot: 1,
     });
 }
 

@@ -81,11 +81,15 @@ mod tests {
                     num_choices: 1,
                     cache_salt: "".into(),
                     boundaries: Arc::default(),
+                    priority: 0,
                 };
                 let cache = CacheConfig {
                     block_size: 8,
                     num_blocks: num_blocks + 1,
                     num_slots: 2,
+                    num_host_slots: 0,
+                    num_host_blocks: 0,
+                    blocks_per_slot: 1,
                 };
                 let got = check_size(&request, &config, &cache);
                 assert_eq!(got, expect, "{len} and {max_tokens} in {num_blocks} blocks");

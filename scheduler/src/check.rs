@@ -137,6 +137,9 @@ mod tests {
             block_size: 2,
             num_blocks: 9,
             num_slots: 3,
+            num_host_slots: 0,
+            num_host_blocks: 0,
+            blocks_per_slot: 1,
         };
         let mut scheduler = Scheduler::new(
             SchedulerConfig {
@@ -156,6 +159,7 @@ mod tests {
                 num_choices: 1,
                 cache_salt: "".into(),
                 boundaries: Arc::default(),
+                priority: 0,
             };
             scheduler.add(request).expect("there is room");
         }

@@ -21,6 +21,9 @@ pub struct SchedulerConfig {
     pub grid: Option<u32>,
     /// Most drafts of a row; 0 is no speculative decoding. Default 0.
     pub max_drafts: u32,
+    /// Whether the runner carries out [`Row::saves`](crate::Row::saves). If not, prompts are cut where
+    /// their end is to be saved, and nothing else of them is. Default `false`.
+    pub saves_within_rows: bool,
 }
 
 impl Default for SchedulerConfig {
@@ -32,6 +35,7 @@ impl Default for SchedulerConfig {
             max_model_len: 262_144,
             grid: None,
             max_drafts: 0,
+            saves_within_rows: false,
         }
     }
 }

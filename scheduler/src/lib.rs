@@ -90,4 +90,4 @@ pub use output::{
 pub use request::{FinishReason, Request, RequestId, SamplingParams};
 pub use runner::Runner;
 pub use scheduler::Scheduler;
-pub use stats::SchedulerStats;
+pub use stats::{ByMiss, SchedulerStats};

@@ -88,6 +88,9 @@ pub struct Request {
     /// Positions in the prompt where others are likely to part from it: the beginnings of its
     /// messages. Ascending, within the prompt; the state there is worth keeping.
     pub boundaries: Arc<[u32]>,
+    /// Who waits goes before those of lower priority, and before those of higher priority who came
+    /// much later. Usually 0.
+    pub priority: i8,
 }
 
 /// Why a choice ended.

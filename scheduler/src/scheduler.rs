@@ -171,6 +171,7 @@ impl Scheduler {
             num_cached_prompt_tokens: self.counters.cached_prompt_tokens,
             num_generation_tokens: self.counters.generation_tokens,
             num_preemptions: self.counters.preemptions,
+            ..SchedulerStats::default()
         }
     }
 

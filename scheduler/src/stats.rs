@@ -31,4 +31,35 @@ pub struct SchedulerStats {
     pub num_generation_tokens: u64,
     /// Sequences sent back to the queue for want of memory.
     pub num_preemptions: u64,
+    /// Starts of requests whose hit could have been longer, by the reason why it was not.
+    pub misses: ByMiss,
+    /// Prompt tokens of admitted requests that a longer hit would have spared, by the same reasons.
+    pub missed_tokens: ByMiss,
+    /// Snapshots given up.
+    pub num_evictions: u64,
+    /// Snapshots moved to host memory.
+    pub num_swapped_out: u64,
+    /// Snapshots brought back from host memory.
+    pub num_swapped_in: u64,
+    /// Blocks in host memory that hold reusable cache.
+    pub num_host_blocks_cached: u32,
+    /// Blocks of host memory in all.
+    pub num_host_blocks: u32,
+    /// Slots in host memory that hold snapshots.
+    pub num_host_slots_cached: u32,
+    /// Slots of host memory in all.
+    pub num_host_slots: u32,
+}
+
+/// A count for each reason why a hit was not longer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByMiss {
+    /// Nothing is known of the prompt beyond the hit.
+    pub no_blocks: u64,
+    /// Blocks beyond the hit are cached, but no state at any place among them.
+    pub no_snapshot: u64,
+    /// There was a snapshot beyond the hit, and it was evicted.
+    pub evicted: u64,
+    /// There is a longer one under another salt.
+    pub salt: u64,
 }

@@ -16,6 +16,7 @@ fn config() -> SchedulerConfig {
         max_model_len: 32,
         grid: None,
         max_drafts: 0,
+        saves_within_rows: false,
     }
 }
 
@@ -24,6 +25,9 @@ fn cache() -> CacheConfig {
         block_size: 4,
         num_blocks: 17,
         num_slots: 5,
+        num_host_slots: 0,
+        num_host_blocks: 0,
+        blocks_per_slot: 1,
     }
 }
 
@@ -46,6 +50,7 @@ fn request(id: u64, prompt: &[u32], num_choices: u32, sampling: SamplingParams) 
         num_choices,
         cache_salt: "".into(),
         boundaries: Arc::default(),
+        priority: 0,
     }
 }
 
@@ -528,6 +533,7 @@ fn numbers_to_export() {
         num_cached_prompt_tokens: 0,
         num_generation_tokens: 1,
         num_preemptions: 0,
+        ..SchedulerStats::default()
     };
     assert_eq!(scheduler.stats(), expect);
     step(&mut scheduler, 7);

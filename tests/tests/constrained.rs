@@ -134,6 +134,7 @@ impl World {
                         num_choices: ask.num_choices,
                         cache_salt: "".into(),
                         boundaries: Arc::default(),
+                        priority: 0,
                     };
                     let guide = Some(Arc::clone(&ask.guide));
                     self.handle

@@ -126,6 +126,7 @@ impl Model {
                         num_choices: ask.num_choices,
                         cache_salt: "".into(),
                         boundaries: Arc::default(),
+                        priority: 0,
                     };
                     handle
                         .submit(request, None)
@@ -554,6 +555,7 @@ fn a_spoilt_request_spoils_no_other() {
             num_choices: 1,
             cache_salt: "".into(),
             boundaries: Arc::default(),
+            priority: 0,
         }
     };
     let mut streams: Vec<_> = (0..20)

@@ -84,6 +84,9 @@ async fn end(when: When, how: How, text: &'static str) -> (Failure, Option<Strin
         block_size: 16,
         num_blocks: 9,
         num_slots: 3,
+        num_host_slots: 0,
+        num_host_blocks: 0,
+        blocks_per_slot: 1,
     };
     let handle = spawn(SchedulerConfig::default(), cache, 100, move |_| {
         let doomed = Doomed { when, how, text };
@@ -104,6 +107,7 @@ async fn end(when: When, how: How, text: &'static str) -> (Failure, Option<Strin
                 num_choices: 1,
                 cache_salt: "".into(),
                 boundaries: Arc::default(),
+                priority: 0,
             };
             let mut stream = handle.submit(request, None).expect("it fits");
             match stream.next().await {

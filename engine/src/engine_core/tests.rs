@@ -55,11 +55,15 @@ where
         max_model_len: 8000,
         grid: None,
         max_drafts: 0,
+        saves_within_rows: false,
     };
     let cache = CacheConfig {
         block_size: 16,
         num_blocks: 2001,
         num_slots: 9,
+        num_host_slots: 0,
+        num_host_blocks: 0,
+        blocks_per_slot: 1,
     };
     spawn(config, cache, VOCAB_SIZE, move |_| {
         Ok(FakeRunner {
@@ -81,6 +85,7 @@ fn request(handle: &EngineHandle, max_tokens: u32, num_choices: u32) -> Request 
         num_choices,
         cache_salt: "".into(),
         boundaries: Arc::default(),
+        priority: 0,
     }
 }
 
@@ -167,6 +172,9 @@ async fn a_failed_load_fails_the_engine() {
             block_size: 16,
             num_blocks: 2,
             num_slots: 2,
+            num_host_slots: 0,
+            num_host_blocks: 0,
+            blocks_per_slot: 1,
         },
         VOCAB_SIZE,
         |_| -> Result<FakeRunner<Hook>, _> { Err(EngineError::Device("no such device".into())) },
@@ -185,6 +193,9 @@ async fn nothing_is_taken_while_loading() {
             block_size: 16,
             num_blocks: 100,
             num_slots: 4,
+            num_host_slots: 0,
+            num_host_blocks: 0,
+            blocks_per_slot: 1,
         },
         VOCAB_SIZE,
         move |progress| {

@@ -123,6 +123,7 @@ impl Generation {
                 num_choices: options.num_choices,
                 cache_salt: Arc::clone(&options.cache_salt),
                 boundaries: Arc::default(),
+                priority: 0,
             };
             let stream = state
                 .engine

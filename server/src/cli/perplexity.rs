@@ -144,5 +144,6 @@ fn request(engine: &EngineHandle, window: &[u32]) -> Request {
         num_choices: 1,
         cache_salt: "".into(),
         boundaries: Arc::default(),
+        priority: 0,
     }
 }

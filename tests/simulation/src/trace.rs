@@ -97,11 +97,15 @@ impl Player {
             max_model_len: machine.number("len").unwrap_or(1000),
             grid: machine.number("grid"),
             max_drafts: 0,
+            saves_within_rows: false,
         };
         let cache = CacheConfig {
             block_size: machine.must("block"),
             num_blocks: machine.must("blocks") + 1,
             num_slots: machine.must("slots") + 1,
+            num_host_slots: 0,
+            num_host_blocks: 0,
+            blocks_per_slot: 1,
         };
         let poison = Poison {
             one_in: 0,
@@ -166,6 +170,7 @@ impl Player {
             num_choices,
             cache_salt: line.value("salt").unwrap_or("").into(),
             boundaries: Arc::default(),
+            priority: 0,
         };
         self.note(&line.words.join(" "));
         if let Err(error) = self.scheduler.add(request) {

@@ -78,6 +78,7 @@ impl Scenario {
                 num_choices: if rng.one_in(3) { rng.range(2, 4) } else { 1 },
                 cache_salt: (*rng.pick(&salts)).into(),
                 boundaries: Arc::default(),
+                priority: 0,
             };
             earlier.push(request.clone());
             self.arrivals.push((turn, request));
@@ -160,6 +161,9 @@ fn draw_cache(rng: &mut Rng) -> CacheConfig {
         block_size,
         num_blocks: num_tokens / block_size + rng.range(2, 4),
         num_slots: *rng.pick(&[2, 3, 5, 8, 20]),
+        num_host_slots: 0,
+        num_host_blocks: 0,
+        blocks_per_slot: 1,
     }
 }
 
@@ -174,5 +178,6 @@ fn draw_limits(rng: &mut Rng) -> SchedulerConfig {
             .one_in(3)
             .then(|| (*rng.pick(&[1, 2, 4, 8])).min(max_num_batched_tokens)),
         max_drafts: 0,
+        saves_within_rows: false,
     }
 }

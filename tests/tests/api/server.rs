@@ -109,6 +109,9 @@ impl Server {
             block_size: 16,
             num_blocks: 1025.max(max_model_len / 8),
             num_slots: 65,
+            num_host_slots: 0,
+            num_host_blocks: 0,
+            blocks_per_slot: 1,
         };
         let config = SchedulerConfig {
             max_model_len,

@@ -398,11 +398,15 @@ fn scripted_engine(script: &Arc<Script>, info: &EngineInfo, plan: &Plan) -> Engi
         max_model_len: info.max_model_len,
         grid: None,
         max_drafts: 0,
+        saves_within_rows: false,
     };
     let cache = CacheConfig {
         block_size: info.block_size,
         num_blocks: info.num_blocks + 1,
         num_slots: info.num_slots + 1,
+        num_host_slots: 0,
+        num_host_blocks: 0,
+        blocks_per_slot: 1,
     };
     engine::spawn(config, cache, info.vocab_size, move |_progress| {
         script.wait_for_load()?;

@@ -246,6 +246,7 @@ impl Target {
                     num_choices: 1,
                     cache_salt: "".into(),
                     boundaries: Arc::default(),
+                    priority: 0,
                 };
                 let stream = handle.submit(request, None);
                 let mut stream = stream.map_err(|error| error.to_string())?;
