@@ -155,6 +155,9 @@ pub struct EngineConfig {
     pub tensor_parallel_size: usize,
     /// Ranks keep whole experts instead of a part of every one. Needs at least 2 ranks. Default false.
     pub expert_parallel: bool,
+    /// Folder of compiled kernels, so that a second start compiles none. A process has one: that of its
+    /// first engine. `None`, the default: every start compiles. Nothing is compiled on a CPU.
+    pub kernel_cache: Option<PathBuf>,
     /// Run every shape of step once before the engine is ready. Without it the first clients wait for
     /// kernels to be compiled. Default true.
     pub warm_up: bool,
@@ -184,6 +187,7 @@ impl EngineConfig {
             max_queue: 1024,
             tensor_parallel_size: 1,
             expert_parallel: false,
+            kernel_cache: None,
             warm_up: true,
             deterministic: false,
         }

@@ -1,6 +1,7 @@
 //! CPU or CUDA, decided here and nowhere else.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use burn::tensor::Device;
@@ -89,6 +90,19 @@ pub(crate) fn resolve_ranks(
     }
     (first..first + num_ranks).map(cuda).collect()
 }
+
+/// Keeps the kernels that are compiled from here on. One folder serves the whole process.
+#[cfg(feature = "cuda")]
+pub(crate) fn keep_kernels(folder: &Path) {
+    if let Err(error) = kernels::cuda::keep_kernels(folder) {
+        let folder = folder.display();
+        tracing::warn!(%folder, %error, "compiled kernels are not kept, every start compiles them");
+    }
+}
+
+/// Without kernels to compile there are none to keep.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn keep_kernels(_folder: &Path) {}
 
 /// Whether tensors of this device are ordinary memory.
 pub(crate) fn is_cpu(device: &Device) -> bool {

@@ -246,6 +246,9 @@ impl Opened {
 
     fn load(self, progress: LoadProgress) -> Result<Ranks, EngineError> {
         let num_threads = self.config.threads.unwrap_or_else(device::num_cores);
+        if let Some(folder) = &self.config.kernel_cache {
+            device::keep_kernels(folder);
+        }
         let _ahead = ReadAhead::start(&self.stored);
         let Some(split) = self.split else {
             kernels::set_num_threads(num_threads);

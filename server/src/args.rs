@@ -182,6 +182,11 @@ pub struct ServeArgs {
     )]
     pub expert_parallel: Option<bool>,
 
+    /// Folder that keeps compiled GPU kernels for the next start, or off [default:
+    /// $XDG_CACHE_HOME/nemoserve/kernels, else ~/.cache/nemoserve/kernels]
+    #[arg(long, env = "NEMOSERVE_KERNEL_CACHE", value_name = "DIR")]
+    pub kernel_cache: Option<PathBuf>,
+
     /// auto reads the weights; dummy invents seeded random ones from config.json [default: auto]
     #[arg(long, env = "NEMOSERVE_LOAD_FORMAT")]
     pub load_format: Option<LoadFormat>,
@@ -303,6 +308,18 @@ pub struct ServeArgs {
     /// What is logged: a level, or target=level pairs [default: info]
     #[arg(long, env = "NEMOSERVE_LOG", value_name = "FILTER")]
     pub log: Option<String>,
+}
+
+/// Where files of this program that can be made again lie on this machine; `None` if it does not say.
+pub fn cache_folder() -> Option<PathBuf> {
+    // A relative path is to be ignored, as the standard for these folders has it.
+    let absolute = |name: &str| {
+        let path = std::env::var_os(name).map(PathBuf::from);
+        path.filter(|path| path.is_absolute())
+    };
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| Some(absolute("HOME")?.join(".cache")))
+        .map(|folder| folder.join("nemoserve"))
 }
 
 /// Where weights come from.
@@ -565,6 +582,7 @@ impl ServeArgs {
             threads: self.threads.or(base.threads),
             tensor_parallel_size: self.tensor_parallel_size.or(base.tensor_parallel_size),
             expert_parallel: self.expert_parallel.or(base.expert_parallel),
+            kernel_cache: self.kernel_cache.or(base.kernel_cache),
             load_format: self.load_format.or(base.load_format),
             no_warm_up: self.no_warm_up.or(base.no_warm_up),
             quantization: self.quantization.or(base.quantization),

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::api::models::ModelNames;
 use crate::api::params::Defaults;
 use crate::api::prices::{Price, Prices};
-use crate::args::{LoadFormat, ServeArgs, exit};
+use crate::args::{LoadFormat, ServeArgs, cache_folder, exit};
 use crate::chat::ChatTemplate;
 use crate::demo;
 use crate::state::ServerConfig;
@@ -248,6 +248,15 @@ fn token_ids(value: &Value) -> Option<Vec<u32>> {
         .collect()
 }
 
+/// Where compiled kernels are kept; `None` if they are not.
+fn kernel_cache(asked: Option<&Path>) -> Option<PathBuf> {
+    match asked {
+        Some(off) if off == Path::new("off") => None,
+        Some(folder) => Some(folder.to_owned()),
+        None => cache_folder().map(|folder| folder.join("kernels")),
+    }
+}
+
 fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
     let dummy = args.load_format == Some(LoadFormat::Dummy);
     if args.seed.is_some() && !dummy {
@@ -323,6 +332,7 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
             .tensor_parallel_size
             .unwrap_or(defaults.tensor_parallel_size),
         expert_parallel: args.expert_parallel.unwrap_or(defaults.expert_parallel),
+        kernel_cache: kernel_cache(args.kernel_cache.as_deref()),
         warm_up: !args.no_warm_up.unwrap_or(false),
         deterministic: args.deterministic.unwrap_or(false),
         ..defaults
@@ -500,6 +510,15 @@ mod tests {
         for text in ["", "x", "-1", "0", "4XB", "1e9", "4 4", "99999999TiB"] {
             assert!(size("--x", text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn compiled_kernels_are_kept_unless_told_otherwise() {
+        let own = cache_folder().map(|folder| folder.join("kernels"));
+        assert_eq!(kernel_cache(None), own);
+        assert_eq!(kernel_cache(Some(Path::new("off"))), None);
+        let folder = Path::new("/var/cache/kernels");
+        assert_eq!(kernel_cache(Some(folder)), Some(folder.into()));
     }
 
     #[test]

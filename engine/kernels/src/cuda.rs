@@ -1,9 +1,14 @@
 //! What the CUDA driver and toolkit of this machine say, before anything is built on them.
 #![allow(unsafe_code)]
 
+use std::io;
+use std::path::Path;
+
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys as driver;
 use cudarc::nvrtc::sys as nvrtc;
+
+use crate::KernelFolder;
 
 /// What is missing to run kernels, in words that say what to install; `None` if all is there.
 /// Kernels are compiled when they are first used, which takes the compiler and its headers.
@@ -37,6 +42,17 @@ pub fn missing_tool() -> Option<String> {
             header.display()
         )
     })
+}
+
+/// Keeps compiled kernels in this folder, for the life of the process and from the first call on.
+///
+/// # Errors
+/// The folder cannot be made.
+pub fn keep_kernels(folder: &Path) -> io::Result<()> {
+    let folder = KernelFolder::open(folder)?;
+    // A second engine in one process keeps them where the first one does.
+    cubecl_cuda::set_kernel_cache(Box::new(folder));
+    Ok(())
 }
 
 /// Free bytes and all bytes of a device, as its driver counts them now.

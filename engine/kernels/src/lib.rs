@@ -24,7 +24,7 @@
 //! Beside them: `layout` (how a step's rows lie in the token dimension, shapes, states), `kv_pool`
 //! (the KV cache and its formats), `matrix` ([`Matrix`], a weight in its stored format), `route`
 //! (which way is taken), `flex` (the CPU backend's buffers), [`e4m3`] and [`e2m1`] (small number
-//! formats), `simd`, `isa`, `team`, `bandwidth`, `roof`, and [`self_test`], which holds every operation of
+//! formats), `kernel_cache` (compiled kernels on disk), `simd`, `isa`, `team`, `bandwidth`, `roof`, and [`self_test`], which holds every operation of
 //! a device against f64 loops.
 //!
 //! # What holds on the CPU
@@ -64,6 +64,8 @@ mod embedding;
 mod flex;
 mod fused_norm;
 mod isa;
+#[cfg(feature = "cube")]
+mod kernel_cache;
 mod kv_pool;
 mod layout;
 mod linear;
@@ -88,6 +90,8 @@ pub use embedding::embedding;
 pub use flex::{codes_from_shared, weight_from_shared, with_f32};
 pub use fused_norm::{add_rms_norm, gated_group_norm, rms_norm};
 pub use isa::{Isa, isa, set_isa, with_isa};
+#[cfg(feature = "cube")]
+pub use kernel_cache::KernelFolder;
 pub use kv_pool::{KvFormat, KvPool, KvTensor};
 pub use layout::{Arithmetic, Layout, MambaShape, RowLayout, StatePool, TokenIds};
 pub use linear::{linear, mlp_relu2};
