@@ -1,7 +1,7 @@
 //! The plan as flat index lists.
 
-use kernels::{Layout, RowLayout, TokenIds};
-use scheduler::Row;
+use kernels::{Layout, RowLayout, StateSave, TokenIds};
+use scheduler::{Row, Save};
 
 /// One step's rows, one after the other in the flat token dimension `T`.
 pub(crate) struct Batch {
@@ -27,6 +27,9 @@ impl Batch {
                 start: row.start as usize,
                 slot: row.slot.0 as usize,
                 blocks: row.block_table.iter().map(|block| block.0).collect(),
+                saves: row.saves.iter().map(|save| of_row(row, save)).collect(),
+                num_pending: row.drafting.num_pending as usize,
+                num_drafts: row.drafting.num_drafts as usize,
             });
         }
         Self {
@@ -34,6 +37,13 @@ impl Batch {
             layout: Layout::new(layout, block_size),
             positions,
         }
+    }
+}
+
+fn of_row(row: &Row, save: &Save) -> StateSave {
+    StateSave {
+        num_tokens: (save.at - row.start) as usize,
+        slot: save.to.0 as usize,
     }
 }
 

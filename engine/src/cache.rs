@@ -36,10 +36,11 @@ impl Default for KvScales {
 
 impl DeviceCache {
     /// Zeroed pools; states are F32. `kv_scales` are those of each attention layer, in stack order;
-    /// only FP8 asks for them.
+    /// only FP8 asks for them. Rows of up to `max_drafts` drafts may come.
     pub(crate) fn new(
         model: &ModelConfig,
         cache: &CacheConfig,
+        max_drafts: u32,
         kv_format: KvFormat,
         kv_scales: &[KvScales],
         device: &Device,
@@ -61,9 +62,12 @@ impl DeviceCache {
         let states = model.mamba.iter().flat_map(|mamba| {
             let conv = [num_slots, mamba.conv_dim(), mamba.conv_kernel - 1];
             let ssm = [num_slots, mamba.num_heads, mamba.head_dim, mamba.state_size];
+            let width = mamba.conv_dim() + mamba.num_heads;
+            let ring = (max_drafts > 0).then_some([num_slots, max_drafts as usize + 1, width]);
             (0..model.num_layers(LayerKind::Mamba)).map(move |_| StatePool {
                 conv: kernels::zeros(conv, DType::F32, device),
                 ssm: kernels::zeros(ssm, DType::F32, device),
+                ring: ring.map(|ring| kernels::zeros(ring, DType::F32, device)),
             })
         });
         Self {

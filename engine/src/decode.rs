@@ -52,7 +52,9 @@ impl DecodeGraphs {
         cache: &mut DeviceCache,
     ) -> Result<Option<Tensor<2>>, EngineError> {
         let rows = &batch.layout.rows;
-        if !kernels::is_gpu(&self.device) || rows.iter().any(|row| row.num_tokens() != 1) {
+        // Copies of a state and tokens beside it are not recorded.
+        let is_decode = batch.layout.is_plain() && rows.iter().all(|row| row.num_tokens() == 1);
+        if !kernels::is_gpu(&self.device) || !is_decode {
             return Ok(None);
         }
         let bucket = Bucket::of(batch);

@@ -308,7 +308,7 @@ mod tests {
             blocks_per_slot: 1,
         };
         let scales = [KvScales::default()];
-        let cache = DeviceCache::new(&config, &cache, KvFormat::F32, &scales, &device);
+        let cache = DeviceCache::new(&config, &cache, 0, KvFormat::F32, &scales, &device);
         ModelRunner::new(model, cache, warm_ups, None)
     }
 

@@ -307,7 +307,14 @@ impl Opened {
         let graphs = peers.is_none().then(|| DecodeGraphs::new(device));
         let loaded = NemotronH::load(weights, model, peers, &mut loader);
         let kv_scales = &self.kv_scales;
-        let cache = DeviceCache::new(model, &self.plan.cache, self.kv_format, kv_scales, device);
+        let cache = DeviceCache::new(
+            model,
+            &self.plan.cache,
+            self.scheduler_config().max_drafts,
+            self.kv_format,
+            kv_scales,
+            device,
+        );
         ModelRunner::new(loaded, cache, self.warm_ups(device), graphs)
     }
 

@@ -73,6 +73,10 @@ pub(crate) fn words(tensor: &CubeTensor) -> Buffer {
     Buffer::new(tensor.handle.clone(), num_bytes / 4, 4)
 }
 
+/// Why an operation on its own refuses a step.
+pub(crate) const NOT_PLAIN: &str =
+    "a GPU takes copies on the way and pending tokens for convolution and scan together";
+
 /// A new tensor on the device of `like`, with whatever was in its memory.
 pub(crate) fn empty(like: &CubeTensor, shape: &[usize], dtype: DType) -> CubeTensor {
     let num_elements: usize = shape.iter().product();

@@ -51,7 +51,11 @@ impl TokenIds {
 }
 
 /// One sequence's part of a step.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// A row absorbs its tokens into the state in its slot. One with drafts does not: it computes its
+/// outputs on a state of its own and leaves its tokens' inputs in the slot's ring, where a later row
+/// finds those that turned out right: its pending tokens, which it absorbs before its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowLayout {
     /// This row's part of `T`, never empty.
     pub tokens: Range<usize>,
@@ -61,6 +65,22 @@ pub struct RowLayout {
     pub slot: usize,
     /// Block table covering `start + len` positions.
     pub blocks: Vec<u32>,
+    /// Copies of the state to be made on the way, ascending. None in a row with drafts.
+    pub saves: Vec<StateSave>,
+    /// How many entries of the slot's ring, from the first on, come before this row's tokens and are
+    /// not absorbed yet.
+    pub num_pending: usize,
+    /// How many of the last tokens are guesses. With any, the row absorbs none of its tokens.
+    pub num_drafts: usize,
+}
+
+/// A copy of a row's state on the way through the row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateSave {
+    /// Tokens of the row that it has absorbed, at least one.
+    pub num_tokens: usize,
+    /// The slot that is overwritten; no row and no other copy of the step has it.
+    pub slot: usize,
 }
 
 impl RowLayout {
@@ -72,6 +92,29 @@ impl RowLayout {
     /// Positions that exist once this row's tokens are written.
     pub fn context_len(&self) -> usize {
         self.start + self.tokens.len()
+    }
+
+    /// Whether the slot's state moves on by this row's tokens.
+    pub fn is_absorbed(&self) -> bool {
+        self.num_drafts == 0
+    }
+
+    /// The slots that hold the row's state after its pending and `num_tokens` of its own tokens.
+    pub(crate) fn slots_after(&self, num_tokens: usize) -> impl Iterator<Item = usize> {
+        let is_own = num_tokens
+            == if self.is_absorbed() {
+                self.num_tokens()
+            } else {
+                0
+            };
+        let saved = self
+            .saves
+            .iter()
+            .filter(move |save| save.num_tokens == num_tokens);
+        is_own
+            .then_some(self.slot)
+            .into_iter()
+            .chain(saved.map(|save| save.slot))
     }
 }
 
@@ -93,8 +136,8 @@ impl Layout {
         let rows = (0..index.num_rows).map(|at| RowLayout {
             tokens: at..at + 1,
             start: 0,
-            slot: 0,
             blocks: vec![0],
+            ..RowLayout::default()
         });
         Self {
             rows: rows.collect(),
@@ -143,9 +186,12 @@ impl Layout {
         }
     }
 
-    /// Slots exist and belong to one row each: rows advance their states at the same time.
-    pub(crate) fn check_slots(&self, num_slots: usize) {
+    /// Slots exist and belong to one row or one copy each: rows advance their states at the same
+    /// time. Rings of `max_ring` tokens hold what rows find there and put there.
+    pub(crate) fn check_states(&self, num_slots: usize, max_ring: usize) {
+        let saves = || self.rows.iter().flat_map(|row| &row.saves);
         let mut slots: Vec<usize> = self.rows.iter().map(|row| row.slot).collect();
+        slots.extend(saves().map(|save| save.slot));
         slots.sort_unstable();
         // Slot 0 is padding: its state is nobody's.
         assert!(
@@ -159,6 +205,51 @@ impl Layout {
             "slot {:?} of {num_slots}",
             slots.last()
         );
+        assert!(saves().all(|save| save.slot != 0), "a copy nobody can read");
+        for row in &self.rows {
+            let len = row.num_tokens();
+            let mut counts = row.saves.iter().map(|save| save.num_tokens);
+            assert!(
+                row.saves.is_empty()
+                    || row.is_absorbed()
+                        && row.saves[0].num_tokens > 0
+                        && counts.clone().is_sorted()
+                        && counts.all(|count| count <= len),
+                "copies {:?} of a row of {len} tokens, {} of them drafts",
+                row.saves,
+                row.num_drafts
+            );
+            let kept = if row.is_absorbed() { 0 } else { len };
+            assert!(
+                row.num_pending.max(kept) <= max_ring && row.num_drafts < len,
+                "{} tokens pending and {len}, of which {} are drafts, with rings of {max_ring}",
+                row.num_pending,
+                row.num_drafts
+            );
+        }
+    }
+
+    /// Whether every row absorbs its tokens and nothing else, with no copies on the way.
+    pub fn is_plain(&self) -> bool {
+        let is_plain =
+            |row: &RowLayout| row.num_drafts == 0 && row.num_pending == 0 && row.saves.is_empty();
+        self.rows.iter().all(is_plain)
+    }
+
+    /// Pending tokens of all rows.
+    pub fn num_pending(&self) -> usize {
+        self.rows.iter().map(|row| row.num_pending).sum()
+    }
+
+    /// Where each row's pending tokens lie among those of all rows.
+    pub(crate) fn pending(&self) -> Vec<Range<usize>> {
+        let mut end = 0;
+        let of_row = |row: &RowLayout| {
+            let start = end;
+            end += row.num_pending;
+            start..end
+        };
+        self.rows.iter().map(of_row).collect()
     }
 }
 
@@ -169,6 +260,26 @@ pub struct StatePool {
     pub conv: Tensor<3>,
     /// The recurrent state, `[num_slots, heads, head_dim, N]`, F32.
     pub ssm: Tensor<4>,
+    /// Inputs of tokens that the states have not absorbed: raw xBC, then raw dt, F32 `[num_slots, R,
+    /// conv_dim + heads]`. `None` where no row has drafts.
+    pub ring: Option<Tensor<3>>,
+}
+
+impl StatePool {
+    /// Tokens that a slot's ring holds.
+    pub fn max_ring(&self) -> usize {
+        self.ring.as_ref().map_or(0, |ring| ring.dims()[1])
+    }
+}
+
+/// What a row finds in its slot's ring, `[pending, conv_dim + heads]`; `None` if nothing is pending.
+pub(crate) fn pending_inputs(ring: Option<&Tensor<3>>, row: &RowLayout) -> Option<Tensor<2>> {
+    if row.num_pending == 0 {
+        return None;
+    }
+    let ring = ring.expect("rows with pending tokens have rings").clone();
+    let inputs = ring.narrow(0, row.slot, 1).narrow(1, 0, row.num_pending);
+    Some(inputs.squeeze_dim(0))
 }
 
 /// Shape of a Mamba-2 mixer.
@@ -201,6 +312,11 @@ impl MambaShape {
     pub fn projected(&self) -> usize {
         self.inner() + self.conv_dim() + self.heads
     }
+
+    /// Columns of a ring: x, B, C and dt, without z.
+    pub fn ring(&self) -> usize {
+        self.conv_dim() + self.heads
+    }
 }
 
 /// Arithmetic of the weight products on devices that have a choice.
@@ -223,6 +339,7 @@ mod tests {
             start,
             slot,
             blocks: blocks.to_vec(),
+            ..RowLayout::default()
         }
     }
 
@@ -237,7 +354,7 @@ mod tests {
         // Padding may follow.
         layout().check_tokens(9);
         layout().check_blocks(6);
-        layout().check_slots(3);
+        layout().check_states(3, 0);
         Layout::default().check_tokens(0);
     }
 
@@ -272,6 +389,57 @@ mod tests {
     #[test]
     #[should_panic(expected = "slot Some(2) of 2")]
     fn slots_exist() {
-        layout().check_slots(2);
+        layout().check_states(2, 0);
+    }
+
+    /// A save in the first row, drafts in the second, all slots below 4.
+    fn with_saves_and_drafts() -> Layout {
+        let mut layout = layout();
+        layout.rows[0].saves = vec![StateSave {
+            num_tokens: 2,
+            slot: 3,
+        }];
+        layout.rows[1].tokens = 3..6;
+        layout.rows[1].num_drafts = 2;
+        layout.rows[1].num_pending = 1;
+        layout
+    }
+
+    #[test]
+    fn saves_and_drafts_pass() {
+        let layout = with_saves_and_drafts();
+        layout.check_states(4, 3);
+        assert_eq!(layout.pending(), [0..0, 0..1]);
+        let slots = |row: usize, num_tokens| {
+            let slots = layout.rows[row].slots_after(num_tokens);
+            slots.collect::<Vec<usize>>()
+        };
+        assert_eq!(
+            [slots(0, 1), slots(0, 2), slots(0, 3)],
+            [vec![], vec![3], vec![1]]
+        );
+        assert_eq!([slots(1, 0), slots(1, 3)], [vec![2], vec![]]);
+    }
+
+    #[test]
+    #[should_panic(expected = "two rows share a state slot: [1, 2, 2]")]
+    fn saves_do_not_overwrite_rows() {
+        let mut layout = with_saves_and_drafts();
+        layout.rows[0].saves[0].slot = 2;
+        layout.check_states(4, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "of a row of 3 tokens, 0 of them drafts")]
+    fn saves_lie_in_their_rows() {
+        let mut layout = with_saves_and_drafts();
+        layout.rows[0].saves[0].num_tokens = 4;
+        layout.check_states(4, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "1 tokens pending and 3, of which 2 are drafts, with rings of 2")]
+    fn rings_hold_their_rows() {
+        with_saves_and_drafts().check_states(4, 2);
     }
 }

@@ -238,6 +238,7 @@ fn check_attention(
         blocks: (0..blocks)
             .map(|block| (first + 2 * block) as u32)
             .collect(),
+        ..RowLayout::default()
     };
     for isa in Isa::available() {
         with_isa(isa, || {
@@ -300,14 +301,14 @@ fn check_mixer(shape: &MambaShape, len: usize, cuts: &[usize]) -> TestCaseResult
                 f32::NAN,
                 &Device::flex(),
             ),
+            ring: None,
         };
         zero_slot(zero_slot(pool, 1), 2)
     };
     let row = |tokens, slot| RowLayout {
         tokens,
-        start: 0,
         slot,
-        blocks: Vec::new(),
+        ..RowLayout::default()
     };
     let slot_bits = |pool: &StatePool| {
         let mut all = bits(&pool.conv.clone().narrow(0, 1, 1));
@@ -396,8 +397,8 @@ fn number_of_threads_changes_nothing() {
         vec![RowLayout {
             tokens: 0..1,
             start: 600,
-            slot: 0,
             blocks: (0..38).collect(),
+            ..RowLayout::default()
         }],
         16,
     );
@@ -514,12 +515,12 @@ fn rows_may_not_share_a_slot() {
     let pool = StatePool {
         conv: random([2, 3, 1]),
         ssm: random([2, 1, 1, 1]),
+        ring: None,
     };
     let row = |tokens| RowLayout {
         tokens,
-        start: 0,
         slot: 1,
-        blocks: Vec::new(),
+        ..RowLayout::default()
     };
     let layout = Layout::new(vec![row(0..1), row(1..2)], 1);
     let _ = causal_conv1d(

@@ -77,6 +77,8 @@ pub fn zero_slot(pool: StatePool, slot: usize) -> StatePool {
     StatePool {
         conv: zero_row(pool.conv, slot),
         ssm: zero_row(pool.ssm, slot),
+        // Nothing of it is read before it is written.
+        ring: pool.ring,
     }
 }
 
@@ -85,6 +87,7 @@ pub fn copy_slot(pool: StatePool, from: usize, to: usize) -> StatePool {
     StatePool {
         conv: copy_row(pool.conv, from, to),
         ssm: copy_row(pool.ssm, from, to),
+        ring: pool.ring.map(|ring| copy_row(ring, from, to)),
     }
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 
 use crate::simd::{self, Kernel, LANES, Simd, math};
 use crate::team::{self, SharedMut};
-use crate::{Layout, MambaShape, RowLayout, flex, isa};
+use crate::{Layout, MambaShape, RowLayout, StatePool, flex, isa};
 
 /// Channels that walk the tokens together.
 const TILE: usize = 4 * LANES;
@@ -16,16 +16,17 @@ const TILE: usize = 4 * LANES;
 /// Longest window; Nemotron-H uses 4.
 const MAX_KERNEL: usize = 8;
 
-/// See [`causal_conv1d`](super::causal_conv1d()); `conv` is the state.
+/// See [`causal_conv1d`](super::causal_conv1d()).
 pub(super) fn causal_conv1d(
     projected: &Tensor<2>,
     weight: &Tensor<3>,
     bias: Option<&Tensor<1>>,
-    conv: Tensor<3>,
+    pool: StatePool,
     shape: &MambaShape,
     layout: &Layout,
-) -> (Tensor<2>, Tensor<3>) {
+) -> (Tensor<2>, StatePool) {
     let [num_tokens, _] = projected.dims();
+    let num_outputs = num_tokens + layout.num_pending();
     let (channels, kernel) = (shape.conv_dim(), shape.conv_kernel);
     assert!(
         (1..=MAX_KERNEL).contains(&kernel),
@@ -34,14 +35,19 @@ pub(super) fn causal_conv1d(
     let (projected, weight) = (flex::view(projected), flex::view(weight));
     let bias = bias.map(flex::view);
     let bias = bias.as_ref().map(flex::widened);
-    let mut conv = flex::pool(conv);
-    let mut out = vec![0.0; num_tokens * channels];
+    let ring_len = pool.max_ring() * shape.ring();
+    let mut conv = flex::pool(pool.conv);
+    let mut ring = pool.ring.map(flex::pool);
+    let ring_elements = ring.as_mut().map_or(&mut [][..], |ring| ring.storage_mut());
+    let mut out = vec![0.0; num_outputs * channels];
     let tiles = Tiles {
         projected: flex::f32s(&projected),
         weight: &flex::widened(&weight),
         bias: bias.as_deref(),
         shape,
         state: SharedMut::new(conv.storage_mut()),
+        ring: SharedMut::new(ring_elements),
+        ring_len,
         out: SharedMut::new(&mut out),
     };
     assert!(
@@ -49,25 +55,32 @@ pub(super) fn causal_conv1d(
         "convolution bias"
     );
     // A channel's step costs about sixteen multiply-adds with its silu and its share of turning.
-    let cost = num_tokens * channels * 16;
+    let cost = num_outputs * channels * 16;
+    let pending = layout.pending();
     let per_row = channels.div_ceil(TILE);
     let isa = isa();
     team::share(layout.rows.len() * per_row, cost, |index| {
         let row = &layout.rows[index / per_row];
+        let pending = num_tokens + pending[index / per_row].start;
         let start = index % per_row * TILE;
         simd::run(
             isa,
             Tile {
                 tiles: &tiles,
                 row,
+                pending,
                 start,
                 len: TILE.min(channels - start),
             },
         );
     });
     (
-        flex::from_vec(out, [num_tokens, channels]),
-        flex::tensor(conv),
+        flex::from_vec(out, [num_outputs, channels]),
+        StatePool {
+            conv: flex::tensor(conv),
+            ssm: pool.ssm,
+            ring: ring.map(flex::tensor),
+        },
     )
 }
 
@@ -77,6 +90,9 @@ struct Tiles<'a> {
     bias: Option<&'a [f32]>,
     shape: &'a MambaShape,
     state: SharedMut<f32>,
+    ring: SharedMut<f32>,
+    /// Elements of a slot's ring.
+    ring_len: usize,
     out: SharedMut<f32>,
 }
 
@@ -84,6 +100,8 @@ struct Tiles<'a> {
 struct Tile<'a> {
     tiles: &'a Tiles<'a>,
     row: &'a RowLayout,
+    /// Where the outputs of the row's pending tokens begin.
+    pending: usize,
     start: usize,
     len: usize,
 }
@@ -96,6 +114,7 @@ impl Kernel for Tile<'_> {
         let Self {
             tiles,
             row,
+            pending,
             start,
             len,
         } = self;
@@ -106,13 +125,18 @@ impl Kernel for Tile<'_> {
         let (channels, stride) = (tiles.shape.conv_dim(), tiles.shape.projected());
         let history = kernel - 1;
 
-        // SAFETY: this row's slot and this tile's channels of the state: slots differ between rows
-        // and tiles do not overlap (checked by `Layout::check_slots` and by construction).
-        let state = unsafe {
-            tiles
-                .state
-                .slice((row.slot * channels + start) * history, len * history)
+        // SAFETY: a slot of this row and this tile's channels of the state: slots differ between rows
+        // and copies, and tiles do not overlap (checked by `Layout::check_states` and by construction).
+        let state_of = |slot| unsafe {
+            let first = (slot * channels + start) * history;
+            tiles.state.slice(first, len * history)
         };
+        // SAFETY: as above; tokens in a ring are as many as it holds (checked there too).
+        let ring_of = |at| unsafe {
+            let first = row.slot * tiles.ring_len + at * tiles.shape.ring();
+            tiles.ring.slice(first + start, len)
+        };
+        let state = state_of(row.slot);
         // window[j] holds the input at position t - (kernel - 1) + j.
         let mut window = [[0.0_f32; TILE]; MAX_KERNEL];
         let mut weight = [[0.0_f32; TILE]; MAX_KERNEL];
@@ -129,9 +153,16 @@ impl Kernel for Tile<'_> {
             bias[..len].copy_from_slice(&all[start..start + len]);
         }
 
-        for token in row.tokens.clone() {
-            let input = token * stride + tiles.shape.inner() + start;
-            window[history][..len].copy_from_slice(&tiles.projected[input..input + len]);
+        for index in 0..row.num_pending + row.num_tokens() {
+            let (token, input) = match index.checked_sub(row.num_pending) {
+                None => (pending + index, &*ring_of(index)),
+                Some(own) => {
+                    let token = row.tokens.start + own;
+                    let input = token * stride + tiles.shape.inner() + start;
+                    (token, &tiles.projected[input..input + len])
+                }
+            };
+            window[history][..len].copy_from_slice(input);
             let mut at = 0;
             while at < len {
                 let n = LANES.min(len - at);
@@ -151,11 +182,23 @@ impl Kernel for Tile<'_> {
             for j in 0..history {
                 window[j] = window[j + 1];
             }
+            let Some(num_own) = (index + 1).checked_sub(row.num_pending) else {
+                continue;
+            };
+            for slot in row.slots_after(num_own) {
+                let state = state_of(slot);
+                for c in 0..len {
+                    for j in 0..history {
+                        state[c * history + j] = window[j][c];
+                    }
+                }
+            }
         }
 
-        for c in 0..len {
-            for j in 0..history {
-                state[c * history + j] = window[j][c];
+        if !row.is_absorbed() {
+            for (at, token) in row.tokens.clone().enumerate() {
+                let input = token * stride + tiles.shape.inner() + start;
+                ring_of(at).copy_from_slice(&tiles.projected[input..input + len]);
             }
         }
     }

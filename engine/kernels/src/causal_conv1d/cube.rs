@@ -2,21 +2,26 @@
 
 use burn::tensor::Tensor;
 
-use crate::cube::{elements, filled, view};
-use crate::{Layout, MambaShape};
+use crate::cube::{NOT_PLAIN, elements, filled, view};
+use crate::{Layout, MambaShape, StatePool};
 
-/// Convolves and advances the slots of `conv` in place.
+/// Convolves and advances the slots of the pool in place.
 pub(super) fn causal_conv1d(
     projected: &Tensor<2>,
     weight: &Tensor<3>,
     bias: Option<&Tensor<1>>,
-    conv: Tensor<3>,
+    states: StatePool,
     shape: &MambaShape,
     layout: &Layout,
-) -> (Tensor<2>, Tensor<3>) {
+) -> (Tensor<2>, StatePool) {
+    assert!(layout.is_plain(), "{NOT_PLAIN}");
     let [num_tokens, _] = projected.dims();
-    let (projected, weight, bias, pool) =
-        (view(projected), view(weight), bias.map(view), view(&conv));
+    let (projected, weight, bias, pool) = (
+        view(projected),
+        view(weight),
+        bias.map(view),
+        view(&states.conv),
+    );
     let out = filled(&projected, [num_tokens, shape.conv_dim()], |client, out| {
         cube_kernels::causal_conv1d(
             client,
@@ -29,5 +34,5 @@ pub(super) fn causal_conv1d(
             out,
         );
     });
-    (out, conv)
+    (out, states)
 }

@@ -10,10 +10,12 @@ use burn::tensor::Tensor;
 use crate::{Layout, MambaShape, StatePool, route::route};
 
 /// `silu(b[c] + sum_j w[c, 0, j] * xbc[t - (K - 1) + j, c])` over the xBC columns of `projected`,
-/// continuing from, and advancing, each row's slot of `pool.conv`.
+/// continuing from, and advancing, each row's slot of `pool.conv`. Pending tokens of the rows come
+/// before their own, and have outputs too; rows with drafts put xBC of their own into `pool.ring`.
 ///
 /// Shapes: `projected` F32 `[T, inner + conv_dim + heads]` (z, xBC, dt), `weight` any float
-/// `[conv_dim, 1, K]`, `bias` any float `[conv_dim]`; returns F32 `[T, conv_dim]`.
+/// `[conv_dim, 1, K]`, `bias` any float `[conv_dim]`; returns F32 `[T + pending, conv_dim]`, the
+/// pending tokens of all rows last.
 pub fn causal_conv1d(
     projected: &Tensor<2>,
     weight: &Tensor<3>,
@@ -36,13 +38,11 @@ pub fn causal_conv1d(
         "convolution weight"
     );
     layout.check_tokens(num_tokens);
-    layout.check_slots(num_slots);
-    let StatePool { conv, ssm } = pool;
-    let (out, conv) = route!(
+    layout.check_states(num_slots, pool.max_ring());
+    route!(
         projected,
-        cpu: cpu::causal_conv1d(projected, weight, bias, conv, shape, layout),
-        cube: cube::causal_conv1d(projected, weight, bias, conv, shape, layout),
-        reference: reference::causal_conv1d(projected, weight, bias, conv, shape, layout),
-    );
-    (out, StatePool { conv, ssm })
+        cpu: cpu::causal_conv1d(projected, weight, bias, pool, shape, layout),
+        cube: cube::causal_conv1d(projected, weight, bias, pool, shape, layout),
+        reference: reference::causal_conv1d(projected, weight, bias, pool, shape, layout),
+    )
 }

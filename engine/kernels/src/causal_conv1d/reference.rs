@@ -2,32 +2,40 @@
 
 use burn::tensor::{FloatDType, Tensor, activation::silu, s};
 
-use crate::{Layout, MambaShape};
+use crate::layout::pending_inputs;
+use crate::{Layout, MambaShape, StatePool};
 
 /// Row by row: history and new inputs in one window, then a sum over the kernel's taps.
 pub(crate) fn causal_conv1d(
     projected: &Tensor<2>,
     weight: &Tensor<3>,
     bias: Option<&Tensor<1>>,
-    mut conv: Tensor<3>,
+    pool: StatePool,
     shape: &MambaShape,
     layout: &Layout,
-) -> (Tensor<2>, Tensor<3>) {
+) -> (Tensor<2>, StatePool) {
+    let StatePool {
+        mut conv,
+        ssm,
+        mut ring,
+    } = pool;
     let (conv_dim, kernel) = (shape.conv_dim(), shape.conv_kernel);
     let weight = weight
         .clone()
         .cast(FloatDType::F32)
         .reshape([conv_dim, kernel])
         .transpose();
-    let mut outputs = Vec::new();
+    let (mut outputs, mut pending_outputs) = (Vec::new(), Vec::new());
     for row in &layout.rows {
-        let len = row.num_tokens();
-        let inputs =
-            projected
-                .clone()
-                .narrow(0, row.tokens.start, len)
-                .narrow(1, shape.inner(), conv_dim);
-        // |-- history: kernel - 1 --|-- inputs: len --|
+        let own = projected
+            .clone()
+            .narrow(0, row.tokens.start, row.num_tokens())
+            .narrow(1, shape.inner(), conv_dim);
+        let pending =
+            pending_inputs(ring.as_ref(), row).map(|inputs| inputs.narrow(1, 0, conv_dim));
+        let inputs = Tensor::cat(pending.into_iter().chain([own.clone()]).collect(), 0);
+        let [len, _] = inputs.dims();
+        // |-- history: kernel - 1 --|-- inputs: pending, own --|
         let window = if kernel > 1 {
             let history = conv
                 .clone()
@@ -49,14 +57,29 @@ pub(crate) fn causal_conv1d(
         for tap in 0..kernel {
             sum = sum + window.clone().narrow(0, tap, len) * weight.clone().narrow(0, tap, 1);
         }
-        outputs.push(silu(sum));
-        if kernel > 1 {
-            let history = window.narrow(0, len, kernel - 1).transpose();
-            conv = conv.slice_assign(
-                s![row.slot..=row.slot, .., ..],
-                history.reshape([1, conv_dim, kernel - 1]),
-            );
+        let out = silu(sum);
+        outputs.push(out.clone().narrow(0, row.num_pending, row.num_tokens()));
+        if row.num_pending > 0 {
+            pending_outputs.push(out.narrow(0, 0, row.num_pending));
+        }
+        for num_tokens in 0..=row.num_tokens() {
+            for slot in row.slots_after(num_tokens).filter(|_| kernel > 1) {
+                let end = row.num_pending + num_tokens;
+                let history = window.clone().narrow(0, end, kernel - 1).transpose();
+                conv = conv.slice_assign(
+                    s![slot..=slot, .., ..],
+                    history.reshape([1, conv_dim, kernel - 1]),
+                );
+            }
+        }
+        if !row.is_absorbed() {
+            let kept = ring.take().expect("rows with drafts have rings");
+            ring = Some(kept.slice_assign(
+                s![row.slot..=row.slot, 0..row.num_tokens(), 0..conv_dim],
+                own.unsqueeze::<3>(),
+            ));
         }
     }
-    (Tensor::cat(outputs, 0), conv)
+    outputs.append(&mut pending_outputs);
+    (Tensor::cat(outputs, 0), StatePool { conv, ssm, ring })
 }

@@ -120,6 +120,7 @@ pub(super) fn scatter(
                     .take((start + len).div_ceil(block_size))
                     .map(|block| block as u32)
                     .collect(),
+                ..RowLayout::default()
             }
         })
         .collect();

@@ -59,6 +59,7 @@ impl States {
                 DType::F32,
                 device,
             ),
+            ring: None,
         }
     }
 }

@@ -9,21 +9,24 @@ use burn::tensor::Tensor;
 use super::ScanParameters;
 use crate::simd::{self, Kernel, LANES, Simd, math};
 use crate::team::{self, SharedMut};
-use crate::{Layout, MambaShape, RowLayout, flex, isa};
+use crate::{Layout, MambaShape, RowLayout, StatePool, flex, isa};
 
-/// See [`ssm_scan`](super::ssm_scan()); `ssm` is the state.
+/// See [`ssm_scan`](super::ssm_scan()).
 pub(super) fn ssm_scan(
     xbc: &Tensor<2>,
     projected: &Tensor<2>,
     parameters: &ScanParameters<'_>,
-    ssm: Tensor<4>,
+    pool: StatePool,
     shape: &MambaShape,
     layout: &Layout,
-) -> (Tensor<2>, Tensor<4>) {
-    let [num_tokens, _] = xbc.dims();
+) -> (Tensor<2>, StatePool) {
+    let ([num_tokens, _], [num_inputs, _]) = (projected.dims(), xbc.dims());
     let (xbc, projected) = (flex::view(xbc), flex::view(projected));
     let [a, d, dt_bias] = [parameters.a, parameters.d, parameters.dt_bias].map(flex::view);
-    let mut ssm = flex::pool(ssm);
+    let ring_len = pool.max_ring() * shape.ring();
+    let mut ssm = flex::pool(pool.ssm);
+    let mut ring = pool.ring.map(flex::pool);
+    let ring_elements = ring.as_mut().map_or(&mut [][..], |ring| ring.storage_mut());
     let mut y = vec![0.0; num_tokens * shape.inner()];
     let heads = Heads {
         xbc: flex::f32s(&xbc),
@@ -34,13 +37,16 @@ pub(super) fn ssm_scan(
         limit: parameters.time_step_limit,
         shape,
         state: SharedMut::new(ssm.storage_mut()),
+        ring: SharedMut::new(ring_elements),
+        ring_len,
         y: SharedMut::new(&mut y),
     };
     for constants in [heads.a, heads.d, heads.dt_bias] {
         assert_eq!(constants.len(), shape.heads, "constants per head");
     }
     // Three multiply-adds per element of the state and token.
-    let cost = 3 * num_tokens * shape.inner() * shape.state;
+    let cost = 3 * num_inputs * shape.inner() * shape.state;
+    let pending = layout.pending();
     let isa = isa();
     team::share(layout.rows.len() * shape.heads, cost, |index| {
         simd::run(
@@ -48,13 +54,18 @@ pub(super) fn ssm_scan(
             Head {
                 heads: &heads,
                 row: &layout.rows[index / shape.heads],
+                pending: num_tokens + pending[index / shape.heads].start,
                 index: index % shape.heads,
             },
         );
     });
     (
         flex::from_vec(y, [num_tokens, shape.inner()]),
-        flex::tensor(ssm),
+        StatePool {
+            conv: pool.conv,
+            ssm: flex::tensor(ssm),
+            ring: ring.map(flex::tensor),
+        },
     )
 }
 
@@ -67,6 +78,9 @@ struct Heads<'a> {
     limit: Option<(f32, f32)>,
     shape: &'a MambaShape,
     state: SharedMut<f32>,
+    ring: SharedMut<f32>,
+    /// Elements of a slot's ring.
+    ring_len: usize,
     y: SharedMut<f32>,
 }
 
@@ -74,6 +88,8 @@ struct Heads<'a> {
 struct Head<'a> {
     heads: &'a Heads<'a>,
     row: &'a RowLayout,
+    /// Where the inputs of the row's pending tokens begin.
+    pending: usize,
     index: usize,
 }
 
@@ -85,6 +101,7 @@ impl Kernel for Head<'_> {
         let Self {
             heads,
             row,
+            pending,
             index: head,
         } = self;
         let shape = heads.shape;
@@ -98,19 +115,47 @@ impl Kernel for Head<'_> {
         let group = head / (shape.heads / groups);
         let (a, d) = (heads.a[head], heads.d[head]);
 
-        // SAFETY: this row's slot and this head of the state: slots differ between rows (checked
-        // by `Layout::check_slots`), heads between the jobs of a row.
-        let state = unsafe {
-            heads
-                .state
-                .slice((row.slot * shape.heads + head) * head_dim * n, head_dim * n)
+        // SAFETY: a slot of this row and this head of the state: slots differ between rows and copies
+        // (checked by `Layout::check_states`), heads between the jobs of a row.
+        let state_of = |slot| unsafe {
+            let first = (slot * shape.heads + head) * head_dim * n;
+            heads.state.slice(first, head_dim * n)
         };
-        for token in row.tokens.clone() {
-            let now = &heads.xbc[token * conv_dim..][..conv_dim];
+        // SAFETY: as above; tokens in a ring are as many as it holds (checked there too).
+        let ring_of = |at| unsafe {
+            let first = row.slot * heads.ring_len + at * shape.ring();
+            &mut heads.ring.slice(first + conv_dim + head, 1)[0]
+        };
+        let raw_of = |token| heads.projected[token * stride + inner + conv_dim + head];
+        // Drafts pass on a copy of the state that stays in the cache, as the outputs of pending tokens do.
+        let mut passing = Vec::new();
+        let mut nowhere = Vec::new();
+        if row.num_pending > 0 {
+            nowhere.resize(head_dim, 0.0);
+        }
+        for index in 0..row.num_pending + row.num_tokens() {
+            let own = index.checked_sub(row.num_pending);
+            let (input, raw, y) = match own {
+                None => (pending + index, *ring_of(index), &mut nowhere[..]),
+                Some(own) => {
+                    let token = row.tokens.start + own;
+                    // SAFETY: this head's part of this row's token.
+                    let y = unsafe { heads.y.slice(token * inner + head * head_dim, head_dim) };
+                    (token, raw_of(token), y)
+                }
+            };
+            if own == Some(0) && !row.is_absorbed() {
+                passing = state_of(row.slot).to_vec();
+            }
+            let state = if passing.is_empty() {
+                state_of(row.slot)
+            } else {
+                &mut passing[..]
+            };
+            let now = &heads.xbc[input * conv_dim..][..conv_dim];
             let x = &now[head * head_dim..][..head_dim];
             let b = &now[inner + group * n..][..n];
             let c = &now[inner + (groups + group) * n..][..n];
-            let raw = heads.projected[token * stride + inner + conv_dim + head];
             let mut dt = math::softplus(raw + heads.dt_bias[head]);
             if let Some((min, max)) = heads.limit {
                 // Not `max` and `min`, which would hide a NaN.
@@ -123,8 +168,6 @@ impl Kernel for Head<'_> {
                 };
             }
             let decay = s.splat((a * dt).exp());
-            // SAFETY: this head's part of this row's token.
-            let y = unsafe { heads.y.slice(token * inner + head * head_dim, head_dim) };
             for p in 0..head_dim {
                 let state = &mut state[p * n..][..n];
                 let input = s.splat(dt * x[p]);
@@ -152,6 +195,16 @@ impl Kernel for Head<'_> {
                     }
                 }
                 y[p] = s.sum(sum) + d * x[p];
+            }
+            let num_own = own.map_or(0, |own| own + 1);
+            for save in row.saves.iter().filter(|save| save.num_tokens == num_own) {
+                state_of(save.slot).copy_from_slice(state);
+            }
+        }
+
+        if !row.is_absorbed() {
+            for (at, token) in row.tokens.clone().enumerate() {
+                *ring_of(at) = raw_of(token);
             }
         }
     }

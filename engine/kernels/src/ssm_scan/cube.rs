@@ -3,20 +3,21 @@
 use burn::tensor::Tensor;
 
 use super::ScanParameters;
-use crate::cube::{elements, filled, view};
-use crate::{Layout, MambaShape};
+use crate::cube::{NOT_PLAIN, elements, filled, view};
+use crate::{Layout, MambaShape, StatePool};
 
-/// Scans and advances the slots of `ssm` in place.
+/// Scans and advances the slots of the pool in place.
 pub(super) fn ssm_scan(
     xbc: &Tensor<2>,
     projected: &Tensor<2>,
     parameters: &ScanParameters<'_>,
-    ssm: Tensor<4>,
+    states: StatePool,
     shape: &MambaShape,
     layout: &Layout,
-) -> (Tensor<2>, Tensor<4>) {
+) -> (Tensor<2>, StatePool) {
+    assert!(layout.is_plain(), "{NOT_PLAIN}");
     let [num_tokens, _] = xbc.dims();
-    let (xbc, projected, pool) = (view(xbc), view(projected), view(&ssm));
+    let (xbc, projected, pool) = (view(xbc), view(projected), view(&states.ssm));
     let (a, d, dt_bias) = (
         view(parameters.a),
         view(parameters.d),
@@ -39,5 +40,5 @@ pub(super) fn ssm_scan(
             out,
         );
     });
-    (y, ssm)
+    (y, states)
 }

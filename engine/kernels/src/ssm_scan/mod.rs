@@ -30,7 +30,10 @@ pub(crate) struct ScanParameters<'a> {
 /// y[h] = S[h] @ C[g] + D[h] * x[h]
 /// ```
 ///
-/// Shapes: `xbc` F32 `[T, conv_dim]` (x, B, C, activated), `projected` as in
+/// Pending tokens come before a row's own, without outputs, with dt from `pool.ring`; rows with drafts
+/// leave dt of their own there and the state as it was before them.
+///
+/// Shapes: `xbc` F32 `[T + pending, conv_dim]` (x, B, C, activated) and `projected` as in
 /// [`causal_conv1d`](crate::causal_conv1d()) with dt in its last `heads` columns; `a`
 /// (`-exp(A_log)`), `d` and `dt_bias` F32 `[heads]`; returns y, F32 `[T, inner]`. The state is f32
 /// throughout. `time_step_limit` bounds dt after the softplus, only for configs that really carry
@@ -48,9 +51,13 @@ pub fn ssm_scan(
     shape: &MambaShape,
     layout: &Layout,
 ) -> (Tensor<2>, StatePool) {
-    let [num_tokens, width] = xbc.dims();
+    let [num_tokens, _] = projected.dims();
     let [num_slots, heads, head_dim, state] = pool.ssm.dims();
-    assert_eq!(width, shape.conv_dim(), "xbc width");
+    assert_eq!(
+        xbc.dims(),
+        [num_tokens + layout.num_pending(), shape.conv_dim()],
+        "xbc shape"
+    );
     assert_eq!(
         projected.dims(),
         [num_tokens, shape.projected()],
@@ -63,19 +70,17 @@ pub fn ssm_scan(
     );
     assert_eq!(heads % shape.groups, 0, "heads per group");
     layout.check_tokens(num_tokens);
-    layout.check_slots(num_slots);
+    layout.check_states(num_slots, pool.max_ring());
     let parameters = &ScanParameters {
         a,
         d,
         dt_bias,
         time_step_limit,
     };
-    let StatePool { conv, ssm } = pool;
-    let (y, ssm) = route!(
+    route!(
         &xbc,
-        cpu: cpu::ssm_scan(&xbc, projected, parameters, ssm, shape, layout),
-        cube: cube::ssm_scan(&xbc, projected, parameters, ssm, shape, layout),
-        reference: reference::ssm_scan(&xbc, projected, parameters, ssm, shape, layout),
-    );
-    (y, StatePool { conv, ssm })
+        cpu: cpu::ssm_scan(&xbc, projected, parameters, pool, shape, layout),
+        cube: cube::ssm_scan(&xbc, projected, parameters, pool, shape, layout),
+        reference: reference::ssm_scan(&xbc, projected, parameters, pool, shape, layout),
+    )
 }

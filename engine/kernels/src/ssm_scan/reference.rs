@@ -3,39 +3,71 @@
 use burn::tensor::{FloatDType, Tensor, s};
 
 use super::ScanParameters;
-use crate::{Layout, MambaShape, RowLayout};
+use crate::layout::pending_inputs;
+use crate::{Layout, MambaShape, StatePool};
 
 /// Row by row, token by token.
 pub(crate) fn ssm_scan(
     xbc: &Tensor<2>,
     projected: &Tensor<2>,
     parameters: &ScanParameters<'_>,
-    mut ssm: Tensor<4>,
+    pool: StatePool,
     shape: &MambaShape,
     layout: &Layout,
-) -> (Tensor<2>, Tensor<4>) {
-    let dt = time_steps(projected, parameters, shape);
+) -> (Tensor<2>, StatePool) {
+    let StatePool {
+        conv,
+        mut ssm,
+        mut ring,
+    } = pool;
+    let [num_tokens, _] = projected.dims();
+    let raw = projected
+        .clone()
+        .narrow(1, shape.inner() + shape.conv_dim(), shape.heads);
     let mut outputs = Vec::new();
-    for row in &layout.rows {
-        let state =
+    for (row, pending) in layout.rows.iter().zip(layout.pending()) {
+        let own = raw.clone().narrow(0, row.tokens.start, row.num_tokens());
+        let ring_raw = pending_inputs(ring.as_ref(), row)
+            .map(|inputs| inputs.narrow(1, shape.conv_dim(), shape.heads));
+        let dt = Tensor::cat(ring_raw.into_iter().chain([own.clone()]).collect(), 0);
+        let dt = time_steps(dt, parameters);
+        let before = pending.map(|at| num_tokens + at);
+        let inputs: Vec<usize> = before.chain(row.tokens.clone()).collect();
+
+        let mut state =
             ssm.clone()
                 .narrow(0, row.slot, 1)
                 .reshape([shape.heads, shape.head_dim, shape.state]);
-        let state = scan_row(xbc, &dt, parameters, state, shape, row, &mut outputs);
-        ssm = ssm.slice_assign(s![row.slot..=row.slot, .., .., ..], state.unsqueeze::<4>());
+        for (index, &token) in inputs.iter().enumerate() {
+            let now = xbc.clone().narrow(0, token, 1);
+            let dt = dt.clone().narrow(0, index, 1);
+            let (y, next) = scan_token(now, dt, parameters, state, shape);
+            state = next;
+            if index >= row.num_pending {
+                outputs.push(y);
+            }
+            let Some(num_own) = (index + 1).checked_sub(row.num_pending) else {
+                continue;
+            };
+            for slot in row.slots_after(num_own) {
+                let state = state.clone().unsqueeze::<4>();
+                ssm = ssm.slice_assign(s![slot..=slot, .., .., ..], state);
+            }
+        }
+        if !row.is_absorbed() {
+            let kept = ring.take().expect("rows with drafts have rings");
+            ring = Some(kept.slice_assign(
+                s![row.slot..=row.slot, 0..row.num_tokens(), shape.conv_dim()..],
+                own.unsqueeze::<3>(),
+            ));
+        }
     }
-    (Tensor::cat(outputs, 0), ssm)
+    (Tensor::cat(outputs, 0), StatePool { conv, ssm, ring })
 }
 
 /// Softplus of dt plus its bias, in the form that neither overflows nor loses small values.
-fn time_steps(
-    projected: &Tensor<2>,
-    parameters: &ScanParameters<'_>,
-    shape: &MambaShape,
-) -> Tensor<2> {
-    let raw = projected
-        .clone()
-        .narrow(1, shape.inner() + shape.conv_dim(), shape.heads)
+fn time_steps(raw: Tensor<2>, parameters: &ScanParameters<'_>) -> Tensor<2> {
+    let raw = raw
         + parameters
             .dt_bias
             .clone()
@@ -48,15 +80,14 @@ fn time_steps(
     }
 }
 
-fn scan_row(
-    xbc: &Tensor<2>,
-    dt: &Tensor<2>,
+/// A token's output, and the state after it.
+fn scan_token(
+    now: Tensor<2>,
+    dt: Tensor<2>,
     parameters: &ScanParameters<'_>,
-    mut state: Tensor<3>,
+    state: Tensor<3>,
     shape: &MambaShape,
-    row: &RowLayout,
-    outputs: &mut Vec<Tensor<2>>,
-) -> Tensor<3> {
+) -> (Tensor<2>, Tensor<3>) {
     let MambaShape {
         heads,
         head_dim,
@@ -72,18 +103,14 @@ fn scan_row(
     };
     let a = parameters.a.clone().reshape([heads, 1, 1]);
     let d = parameters.d.clone().reshape([heads, 1, 1]);
-    for token in row.tokens.clone() {
-        let dt = dt.clone().narrow(0, token, 1).reshape([heads, 1, 1]);
-        let now = xbc.clone().narrow(0, token, 1);
-        let x = now
-            .clone()
-            .narrow(1, 0, shape.inner())
-            .reshape([heads, head_dim, 1]);
-        let b = per_head(now.clone().narrow(1, shape.inner(), groups * n));
-        let c = per_head(now.narrow(1, shape.inner() + groups * n, groups * n));
-        state = state * (a.clone() * dt.clone()).exp() + (x.clone() * dt) * b;
-        let y = (state.clone() * c).sum_dim(2) + d.clone() * x;
-        outputs.push(y.reshape([1, heads * head_dim]));
-    }
-    state
+    let dt = dt.reshape([heads, 1, 1]);
+    let x = now
+        .clone()
+        .narrow(1, 0, shape.inner())
+        .reshape([heads, head_dim, 1]);
+    let b = per_head(now.clone().narrow(1, shape.inner(), groups * n));
+    let c = per_head(now.narrow(1, shape.inner() + groups * n, groups * n));
+    let state = state * (a * dt.clone()).exp() + (x.clone() * dt) * b;
+    let y = (state.clone() * c).sum_dim(2) + d * x;
+    (y.reshape([1, heads * head_dim]), state)
 }

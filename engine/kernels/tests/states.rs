@@ -1,0 +1,287 @@
+//! States copied on the way through a row, and rows with drafts: the same bits as one token after the
+//! other, on every instruction set and by the references.
+
+use burn::tensor::{Device, Distribution, Tensor};
+use kernels::*;
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
+
+/// Most tokens of a row with drafts.
+const MAX_RING: usize = 5;
+
+/// The padding slot, the sequence's, a stranger's, and those of copies.
+const SEQUENCE: usize = 1;
+const STRANGER: usize = 2;
+const COPIES: usize = 3;
+const NUM_SLOTS: usize = 7;
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), &Device::flex())
+}
+
+fn bits<const D: usize>(tensor: &Tensor<D>) -> Vec<u32> {
+    with_f32(tensor, |values| {
+        values.iter().map(|x| x.to_bits()).collect()
+    })
+}
+
+/// A mixer and the inputs of a sequence.
+struct Mixer {
+    shape: MambaShape,
+    weight: Tensor<3>,
+    bias: Tensor<1>,
+    a: Tensor<1>,
+    d: Tensor<1>,
+    dt_bias: Tensor<1>,
+    /// `[len, projected]`.
+    inputs: Tensor<2>,
+}
+
+/// One step of the sequence, from where it is.
+#[derive(Clone, Debug)]
+enum Turn {
+    /// Absorbs so many tokens, and copies its state after some of them.
+    Plain { len: usize, saves: Vec<usize> },
+    /// Runs so many tokens, of which the first few will turn out right.
+    Drafts { len: usize, num_right: usize },
+    /// Goes on in a copy of the slot.
+    Move,
+}
+
+impl Mixer {
+    fn new(shape: MambaShape, len: usize) -> Self {
+        Self {
+            shape,
+            weight: random([shape.conv_dim(), 1, shape.conv_kernel]),
+            bias: random([shape.conv_dim()]),
+            a: random([shape.heads]).exp().neg(),
+            d: random([shape.heads]),
+            dt_bias: random([shape.heads]),
+            inputs: random([len, shape.projected()]),
+        }
+    }
+
+    /// All NaN but for the slots of the two sequences.
+    fn pool(&self) -> StatePool {
+        let MambaShape {
+            heads,
+            head_dim,
+            state,
+            conv_kernel,
+            ..
+        } = self.shape;
+        fn nan<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+            Tensor::full(shape, f32::NAN, &Device::flex())
+        }
+        let pool = StatePool {
+            conv: nan([NUM_SLOTS, self.shape.conv_dim(), conv_kernel - 1]),
+            ssm: nan([NUM_SLOTS, heads, head_dim, state]),
+            ring: Some(nan([NUM_SLOTS, MAX_RING, self.shape.ring()])),
+        };
+        zero_slot(zero_slot(pool, SEQUENCE), STRANGER)
+    }
+
+    fn step(&self, inputs: &Tensor<2>, pool: StatePool, layout: &Layout) -> (Tensor<2>, StatePool) {
+        let bias = Some(&self.bias);
+        let (xbc, pool) = causal_conv1d(inputs, &self.weight, bias, pool, &self.shape, layout);
+        ssm_scan(
+            xbc,
+            inputs,
+            &self.a,
+            &self.d,
+            &self.dt_bias,
+            None,
+            pool,
+            &self.shape,
+            layout,
+        )
+    }
+
+    /// The outputs of each token, and the states after so many of them, one token at a time.
+    fn one_by_one(&self) -> (Vec<Vec<u32>>, Vec<Vec<u32>>) {
+        let mut pool = self.pool();
+        let mut outputs = Vec::new();
+        let mut states = vec![state_of(&pool, SEQUENCE)];
+        for token in 0..self.inputs.dims()[0] {
+            let layout = Layout::new(vec![row(0..1, SEQUENCE)], 1);
+            let (y, after) = self.step(&self.inputs.clone().narrow(0, token, 1), pool, &layout);
+            pool = after;
+            outputs.push(bits(&y));
+            states.push(state_of(&pool, SEQUENCE));
+        }
+        (outputs, states)
+    }
+
+    /// Takes the sequence through the turns, beside a stranger that drafts without end.
+    fn check(&self, turns: &[Turn], how: &str) -> TestCaseResult {
+        let (outputs, states) = self.one_by_one();
+        let mut pool = self.pool();
+        let (mut at, mut num_pending) = (0, 0);
+        let mut strangers_pending = 0;
+        for turn in turns {
+            let left = outputs.len() - at;
+            let (len, num_right, saves) = match turn {
+                Turn::Move => {
+                    // By way of a slot that holds something else.
+                    pool = copy_slot(copy_slot(pool, SEQUENCE, 0), 0, SEQUENCE);
+                    continue;
+                }
+                Turn::Plain { len, saves } => {
+                    let len = (*len).min(left);
+                    (len, len, saves.as_slice())
+                }
+                Turn::Drafts { len, num_right } => (*len, (*num_right).min(left), &[][..]),
+            };
+            if num_right == 0 {
+                break;
+            }
+            let mut inputs = self.inputs.clone().narrow(0, at, num_right);
+            if len > num_right {
+                let wrong = random([len - num_right, self.shape.projected()]);
+                inputs = Tensor::cat(vec![inputs, wrong], 0);
+            }
+            let mut ours = row(2..2 + len, SEQUENCE);
+            ours.num_pending = num_pending;
+            ours.num_drafts = match turn {
+                Turn::Drafts { .. } => len - 1,
+                _ => 0,
+            };
+            let mut counts: Vec<usize> = saves.iter().map(|save| 1 + save % len).collect();
+            counts.sort_unstable();
+            ours.saves = counts
+                .iter()
+                .enumerate()
+                .map(|(copy, &num_tokens)| StateSave {
+                    num_tokens,
+                    slot: COPIES + copy,
+                })
+                .collect();
+            let mut strangers = row(0..2, STRANGER);
+            strangers.num_drafts = 1;
+            strangers.num_pending = strangers_pending;
+            strangers_pending = (strangers_pending + 1) % 3;
+
+            let layout = Layout::new(vec![strangers, ours.clone()], 1);
+            let before = state_of(&pool, SEQUENCE);
+            let inputs = Tensor::cat(vec![random([2, self.shape.projected()]), inputs], 0);
+            let (y, after) = self.step(&inputs, pool, &layout);
+            pool = after;
+            prop_assert_eq!(y.dims()[0], len + 2);
+            for token in 0..num_right {
+                let got = bits(&y.clone().narrow(0, 2 + token, 1));
+                prop_assert!(
+                    got == outputs[at + token],
+                    "{how}: token {token} of {turn:?}"
+                );
+            }
+            for save in &ours.saves {
+                let got = state_of(&pool, save.slot);
+                prop_assert!(got == states[at + save.num_tokens], "{how}: {save:?}");
+            }
+            let got = state_of(&pool, SEQUENCE);
+            if ours.is_absorbed() {
+                (at, num_pending) = (at + len, 0);
+                prop_assert!(got == states[at], "{how}: the state after {turn:?}");
+            } else {
+                prop_assert!(
+                    got == states[at],
+                    "{how}: drafts changed the state: {turn:?}"
+                );
+                prop_assert!(
+                    num_pending > 0 || got == before,
+                    "{how}: nothing was pending"
+                );
+                (at, num_pending) = (at + num_right, num_right);
+            }
+        }
+        // Nobody has seen a slot that is not in any row.
+        let unused = state_of(&pool, NUM_SLOTS - 1);
+        prop_assert!(unused.iter().all(|x| f32::from_bits(*x).is_nan()));
+        Ok(())
+    }
+}
+
+fn row(tokens: std::ops::Range<usize>, slot: usize) -> RowLayout {
+    RowLayout {
+        tokens,
+        slot,
+        ..RowLayout::default()
+    }
+}
+
+fn state_of(pool: &StatePool, slot: usize) -> Vec<u32> {
+    let mut all = bits(&pool.conv.clone().narrow(0, slot, 1));
+    all.extend(bits(&pool.ssm.clone().narrow(0, slot, 1)));
+    all
+}
+
+fn shapes() -> impl Strategy<Value = MambaShape> {
+    (1_usize..3, 1_usize..3, 1_usize..10, 1_usize..40, 1_usize..6).prop_map(
+        |(groups, heads_per_group, head_dim, state, conv_kernel)| MambaShape {
+            heads: groups * heads_per_group,
+            head_dim,
+            groups,
+            state,
+            conv_kernel,
+        },
+    )
+}
+
+fn turns() -> impl Strategy<Value = Vec<Turn>> {
+    let drafts = (2..=MAX_RING)
+        .prop_flat_map(|len| (Just(len), 1..=len))
+        .prop_map(|(len, num_right)| Turn::Drafts { len, num_right });
+    let turn = prop_oneof![
+        (1_usize..20, prop::collection::vec(any::<usize>(), 0..3))
+            .prop_map(|(len, saves)| Turn::Plain { len, saves }),
+        drafts.clone(),
+        drafts,
+        Just(Turn::Move),
+    ];
+    prop::collection::vec(turn, 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_turns_are_one_token_after_the_other(shape in shapes(), turns in turns(), len in 1_usize..60) {
+        let mixer = Mixer::new(shape, len);
+        for isa in Isa::available() {
+            with_isa(isa, || mixer.check(&turns, isa.name()))?;
+        }
+        with_reference(|| mixer.check(&turns, "reference"))?;
+    }
+}
+
+/// Wide enough that threads share the work.
+#[test]
+fn threads_keep_apart() {
+    let shape = MambaShape {
+        heads: 16,
+        head_dim: 64,
+        groups: 2,
+        state: 128,
+        conv_kernel: 4,
+    };
+    let mixer = Mixer::new(shape, 24);
+    let turns = [
+        Turn::Drafts {
+            len: 5,
+            num_right: 3,
+        },
+        Turn::Plain {
+            len: 11,
+            saves: vec![4, 10],
+        },
+        Turn::Drafts {
+            len: 4,
+            num_right: 4,
+        },
+        Turn::Plain {
+            len: 6,
+            saves: vec![0],
+        },
+    ];
+    mixer.check(&turns, "wide").expect("the same bits");
+}
