@@ -22,7 +22,7 @@ use super::choice::{Choice, ChoiceOptions, Finish, TokenText, token_text};
 use super::types::{PromptScore, PromptScores, Usage};
 use crate::error::ApiError;
 use crate::state::RequestContext;
-use crate::text::Detokenizer;
+use crate::text::{Detokenizer, Tokenizer};
 
 /// What is asked of the engine for one prompt.
 pub struct PromptRequest {
@@ -116,13 +116,14 @@ impl Generation {
         ) in requests.into_iter().enumerate()
         {
             let scored = sampling.prompt_logprobs.is_some();
+            let turns = |tokenizer: &Arc<Tokenizer>| tokenizer.turns(&ids).into();
             let request = Request {
                 id: state.engine.next_request_id(),
                 prompt: Arc::clone(&ids),
                 sampling,
                 num_choices: options.num_choices,
                 cache_salt: Arc::clone(&options.cache_salt),
-                boundaries: Arc::default(),
+                boundaries: state.tokenizer.as_ref().map(turns).unwrap_or_default(),
                 priority: 0,
             };
             let stream = state

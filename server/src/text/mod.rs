@@ -3,6 +3,7 @@
 mod detokenizer;
 #[cfg(test)]
 pub(crate) mod samples;
+mod segments;
 mod stop;
 mod tokenizer;
 

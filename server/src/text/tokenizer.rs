@@ -17,6 +17,8 @@ use tokenizers::{
     PreTokenizerWrapper, Token, TokenizerImpl,
 };
 
+use super::segments::SegmentCache;
+
 /// Markers of turns, thoughts and calls that some tokenizers do not flag as special: they are
 /// never text either.
 const MARKERS: [&str; 8] = [
@@ -50,6 +52,10 @@ pub struct Tokenizer {
     bytes: Vec<u8>,
     /// Bytes of the longest token; 0 if a token may stand for more text than it is spelled with.
     max_bytes: usize,
+    /// Where the ids of a text between two added tokens follow from that text alone.
+    segments: Option<SegmentCache>,
+    /// Tokens that begin a turn of a conversation.
+    turn_starts: Vec<u32>,
 }
 
 /// A token that `tokenizer.json` adds to its model's vocabulary.
@@ -123,7 +129,10 @@ impl Tokenizer {
             pieces: Vec::new(),
             bytes: Vec::new(),
             max_bytes: 0,
+            segments: None,
+            turn_starts: Vec::new(),
         };
+        tokenizer.turn_starts = tokenizer.find_turn_starts();
         let decoder = DecoderKind::of(&decoder);
         tokenizer.fill_pieces(&decoder);
         let strips = |token: &AddedToken| token.strip_left || token.strip_right;
@@ -133,6 +142,8 @@ impl Tokenizer {
         {
             let lengths = tokenizer.pieces.iter().map(Piece::len);
             tokenizer.max_bytes = lengths.max().unwrap_or(0);
+            // Without a normaliser the library takes the text between two added tokens by itself.
+            tokenizer.segments = Some(SegmentCache::new());
         }
         Ok(tokenizer)
     }
@@ -158,7 +169,34 @@ impl Tokenizer {
 
     /// Encodes a rendered template: only its own added tokens are special, nothing is added.
     pub fn encode_marked(&self, marked: &Marked) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_places(&marked.text, &marked.added, false)
+        let Some(segments) = &self.segments else {
+            return self.encode_places(&marked.text, &marked.added, false);
+        };
+        let mut ids = Vec::with_capacity(marked.text.len() / 4);
+        let mut done = 0;
+        let places = marked.added.iter().map(|(place, index)| {
+            let before = std::mem::replace(&mut done, place.end)..place.start;
+            (before, Some(self.added[*index].id))
+        });
+        let mut parts: Vec<_> = places.collect();
+        parts.push((done..marked.text.len(), None));
+        for (before, token) in parts {
+            let text = &marked.text[before];
+            if !text.is_empty() {
+                let encode = || self.encode_places(text, &[], false);
+                ids.extend_from_slice(&segments.ids(text, encode)?);
+            }
+            ids.extend(token);
+        }
+        Ok(ids)
+    }
+
+    /// Where turns begin in `ids`, the first token left out: where other prompts part from this one.
+    pub fn turns(&self, ids: &[u32]) -> Vec<u32> {
+        let starts = |(at, id): (usize, &u32)| {
+            (at > 0 && self.turn_starts.contains(id)).then_some(at as u32)
+        };
+        ids.iter().enumerate().filter_map(starts).collect()
     }
 
     /// Bytes that `id` stands for after the text token `previous`. Empty for control tokens.
@@ -231,6 +269,21 @@ impl Tokenizer {
     pub fn added_id(&self, content: &str) -> Option<u32> {
         let token = self.added.iter().find(|token| token.content == content)?;
         Some(token.id)
+    }
+
+    /// Later families have a marker of their own; Nano v2 takes two reserved tokens.
+    fn find_turn_starts(&self) -> Vec<u32> {
+        let found = |names: &[&str]| {
+            names
+                .iter()
+                .filter_map(|name| self.added_id(name))
+                .collect()
+        };
+        let own: Vec<u32> = found(&["<|im_start|>"]);
+        if own.is_empty() {
+            return found(&["<SPECIAL_10>", "<SPECIAL_11>"]);
+        }
+        own
     }
 
     /// The library's own steps, with the added tokens cut out where the caller says.
@@ -539,6 +592,59 @@ mod tests {
         assert_eq!((ids[0], ids[ids.len() - 1]), (3, 4));
         assert!(!ids.contains(&5));
         assert_eq!(tokenizer.decode(&ids), text);
+    }
+
+    proptest! {
+        /// What is remembered of a text is what the library says of it in its place.
+        #[test]
+        fn segments_are_what_the_whole_gives(
+            parts in prop::collection::vec(("[ -~é😀\n]{0,12}", 1_usize..9), 0..8),
+            tail in "[ -~\n]{0,12}",
+        ) {
+            for tokenizer in [samples::byte_level(), samples::metaspace(), samples::word_level()] {
+                let mut marked = Marked::default();
+                for (text, index) in &parts {
+                    marked.text.push_str(text);
+                    let start = marked.text.len();
+                    marked.text.push_str(&tokenizer.added()[*index].content);
+                    marked.added.push((start..marked.text.len(), *index));
+                }
+                marked.text.push_str(&tail);
+                let whole = tokenizer.encode_places(&marked.text, &marked.added, false).unwrap();
+                for _ in 0..2 {
+                    prop_assert_eq!(&tokenizer.encode_marked(&marked).unwrap(), &whole);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_segment_is_encoded_once() {
+        let tokenizer = samples::byte_level();
+        let segments = tokenizer.segments.as_ref().expect("it has no normaliser");
+        let marked = |text: &str| Marked {
+            text: format!("{text}<s>{text}<s>{text}"),
+            added: vec![
+                (text.len()..text.len() + 3, 1),
+                (2 * text.len() + 3..2 * text.len() + 6, 1),
+            ],
+        };
+        tokenizer.encode_marked(&marked("one")).unwrap();
+        assert_eq!(segments.len(), 1);
+        tokenizer.encode_marked(&marked("two")).unwrap();
+        assert_eq!(segments.len(), 2);
+        assert!(
+            samples::metaspace().segments.is_none(),
+            "its first word is another one"
+        );
+    }
+
+    #[test]
+    fn turns_begin_at_their_marker() {
+        let tokenizer = samples::byte_level();
+        assert_eq!(tokenizer.turns(&[3, 20, 4, 3, 21, 4, 3]), [3, 6]);
+        assert_eq!(tokenizer.turns(&[20, 3]), [1]);
+        assert_eq!(samples::byte_level_bare().turns(&[3, 3]), [] as [u32; 0]);
     }
 
     #[test]
