@@ -16,7 +16,8 @@
 //! | `layers/linear` | products with stored matrices, whose formats only `weights`, `load` and kernels know |
 //! | `cache` | block and slot tensors, the plan's movements between them |
 //! | `batch`, `buckets` | plan to flat index lists; which positions need logits; sizes of steps |
-//! | `sampler`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
+//! | `read_out` | what logits say: from shortlists that a GPU makes, else from whole rows |
+//! | `sampler/`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
 //! | `decode` | decode steps recorded per bucket and replayed as one launch, on GPUs |
 //! | `model_runner` | implements `scheduler::Runner`; decides nothing |
 //! | `quantize/` | a checkpoint written anew in FP8 or NVFP4 |
@@ -61,6 +62,7 @@ mod noise;
 mod open;
 mod parallel;
 mod quantize;
+mod read_out;
 mod sampler;
 mod shapes;
 mod tally;
