@@ -48,7 +48,7 @@ impl<'a> Position<'a> {
     }
 
     /// From the logits of the whole vocabulary.
-    fn from_row(&self, logits: &[f32]) -> Outcome {
+    fn read_row(&self, logits: &[f32]) -> Outcome {
         let score = |token, num_top| sampler::logprobs(logits, token, num_top);
         let mut output = RowOutput::default();
         if let Some((target, num_top)) = self.target {
@@ -78,7 +78,7 @@ impl<'a> Position<'a> {
     }
 
     /// From what came back; `None` if it takes the row.
-    fn from_shortlist(
+    fn read_shortlist(
         &self,
         ask: &Ask<'_>,
         list: &kernels::Shortlist,
@@ -154,7 +154,7 @@ fn from_shortlists(logits: &Tensor<2>, positions: &[Position<'_>], read: &[OnceL
     let decide = |at: usize| {
         let outcome = asks[at]
             .as_ref()
-            .and_then(|ask| positions[at].from_shortlist(ask, &lists[at], vocab_size));
+            .and_then(|ask| positions[at].read_shortlist(ask, &lists[at], vocab_size));
         if let Some(outcome) = outcome {
             read[at].set(outcome).expect(ONCE);
         }
@@ -174,7 +174,7 @@ fn from_rows(
         kernels::share(some.len(), logits.len(), |nth| {
             let row = &logits[nth * vocab_size..][..vocab_size];
             let at = some[nth];
-            read[at].set(positions[at].from_row(row)).expect(ONCE);
+            read[at].set(positions[at].read_row(row)).expect(ONCE);
         });
     });
 }

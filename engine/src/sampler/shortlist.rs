@@ -219,3 +219,110 @@ impl Logits for Edited<'_> {
         self.logits.get_mut(at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use scheduler::{History, RequestId};
+
+    use super::*;
+
+    fn sample(params: SamplingParams) -> Sample {
+        let history = params.needs_history().then(|| History {
+            prompt: [9, 4, 9, 99].into(),
+            generated: vec![7, 4, 7, 50],
+        });
+        Sample {
+            request: RequestId(1),
+            choice: 0,
+            params: Arc::new(params),
+            seed: 3,
+            index: 4,
+            history,
+        }
+    }
+
+    #[test]
+    fn what_is_edited_is_all_that_is_adjusted() {
+        let hot = SamplingParams {
+            temperature: 1.0,
+            ..SamplingParams::default()
+        };
+        let cases = [
+            (hot.clone(), vec![]),
+            (
+                SamplingParams {
+                    presence_penalty: 0.5,
+                    ..hot.clone()
+                },
+                vec![4, 7, 50],
+            ),
+            (
+                SamplingParams {
+                    repetition_penalty: 1.5,
+                    frequency_penalty: 0.25,
+                    ..hot.clone()
+                },
+                vec![4, 7, 9, 50],
+            ),
+            (
+                SamplingParams {
+                    logit_bias: vec![(2, 1.0), (7, -100.0), (60, 3.0)],
+                    stop_token_ids: vec![33, 2, 61],
+                    min_tokens: 5,
+                    ..hot.clone()
+                },
+                vec![2, 7, 33],
+            ),
+            (
+                SamplingParams {
+                    stop_token_ids: vec![33],
+                    min_tokens: 4,
+                    ..hot
+                },
+                vec![],
+            ),
+        ];
+        let raw: Vec<f32> = (0..60).map(|id| id as f32 * 0.37 - 10.0).collect();
+        for (params, expect) in cases {
+            let sample = sample(params);
+            let tokens = edited(&sample, raw.len());
+            assert_eq!(tokens, expect);
+            for bans in [Bans::Obeyed, Bans::Weighed] {
+                let mut row = raw.clone();
+                adjust(&mut row, &sample, bans);
+                let mut some = Edited {
+                    tokens: &tokens,
+                    logits: tokens.iter().map(|token| raw[*token as usize]).collect(),
+                };
+                adjust(&mut some, &sample, bans);
+                let mut put_back = raw.clone();
+                for (token, logit) in tokens.iter().zip(some.logits) {
+                    put_back[*token as usize] = logit;
+                }
+                assert_eq!(put_back, row);
+            }
+        }
+    }
+
+    #[test]
+    fn lists_have_few_lengths_and_are_long_enough() {
+        for len in 0..=MAX_LIST {
+            assert!(length(len) >= len && LENGTHS.contains(&length(len)));
+        }
+        assert_eq!(LENGTHS.map(length), LENGTHS);
+    }
+
+    #[test]
+    fn warming_up_asks_for_every_length() {
+        let mut asked = vec![1];
+        for params in usual_draws() {
+            let ask = Ask::sample(&sample(params), None, 131_072);
+            let request = ask.request();
+            let noisy = request.noise.map_or(0, |noise| noise.count);
+            asked.push(request.num_top.max(request.num_likely).max(noisy));
+        }
+        assert_eq!(asked, LENGTHS[1..]);
+    }
+}
