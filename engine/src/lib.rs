@@ -24,6 +24,7 @@
 //! | `parallel` | several ranks as one runner: a thread each, and the sum between them |
 //! | `constraints` | how far each choice has come through its guide; masks for the rows of a plan |
 //! | `engine_core` | the step loop on its own thread; a panic or failed step fails every stream |
+//! | `host_cache` | what of it lies in host memory |
 //! | `handle` | the server's only door in; a dropped stream aborts its request |
 //! | `workbench`, `footprint`, `tally` | steps to measure; what they read and compute; what they chose |
 //! | `memory`, `device` | bytes to blocks and slots; CPU or CUDA |
@@ -53,6 +54,7 @@ mod engine_core;
 mod error;
 mod footprint;
 mod handle;
+mod host_cache;
 mod layers;
 mod machine;
 mod memory;

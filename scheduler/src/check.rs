@@ -41,8 +41,10 @@ impl Scheduler {
 
     /// Panics if the books do not agree. For tests: it looks at everything.
     pub fn check_invariants(&self) {
-        self.cache
-            .check_invariants(self.sequences.values().filter_map(Sequence::lease));
+        self.cache.check_invariants(
+            self.sequences.values().filter_map(Sequence::lease),
+            std::iter::empty(),
+        );
         for (&id, sequence) in &self.sequences {
             let waits = sequence.status() == Status::Waiting;
             let in_flight = self.is_in_flight(id);

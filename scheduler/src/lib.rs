@@ -81,7 +81,9 @@ mod update;
 pub use admission::{AdmissionError, check_size};
 pub use check::Standing;
 pub use config::SchedulerConfig;
-pub use kvcache::{BlockId, CacheConfig, SlotId, StateOp};
+pub use kvcache::{
+    BlockId, CacheConfig, Held, HostBlockId, HostSlotId, SlotId, SnapshotKind, StateOp, Tier,
+};
 pub use mask::TokenMask;
 pub use output::{
     Drafting, History, PromptLogprobs, RequestOutput, Row, RowFault, RowOutput, RowResult, Sample,

@@ -1,5 +1,7 @@
 //! Who runs in the next step, and how much of it.
 
+use kvcache::Start;
+
 use crate::budget::{Span, chunk_len};
 use crate::output::{Row, SchedulerOutput, SequenceId, StepId};
 use crate::scheduler::{InFlight, PlannedRow, Scheduler};
@@ -140,10 +142,15 @@ impl Scheduler {
         // Each of those who run may want a block soon; without this they would throw the newcomer
         // out again.
         let num_spare_blocks = self.running.len() as u32;
-        let Some((lease, num_hit)) = self.cache.reserve(sequence.reservation(num_spare_blocks))
-        else {
+        let Some(start) = self.cache.reserve(sequence.reservation(num_spare_blocks)) else {
             return false;
         };
+        let Start {
+            lease,
+            num_hit,
+            miss,
+            ..
+        } = start;
         sequence.start(lease, num_hit);
         self.waiting.remove(id);
         self.running.insert(id);
@@ -157,6 +164,10 @@ impl Scheduler {
             self.num_queued -= 1;
             self.counters.prompt_tokens += u64::from(sequence.num_prompt());
             self.counters.cached_prompt_tokens += u64::from(num_hit);
+            if let Some((miss, num_tokens)) = miss {
+                self.counters.misses.add(miss, 1);
+                self.counters.missed_tokens.add(miss, num_tokens);
+            }
         }
         true
     }

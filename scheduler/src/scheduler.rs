@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use kvcache::{CacheConfig, KvCacheManager};
+use kvcache::{CacheConfig, Held, KvCacheManager};
 
 use crate::admission::{AdmissionError, check_size};
 use crate::config::SchedulerConfig;
@@ -11,7 +11,7 @@ use crate::output::{SequenceId, StepId};
 use crate::queue::WaitingQueue;
 use crate::request::{Request, RequestId};
 use crate::sequence::Sequence;
-use crate::stats::SchedulerStats;
+use crate::stats::{ByMiss, SchedulerStats};
 
 /// Decides what runs. See the crate's contract.
 #[derive(Debug)]
@@ -61,6 +61,8 @@ pub(crate) struct Counters {
     pub(crate) cached_prompt_tokens: u64,
     pub(crate) generation_tokens: u64,
     pub(crate) preemptions: u64,
+    pub(crate) misses: ByMiss,
+    pub(crate) missed_tokens: ByMiss,
 }
 
 impl Scheduler {
@@ -156,6 +158,7 @@ impl Scheduler {
     /// Numbers to export.
     pub fn stats(&self) -> SchedulerStats {
         let (blocks, states) = (self.cache.blocks(), self.cache.states());
+        let moves = self.cache.moves();
         SchedulerStats {
             num_running: self.running.len() as u32,
             num_waiting: self.waiting.len() as u32,
@@ -171,8 +174,21 @@ impl Scheduler {
             num_cached_prompt_tokens: self.counters.cached_prompt_tokens,
             num_generation_tokens: self.counters.generation_tokens,
             num_preemptions: self.counters.preemptions,
-            ..SchedulerStats::default()
+            misses: self.counters.misses,
+            missed_tokens: self.counters.missed_tokens,
+            num_evictions: moves.num_evictions,
+            num_swapped_out: moves.num_swapped_out,
+            num_swapped_in: moves.num_swapped_in,
+            num_host_blocks_cached: self.cache.host_blocks().num_cached(),
+            num_host_blocks: self.cache.config().num_host_blocks,
+            num_host_slots_cached: self.cache.host_states().num_snapshots(),
+            num_host_slots: self.cache.config().num_host_slots,
         }
+    }
+
+    /// What the cache holds.
+    pub fn held(&self) -> Vec<Held> {
+        self.cache.held()
     }
 
     /// Ends a sequence without telling its client. If the runner works on it, its memory stays until

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvcache::{BlockId, HashChain, KvCacheManager, Lease, Reservation};
+use kvcache::{BlockId, HashChain, KvCacheManager, Lease, Reservation, SnapshotKind};
 
 use crate::budget::Span;
 use crate::output::{Drafting, History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
@@ -249,6 +249,7 @@ impl Sequence {
                     lease,
                     &mut self.chain,
                     &tokens[..self.num_computed as usize],
+                    SnapshotKind::Finish,
                 );
             }
             Some(lease) => cache.release(lease),

@@ -1,5 +1,7 @@
 //! Plain numbers to export.
 
+use kvcache::Miss;
+
 /// A snapshot of the scheduler.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SchedulerStats {
@@ -62,4 +64,16 @@ pub struct ByMiss {
     pub evicted: u64,
     /// There is a longer one under another salt.
     pub salt: u64,
+}
+
+impl ByMiss {
+    pub(crate) fn add(&mut self, miss: Miss, num: u32) {
+        let sum = match miss {
+            Miss::NoBlocks => &mut self.no_blocks,
+            Miss::NoSnapshot => &mut self.no_snapshot,
+            Miss::Evicted => &mut self.evicted,
+            Miss::Salt => &mut self.salt,
+        };
+        *sum += u64::from(num);
+    }
 }

@@ -1,5 +1,7 @@
 //! What a result changes.
 
+use kvcache::SnapshotKind;
+
 use crate::output::{RequestOutput, RowFault, RowOutput, SequenceId, StepResult, TokenLogprobs};
 use crate::request::FinishReason;
 use crate::scheduler::{PlannedRow, Scheduler};
@@ -80,7 +82,12 @@ impl Scheduler {
             let num_computed = sequence.num_computed() as usize;
             let (lease, chain, tokens) = sequence.cache_parts();
             // Without a spare slot there is no snapshot, and who waits for it computes by itself.
-            self.cache.save(lease, chain, &tokens[..num_computed]);
+            self.cache.save(
+                lease,
+                chain,
+                &tokens[..num_computed],
+                SnapshotKind::PromptEnd,
+            );
         }
         news
     }

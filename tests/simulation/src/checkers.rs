@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use scheduler::{
-    AdmissionError, BlockId, FinishReason, Request, RequestId, RequestOutput, Row, SchedulerOutput,
-    SequenceId, SlotId, StateOp, TokenLogprobs,
+    AdmissionError, BlockId, FinishReason, HostBlockId, HostSlotId, Request, RequestId,
+    RequestOutput, Row, SchedulerOutput, SequenceId, SlotId, StateOp, TokenLogprobs,
 };
 
 use crate::reference::{Expected, expect};
@@ -69,6 +69,8 @@ pub(crate) fn check_plan(scenario: &Scenario, plan: &SchedulerOutput) {
 
     let block = |id: BlockId| assert!((1..cache.num_blocks).contains(&id.0), "{id:?}");
     let slot = |id: SlotId| assert!((1..cache.num_slots).contains(&id.0), "{id:?}");
+    let host_block = |id: HostBlockId| assert!(id.0 < cache.num_host_blocks, "{id:?}");
+    let host_slot = |id: HostSlotId| assert!(id.0 < cache.num_host_slots, "{id:?}");
     for op in &plan.ops {
         match *op {
             StateOp::ZeroSlot(to) => slot(to),
@@ -78,6 +80,22 @@ pub(crate) fn check_plan(scenario: &Scenario, plan: &SchedulerOutput) {
             }
             StateOp::CopyBlock { from, to } => {
                 block(from);
+                block(to);
+            }
+            StateOp::SlotToHost { from, to } => {
+                slot(from);
+                host_slot(to);
+            }
+            StateOp::HostToSlot { from, to } => {
+                host_slot(from);
+                slot(to);
+            }
+            StateOp::BlockToHost { from, to } => {
+                block(from);
+                host_block(to);
+            }
+            StateOp::HostToBlock { from, to } => {
+                host_block(from);
                 block(to);
             }
         }

@@ -34,6 +34,8 @@ pub struct ToyModel {
     poison: Poison,
     blocks: Vec<u32>,
     slots: Vec<State>,
+    host_blocks: Vec<u32>,
+    host_slots: Vec<State>,
     in_flight: Option<SchedulerOutput>,
 }
 
@@ -46,6 +48,8 @@ impl ToyModel {
             poison,
             blocks: vec![UNWRITTEN; (cache.block_size * cache.num_blocks) as usize],
             slots: vec![GARBAGE; cache.num_slots as usize],
+            host_blocks: vec![UNWRITTEN; (cache.block_size * cache.num_host_blocks) as usize],
+            host_slots: vec![GARBAGE; cache.num_host_slots as usize],
             in_flight: None,
         }
     }
@@ -68,6 +72,22 @@ impl ToyModel {
                 let from = self.place(from, 0);
                 let to = self.place(to, 0);
                 self.blocks.copy_within(from..from + self.block_size, to);
+            }
+            StateOp::SlotToHost { from, to } => {
+                self.host_slots[to.0 as usize] = self.slots[from.0 as usize];
+            }
+            StateOp::HostToSlot { from, to } => {
+                self.slots[to.0 as usize] = self.host_slots[from.0 as usize];
+            }
+            StateOp::BlockToHost { from, to } => {
+                let (from, to) = (self.place(from, 0), to.0 as usize * self.block_size);
+                self.host_blocks[to..to + self.block_size]
+                    .copy_from_slice(&self.blocks[from..from + self.block_size]);
+            }
+            StateOp::HostToBlock { from, to } => {
+                let (from, to) = (from.0 as usize * self.block_size, self.place(to, 0));
+                self.blocks[to..to + self.block_size]
+                    .copy_from_slice(&self.host_blocks[from..from + self.block_size]);
             }
         }
     }

@@ -294,6 +294,10 @@ impl Player {
                 } => {
                     format!("  copy b{from} to b{to}")
                 }
+                StateOp::SlotToHost { from, to } => format!("  s{} to host s{}", from.0, to.0),
+                StateOp::BlockToHost { from, to } => format!("  b{} to host b{}", from.0, to.0),
+                StateOp::HostToSlot { from, to } => format!("  host s{} to s{}", from.0, to.0),
+                StateOp::HostToBlock { from, to } => format!("  host b{} to b{}", from.0, to.0),
             };
             self.show(&line);
         }

@@ -25,6 +25,8 @@ pub struct Report {
     pub num_cached_tokens: u64,
     /// Restores and saves of state.
     pub num_slot_copies: u64,
+    /// States that went to the host, and states that came back.
+    pub num_swaps: [u64; 2],
     /// Calls of `prepare`.
     pub num_prepares: u64,
 }
@@ -183,8 +185,12 @@ impl World<'_> {
         self.report.num_exhausted_steps += u64::from(no_block || no_slot);
         for op in &plan.ops {
             match op {
-                StateOp::ZeroSlot(_) => {}
                 StateOp::CopySlot { .. } => self.report.num_slot_copies += 1,
+                StateOp::SlotToHost { .. } => self.report.num_swaps[0] += 1,
+                StateOp::HostToSlot { .. } => self.report.num_swaps[1] += 1,
+                StateOp::ZeroSlot(_)
+                | StateOp::BlockToHost { .. }
+                | StateOp::HostToBlock { .. } => {}
                 StateOp::CopyBlock { .. } => self.report.num_block_copies += 1,
             }
         }
