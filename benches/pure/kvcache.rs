@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use kvcache::{CacheConfig, HashChain, KvCacheManager, Reservation};
+use kvcache::{CacheConfig, HashChain, KvCacheManager, Reservation, SnapshotKind, Start};
 
 const NUM_TOKENS: usize = 65_536;
 const BLOCK_SIZE: u32 = 16;
@@ -37,14 +37,14 @@ fn prefix(criterion: &mut Criterion) {
     for len in (0..32).rev().map(|turn| NUM_TOKENS - 7 - turn * 1000) {
         let mut chain = HashChain::new("".into(), BLOCK_SIZE);
         let found = cache.reserve(reservation(&mut chain, &tokens[..len]));
-        let (lease, _) = found.expect("there is room");
-        cache.retire(lease, &mut chain, &tokens[..len]);
+        let Start { lease, .. } = found.expect("there is room");
+        cache.retire(lease, &mut chain, &tokens[..len], SnapshotKind::Finish);
     }
     group.bench_function("hit, reserve and release", |bencher| {
         bencher.iter(|| {
             let mut chain = HashChain::new("".into(), BLOCK_SIZE);
             let found = cache.reserve(reservation(&mut chain, &tokens));
-            let (lease, num_hit) = found.expect("there is room");
+            let Start { lease, num_hit, .. } = found.expect("there is room");
             assert_eq!(num_hit as usize, NUM_TOKENS - 7);
             cache.release(lease);
             cache.take_ops()
@@ -56,7 +56,7 @@ fn prefix(criterion: &mut Criterion) {
         bencher.iter(|| {
             let mut chain = HashChain::new("".into(), BLOCK_SIZE);
             let found = cache.reserve(reservation(&mut chain, &other));
-            let (lease, num_hit) = found.expect("there is room");
+            let Start { lease, num_hit, .. } = found.expect("there is room");
             assert_eq!(num_hit, 0);
             cache.release(lease);
             cache.take_ops()

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device};
 use kernels::{KvFormat, KvPool, KvTensor, StatePool};
 use scheduler::{CacheConfig, StateOp};
 
+use crate::host_cache::HostCache;
 use crate::model::{LayerKind, ModelConfig};
 
 /// All cached state of all sequences.
@@ -15,6 +16,7 @@ pub(crate) struct DeviceCache {
     blocks: Vec<Option<KvPool>>,
     /// Per Mamba layer.
     states: Vec<Option<StatePool>>,
+    host: HostCache,
     pub(crate) block_size: usize,
 }
 
@@ -73,6 +75,7 @@ impl DeviceCache {
         Self {
             blocks: blocks.map(Some).collect(),
             states: states.map(Some).collect(),
+            host: HostCache::new(cache),
             block_size,
         }
     }
@@ -93,6 +96,28 @@ impl DeviceCache {
                     for layer in &mut self.blocks {
                         let pool = layer.take().expect(PUT_BACK);
                         *layer = Some(kernels::copy_block(pool, from, to));
+                    }
+                }
+                StateOp::SlotToHost { from, to } => {
+                    let pools = self.states.iter();
+                    let pools = pools.map(|layer| layer.as_ref().expect(PUT_BACK));
+                    self.host.store_slot(pools, from.0 as usize, to);
+                }
+                StateOp::BlockToHost { from, to } => {
+                    let pools = self.blocks.iter();
+                    let pools = pools.map(|layer| layer.as_ref().expect(PUT_BACK));
+                    self.host.store_block(pools, from.0 as usize, to);
+                }
+                StateOp::HostToSlot { from, to } => {
+                    for (index, layer) in self.states.iter_mut().enumerate() {
+                        let pool = layer.take().expect(PUT_BACK);
+                        *layer = Some(self.host.load_slot(from, index, pool, to.0 as usize));
+                    }
+                }
+                StateOp::HostToBlock { from, to } => {
+                    for (index, layer) in self.blocks.iter_mut().enumerate() {
+                        let pool = layer.take().expect(PUT_BACK);
+                        *layer = Some(self.host.load_block(from, index, pool, to.0 as usize));
                     }
                 }
             }

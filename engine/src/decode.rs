@@ -1,7 +1,8 @@
 //! Decode steps recorded per bucket of rows and context, replayed as one launch.
 //!
 //! A step in which every row runs one token is the same sequence of kernels whatever the rows hold.
-//! Rows are padded up to the bucket's number; padding reads and writes block 0 and slot 0.
+//! Rows are padded up to the bucket's number; padding reads and writes block 0 and slot 0. The head
+//! is left out: every recording would keep a large tensor of logits.
 
 use std::collections::HashMap;
 
@@ -9,16 +10,15 @@ use burn::tensor::{Device, Tensor};
 use kernels::{Recording, StepInputs};
 
 use crate::batch::Batch;
+use crate::buckets;
 use crate::cache::DeviceCache;
 use crate::error::EngineError;
 use crate::model::nemotron_h::NemotronH;
 
-/// Least context of a bucket, in blocks; larger ones double.
-const LEAST_BLOCKS: usize = 32;
-
 /// The recorded steps of one device.
 pub(crate) struct DecodeGraphs {
     device: Device,
+    max_num_seqs: u32,
     /// By number of rows and blocks per row.
     recorded: HashMap<Bucket, Recorded>,
 }
@@ -32,20 +32,27 @@ struct Bucket {
 
 struct Recorded {
     inputs: StepInputs,
-    logits: Recording<Tensor<2>>,
+    hidden: Recording<Tensor<2>>,
 }
 
 impl DecodeGraphs {
-    pub(crate) fn new(device: &Device) -> Self {
+    pub(crate) fn new(device: &Device, max_num_seqs: u32) -> Self {
         Self {
             device: device.clone(),
+            max_num_seqs,
             recorded: HashMap::new(),
         }
     }
 
-    /// Logits of all rows, `[R, V]`, from the recorded step; `None` if the step is not one of one
-    /// token per row, or this device records nothing.
-    pub(crate) fn logits(
+    /// Whether steps are replayed as one launch; `false` before the first.
+    pub(crate) fn is_hardware(&self) -> bool {
+        let mut recorded = self.recorded.values();
+        recorded.any(|recorded| recorded.hidden.is_hardware())
+    }
+
+    /// Hidden states of all rows, `[R, H]`, from the recorded step; `None` if the step is not one of
+    /// one token per row, or this device records nothing.
+    pub(crate) fn hidden(
         &mut self,
         batch: &Batch,
         model: &NemotronH,
@@ -57,7 +64,7 @@ impl DecodeGraphs {
         if !kernels::is_gpu(&self.device) || !is_decode {
             return Ok(None);
         }
-        let bucket = Bucket::of(batch);
+        let bucket = Bucket::of(batch, self.max_num_seqs);
         let recorded = match self.recorded.entry(bucket) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
@@ -69,11 +76,11 @@ impl DecodeGraphs {
         };
         recorded.inputs.write(batch.ids.as_slice(), rows);
         let inputs = &recorded.inputs;
-        let logits = recorded
-            .logits
+        let hidden = recorded
+            .hidden
             .replay(|| forward(inputs, model, cache))
             .map_err(EngineError::Device)?;
-        Ok(Some(logits.clone().narrow(0, 0, rows.len())))
+        Ok(Some(hidden.clone().narrow(0, 0, rows.len())))
     }
 }
 
@@ -86,30 +93,28 @@ impl Recorded {
         cache: &mut DeviceCache,
     ) -> Option<Self> {
         let inputs = StepInputs::on(device, bucket.num_rows, bucket.max_blocks, cache.block_size)?;
-        let logits = Recording::record(device, || forward(&inputs, model, cache));
+        let hidden = Recording::record(device, || forward(&inputs, model, cache));
         tracing::debug!(
             rows = bucket.num_rows,
             blocks = bucket.max_blocks,
-            one_launch = logits.is_hardware(),
+            one_launch = hidden.is_hardware(),
             "recorded a decode step"
         );
-        Some(Self { inputs, logits })
+        Some(Self { inputs, hidden })
     }
 }
 
 fn forward(inputs: &StepInputs, model: &NemotronH, cache: &mut DeviceCache) -> Tensor<2> {
-    let hidden = model.forward(&inputs.ids(), &inputs.layout(), cache);
-    let positions: Vec<usize> = (0..hidden.dims()[0]).collect();
-    model.logits(&hidden, &positions)
+    model.forward(&inputs.ids(), &inputs.layout(), cache)
 }
 
 impl Bucket {
-    fn of(batch: &Batch) -> Self {
+    fn of(batch: &Batch, max_num_seqs: u32) -> Self {
         let rows = &batch.layout.rows;
         let blocks = rows.iter().map(|row| row.blocks.len()).max().unwrap_or(1);
         Self {
-            num_rows: rows.len().next_power_of_two(),
-            max_blocks: blocks.next_power_of_two().max(LEAST_BLOCKS),
+            num_rows: buckets::bucket_of(rows.len() as u32, max_num_seqs) as usize,
+            max_blocks: buckets::context_bucket_of(blocks),
         }
     }
 }

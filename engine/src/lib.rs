@@ -16,13 +16,15 @@
 //! | `layers/linear` | products with stored matrices, whose formats only `weights`, `load` and kernels know |
 //! | `cache` | block and slot tensors, the plan's movements between them |
 //! | `batch`, `buckets` | plan to flat index lists; which positions need logits; sizes of steps |
-//! | `sampler`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
+//! | `read_out` | what logits say: from shortlists that a GPU makes, else from whole rows |
+//! | `sampler/`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
 //! | `decode` | decode steps recorded per bucket and replayed as one launch, on GPUs |
 //! | `model_runner` | implements `scheduler::Runner`; decides nothing |
 //! | `quantize/` | a checkpoint written anew in FP8 or NVFP4 |
 //! | `parallel` | several ranks as one runner: a thread each, and the sum between them |
 //! | `constraints` | how far each choice has come through its guide; masks for the rows of a plan |
 //! | `engine_core` | the step loop on its own thread; a panic or failed step fails every stream |
+//! | `host_cache` | what of it lies in host memory |
 //! | `handle` | the server's only door in; a dropped stream aborts its request |
 //! | `workbench`, `footprint`, `tally` | steps to measure; what they read and compute; what they chose |
 //! | `memory`, `device` | bytes to blocks and slots; CPU or CUDA |
@@ -52,6 +54,7 @@ mod engine_core;
 mod error;
 mod footprint;
 mod handle;
+mod host_cache;
 mod layers;
 mod machine;
 mod memory;
@@ -61,6 +64,7 @@ mod noise;
 mod open;
 mod parallel;
 mod quantize;
+mod read_out;
 mod sampler;
 mod shapes;
 mod tally;

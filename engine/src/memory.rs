@@ -9,7 +9,6 @@ use scheduler::CacheConfig;
 use crate::config::EngineConfig;
 use crate::error::EngineError;
 use crate::model::{LayerKind, ModelConfig};
-use crate::model_runner::LOGIT_ROWS;
 
 /// The longest context that can be asked for.
 pub const MAX_MODEL_LEN: u32 = 1_048_576;
@@ -128,8 +127,12 @@ fn beyond(total: u64, fraction: f64) -> u64 {
 }
 
 /// Activations of the largest step, in f32: what the widest mixer holds at once beside the residual
-/// stream, and the logits of as many positions as are read at once.
-pub(crate) fn workspace(model: &ModelConfig, max_num_batched_tokens: u32) -> u64 {
+/// stream, and the logits of as many positions as are computed at once.
+pub(crate) fn workspace(
+    model: &ModelConfig,
+    max_num_batched_tokens: u32,
+    logits_at_once: usize,
+) -> u64 {
     let mamba = model.mamba.as_ref().map_or(0, |mamba| {
         mamba.projected_size() + mamba.conv_dim() + 2 * mamba.inner_size()
     });
@@ -145,7 +148,7 @@ pub(crate) fn workspace(model: &ModelConfig, max_num_batched_tokens: u32) -> u64
     let mlp = model.mlp_sizes.iter().copied().max().unwrap_or(0);
     let widest = mamba.max(attention).max(moe).max(mlp);
     let per_token = 4 * model.hidden_size as u64 + widest as u64;
-    let logits = (LOGIT_ROWS * model.vocab_size) as u64;
+    let logits = (logits_at_once * model.vocab_size) as u64;
     per_token
         .saturating_mul(max_num_batched_tokens.into())
         .saturating_add(logits)
@@ -359,7 +362,7 @@ mod tests {
         const TOTAL: u64 = 141_000_000_000;
         let model = ModelConfig::parse(crate::model::family::SUPER, Path::new("config.json"));
         let model = model.expect("a good configuration");
-        let workspace = workspace(&model, 2048);
+        let workspace = workspace(&model, 2048, 64);
         assert!(
             (500_000_000..1_200_000_000).contains(&workspace),
             "{workspace}"

@@ -1,30 +1,26 @@
 //! Plan in, result out; decides nothing.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use scheduler::{
     BlockId, Drafting, RequestId, Row, RowFault, RowOutput, RowResult, Runner, Sample,
-    SchedulerOutput, SequenceId, SlotId, StateOp, StepId, StepResult, TokenMask,
+    SamplingParams, SchedulerOutput, SequenceId, SlotId, StateOp, StepId, StepResult, TokenMask,
 };
 
 use crate::batch::{self, Batch};
 use crate::cache::DeviceCache;
 use crate::decode::DecodeGraphs;
 use crate::error::EngineError;
-use crate::model::nemotron_h::{self, NemotronH};
-use crate::sampler;
-
-/// Positions whose logits are computed at once: a row of logits of a large vocabulary is half a
-/// megabyte, and scoring a long prompt needs thousands.
-pub(crate) const LOGIT_ROWS: usize = 64;
+use crate::model::nemotron_h::NemotronH;
+use crate::read_out::{Position, logits_at_once, read_out};
 
 /// The model with its caches.
 pub(crate) struct ModelRunner {
     model: NemotronH,
     cache: DeviceCache,
-    /// Steps to run before the first plan, by their number of rows and tokens in each.
-    warm_ups: Vec<(u32, u32)>,
+    /// Steps to run before the first plan.
+    warm_ups: Vec<WarmUp>,
     /// `None`: every step is launched kernel by kernel.
     graphs: Option<DecodeGraphs>,
     in_flight: Option<InFlight>,
@@ -36,23 +32,29 @@ pub(crate) struct ModelRunner {
 struct InFlight {
     step: StepId,
     rows: Vec<Row>,
-    /// What the model made of them, unless the plan only moves memory.
-    forward: Option<(Batch, Forward)>,
+    /// Hidden states of all positions, `[T, H]`, unless the plan only moves memory.
+    forward: Option<(Batch, Tensor<2>)>,
 }
 
-/// How far the model has come with a step.
-enum Forward {
-    /// Hidden states of all positions, `[T, H]`.
-    Hidden(Tensor<2>),
-    /// Logits of all positions, `[T, V]`, from a recorded step.
-    Logits(Tensor<2>),
+/// A step to run before the first plan.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct WarmUp {
+    pub(crate) num_rows: u32,
+    /// Tokens of each row.
+    pub(crate) len: u32,
+    /// Blocks of each row, if more than the tokens need.
+    pub(crate) num_blocks: usize,
+    /// How rows draw.
+    pub(crate) params: SamplingParams,
+    /// Whether only its recording matters: it is left out where nothing is recorded.
+    pub(crate) is_recording: bool,
 }
 
 impl ModelRunner {
     pub(crate) fn new(
         model: NemotronH,
         cache: DeviceCache,
-        warm_ups: Vec<(u32, u32)>,
+        warm_ups: Vec<WarmUp>,
         graphs: Option<DecodeGraphs>,
     ) -> Self {
         Self {
@@ -71,44 +73,31 @@ impl ModelRunner {
         self
     }
 
-    /// The rows' outputs, in order. The head runs only where logits are needed, and reading logits is
-    /// shared out by position.
+    /// The rows' outputs, in order. The head runs only where logits are needed.
     fn read_out(
         &self,
         rows: &[Row],
         masks: &[Option<TokenMask>],
-        (batch, forward): &(Batch, Forward),
+        (batch, hidden): &(Batch, Tensor<2>),
     ) -> Vec<RowResult> {
-        // Which row and which of its inputs each position belongs to.
-        let owners: Vec<(usize, usize)> = rows
+        // Which row each position belongs to, and what is wanted there.
+        let (owners, wanted): (Vec<usize>, Vec<Position<'_>>) = rows
             .iter()
             .enumerate()
-            .flat_map(|(row, plan)| batch::scored(plan).map(move |input| (row, input)))
-            .collect();
+            .flat_map(|(at, row)| {
+                let wanted = move |input| (at, Position::of(row, mask(masks, at), input));
+                batch::scored(row).map(wanted)
+            })
+            .unzip();
         let mut outcomes: Vec<Result<RowOutput, RowFault>> =
             rows.iter().map(|_| Ok(RowOutput::default())).collect();
-        let chunks = batch.positions.chunks(LOGIT_ROWS);
-        for (positions, owners) in chunks.zip(owners.chunks(LOGIT_ROWS)) {
-            let logits = match forward {
-                Forward::Hidden(hidden) => self.model.logits(hidden, positions),
-                Forward::Logits(logits) => nemotron_h::select(logits, positions),
-            };
-            let [num_positions, vocab_size] = logits.dims();
-            let read: Vec<OnceLock<Result<RowOutput, RowFault>>> =
-                owners.iter().map(|_| OnceLock::new()).collect();
-            kernels::with_f32(&logits, |logits| {
-                kernels::share(num_positions, logits.len(), |at| {
-                    let (row, input) = owners[at];
-                    let logits = &logits[at * vocab_size..][..vocab_size];
-                    let outcome = read_position(&rows[row], mask(masks, row), input, logits);
-                    read[at].set(outcome).expect("each position is read once");
-                });
-            });
-            for (read, (row, _)) in read.into_iter().zip(owners) {
-                append(
-                    &mut outcomes[*row],
-                    read.into_inner().expect("each position was read"),
-                );
+        let mut owners = owners.into_iter();
+        let at_once = logits_at_once(&hidden.device(), rows.len());
+        let chunks = batch.positions.chunks(at_once);
+        for (positions, wanted) in chunks.zip(wanted.chunks(at_once)) {
+            let logits = self.model.logits(hidden, positions);
+            for (read, row) in read_out(&logits, wanted).into_iter().zip(&mut owners) {
+                append(&mut outcomes[row], read);
             }
         }
         rows.iter()
@@ -125,10 +114,15 @@ impl Runner for ModelRunner {
     type Error = EngineError;
 
     fn warm_up(&mut self, tell: &mut dyn FnMut(u32, u32)) -> Result<(), EngineError> {
-        let shapes = std::mem::take(&mut self.warm_ups);
-        for (num_done, (num_rows, len)) in (0..).zip(&shapes) {
-            tell(num_done, shapes.len() as u32);
-            let step = padding_step(*num_rows, *len, self.cache.block_size as u32);
+        let warm_ups = std::mem::take(&mut self.warm_ups);
+        let total = warm_ups.len() as u32;
+        for (num_done, warm_up) in (0..).zip(&warm_ups) {
+            tell(num_done, total);
+            let records = self.graphs.as_ref().is_some_and(DecodeGraphs::is_hardware);
+            if warm_up.is_recording && !records {
+                continue;
+            }
+            let step = padding_step(warm_up, self.cache.block_size);
             let slots = step.rows.iter().map(|row| StateOp::ZeroSlot(row.slot));
             let afterwards = SchedulerOutput {
                 step: step.step,
@@ -141,8 +135,8 @@ impl Runner for ModelRunner {
                 self.collect(&[])?;
             }
         }
-        if !shapes.is_empty() {
-            tell(shapes.len() as u32, shapes.len() as u32);
+        if total > 0 {
+            tell(total, total);
         }
         Ok(())
     }
@@ -156,16 +150,13 @@ impl Runner for ModelRunner {
         } else {
             let recorded = match &mut self.graphs {
                 None => None,
-                Some(graphs) => graphs.logits(&batch, &self.model, &mut self.cache)?,
+                Some(graphs) => graphs.hidden(&batch, &self.model, &mut self.cache)?,
             };
-            let forward = recorded.map_or_else(
-                || {
-                    let (ids, layout) = (&batch.ids, &batch.layout);
-                    Forward::Hidden(self.model.forward(ids, layout, &mut self.cache))
-                },
-                Forward::Logits,
-            );
-            Some((batch, forward))
+            let hidden = recorded.unwrap_or_else(|| {
+                let (ids, layout) = (&batch.ids, &batch.layout);
+                self.model.forward(ids, layout, &mut self.cache)
+            });
+            Some((batch, hidden))
         };
         self.in_flight = Some(InFlight {
             step: plan.step,
@@ -181,12 +172,11 @@ impl Runner for ModelRunner {
             if self.draws {
                 return self.read_out(&step.rows, masks, &forward);
             }
-            // The same calls as those of rank 0, which waits for this part of each. Ranks record
-            // nothing.
-            if let (batch, Forward::Hidden(hidden)) = forward {
-                for positions in batch.positions.chunks(LOGIT_ROWS) {
-                    self.model.logits(&hidden, positions);
-                }
+            // The same calls as those of rank 0, which waits for this part of each.
+            let (batch, hidden) = forward;
+            let at_once = logits_at_once(&hidden.device(), step.rows.len());
+            for positions in batch.positions.chunks(at_once) {
+                self.model.logits(&hidden, positions);
             }
             Vec::new()
         });
@@ -199,26 +189,29 @@ impl Runner for ModelRunner {
 
 /// A step of which nothing stays: all rows write to the padding block, and each to a slot that must be
 /// zeroed behind it. For a time when no slot has an owner; rows of one step may not share one.
-fn padding_step(num_rows: u32, len: u32, block_size: u32) -> SchedulerOutput {
+fn padding_step(warm_up: &WarmUp, block_size: usize) -> SchedulerOutput {
+    let len = warm_up.len as usize;
+    let num_blocks = len.div_ceil(block_size).max(warm_up.num_blocks);
+    let params = Arc::new(warm_up.params.clone());
     let row = |at: u32| Row {
         sequence: SequenceId(at.into()),
-        input_ids: vec![0; len as usize],
+        input_ids: vec![0; len],
         start: 0,
-        block_table: vec![BlockId(0); len.div_ceil(block_size) as usize],
+        block_table: vec![BlockId(0); num_blocks],
         slot: SlotId(at + 1),
         saves: Vec::new(),
         drafting: Drafting::default(),
         sample: Some(Sample {
             request: RequestId(at.into()),
             choice: 0,
-            params: Arc::default(),
+            params: Arc::clone(&params),
             seed: 0,
             index: 0,
             history: None,
         }),
         prompt_logprobs: None,
     };
-    let rows: Vec<Row> = (0..num_rows).map(row).collect();
+    let rows: Vec<Row> = (0..warm_up.num_rows).map(row).collect();
     SchedulerOutput {
         step: StepId(0),
         ops: rows.iter().map(|row| StateOp::ZeroSlot(row.slot)).collect(),
@@ -229,33 +222,6 @@ fn padding_step(num_rows: u32, len: u32, block_size: u32) -> SchedulerOutput {
 /// The mask of a row; rows beyond the end are free.
 fn mask(masks: &[Option<TokenMask>], row: usize) -> Option<&TokenMask> {
     masks.get(row)?.as_ref()
-}
-
-/// What the logits at one input position of a row say.
-fn read_position(
-    row: &Row,
-    mask: Option<&TokenMask>,
-    input: usize,
-    logits: &[f32],
-) -> Result<RowOutput, RowFault> {
-    let mut output = RowOutput::default();
-    if let Some(prompt) = &row.prompt_logprobs
-        && let Some(target) = prompt.targets.get(input)
-    {
-        let scored = sampler::logprobs(logits, *target, prompt.top)?;
-        output.prompt_logprobs.push(scored);
-    }
-    if let Some(sample) = &row.sample
-        && input + 1 == row.input_ids.len()
-    {
-        let token = sampler::sample(logits, sample, mask)?;
-        output.tokens.push(token);
-        if let Some(num_top) = sample.params.logprobs {
-            let logprobs = sampler::logprobs(logits, token, num_top)?;
-            output.logprobs.push(logprobs);
-        }
-    }
-    Ok(output)
 }
 
 /// Adds what the next position said. After a fault the rest of the row is nobody's.
@@ -292,7 +258,7 @@ mod tests {
         "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
         "moe_shared_expert_intermediate_size": 16, "n_shared_experts": 1, "intermediate_size": 24}"#;
 
-    fn runner(warm_ups: Vec<(u32, u32)>) -> ModelRunner {
+    fn runner(warm_ups: Vec<WarmUp>) -> ModelRunner {
         let device = burn::tensor::Device::flex();
         let config = ModelConfig::parse(CONFIG, "config.json".as_ref()).expect("it is good");
         let (weights, _) = weights::invent(&config, 3).expect("it is plain");
@@ -337,9 +303,13 @@ mod tests {
 
     #[test]
     fn warming_up_leaves_nothing_behind() {
-        let decodes = decode_buckets(6).into_iter().map(|num_rows| (num_rows, 1));
-        let shapes: Vec<(u32, u32)> = decodes.chain([(1, 9)]).collect();
-        let mut runner = runner(shapes);
+        let warm_up = |num_rows, len| WarmUp {
+            num_rows,
+            len,
+            ..WarmUp::default()
+        };
+        let decodes = decode_buckets(6).into_iter().map(|rows| warm_up(rows, 1));
+        let mut runner = runner(decodes.chain([warm_up(1, 9)]).collect());
         let before = contents(&mut runner);
         let mut told = Vec::new();
         let Ok(()) = runner.warm_up(&mut |done, total| told.push((done, total))) else {
@@ -357,7 +327,12 @@ mod tests {
     fn a_step_of_padding_does_run() {
         let mut runner = runner(Vec::new());
         let before = contents(&mut runner);
-        runner.submit(padding_step(3, 1, 4)).expect("it runs");
+        let warm_up = WarmUp {
+            num_rows: 3,
+            len: 1,
+            ..WarmUp::default()
+        };
+        runner.submit(padding_step(&warm_up, 4)).expect("it runs");
         let result = runner.collect(&[]).expect("it ran");
         let drawn = |row: &RowResult| row.outcome.as_ref().is_ok_and(|row| row.tokens.len() == 1);
         assert!(result.rows.len() == 3 && result.rows.iter().all(drawn));

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use kernels::{Arithmetic, KvFormat};
 use scheduler::{Runner, SchedulerConfig, SchedulerOutput, StepResult, TokenMask};
 
-use crate::buckets::decode_buckets;
+use crate::buckets::{decode_buckets, recorded_buckets};
 use crate::cache::{DeviceCache, KvScales};
 use crate::checkpoint::Checkpoint;
 use crate::config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource};
@@ -27,8 +27,10 @@ use crate::model::nemotron_h::NemotronH;
 use crate::model::readahead::ReadAhead;
 use crate::model::shard::{Share, Split};
 use crate::model::weights::{self, Inventory, ModelWeights, fnv1a};
-use crate::model_runner::ModelRunner;
+use crate::model_runner::{ModelRunner, WarmUp};
 use crate::parallel::{AllReduce, Meeting, OverDevices, ParallelRunner, Peers};
+use crate::read_out::logits_at_once;
+use crate::sampler;
 use crate::workbench::Workbench;
 
 /// The way in.
@@ -93,7 +95,8 @@ impl Engine {
         let kv_format = resolve_kv_format(config.kv_cache_dtype, has_fp8_cache, dtype);
         let kv_scales = weights.kv_scales()?;
         let plan_for = |rank: usize, model: &ModelConfig, weights: u64| {
-            let workspace = memory::workspace(model, config.max_num_batched_tokens);
+            let at_once = logits_at_once(&devices[rank], config.max_num_seqs as usize);
+            let workspace = memory::workspace(model, config.max_num_batched_tokens, at_once);
             let fraction = config.memory_fraction;
             let own = device::memory(config.device, rank, &devices[rank])?;
             let free = if let Some(memory) = own {
@@ -234,7 +237,6 @@ impl Opened {
             grid: self.grid,
             max_drafts: 0,
             saves_within_rows: false,
-            draft_costs: Vec::new(),
         }
     }
 
@@ -305,7 +307,9 @@ impl Opened {
             weights.num_bytes(),
         );
         // A recorded step would have to hold what ranks say to each other.
-        let graphs = peers.is_none().then(|| DecodeGraphs::new(device));
+        let graphs = peers
+            .is_none()
+            .then(|| DecodeGraphs::new(device, self.plan.max_num_seqs));
         let loaded = NemotronH::load(weights, model, peers, &mut loader);
         let kv_scales = &self.kv_scales;
         let cache = DeviceCache::new(
@@ -319,19 +323,40 @@ impl Opened {
         ModelRunner::new(loaded, cache, self.warm_ups(device), graphs)
     }
 
-    /// Steps to run before the first request, as rows and tokens in each. A processor compiles nothing:
-    /// there one token wakes the threads and shows that the model runs.
-    fn warm_ups(&self, device: &Device) -> Vec<(u32, u32)> {
+    /// Steps to run before the first request. A processor compiles nothing: there one token wakes the
+    /// threads and shows that the model runs. A GPU compiles a kernel for each number of rows, and for
+    /// each kind of draw; where steps are recorded, those of longer contexts are too.
+    fn warm_ups(&self, device: &Device) -> Vec<WarmUp> {
         if !self.config.warm_up {
             return Vec::new();
         }
+        let step = |num_rows| WarmUp {
+            num_rows,
+            len: 1,
+            ..WarmUp::default()
+        };
         if device::is_cpu(device) {
-            return vec![(1, 1)];
+            return vec![step(1)];
         }
-        let decodes = decode_buckets(self.plan.max_num_seqs).into_iter();
-        decodes
-            .map(|num_rows| (num_rows, 1))
-            .chain([(1, self.config.max_num_batched_tokens)])
+        let max_num_seqs = self.plan.max_num_seqs;
+        let prompt = WarmUp {
+            len: self.config.max_num_batched_tokens,
+            ..step(1)
+        };
+        let draws = sampler::usual_draws().map(|params| WarmUp { params, ..step(1) });
+        let block_size = self.config.block_size;
+        let max_blocks = self.plan.max_model_len.div_ceil(block_size) as usize;
+        let recordings = recorded_buckets(max_num_seqs, max_blocks).into_iter();
+        decode_buckets(max_num_seqs)
+            .into_iter()
+            .map(step)
+            .chain([prompt])
+            .chain(draws)
+            .chain(recordings.map(|(num_rows, num_blocks)| WarmUp {
+                num_blocks,
+                is_recording: true,
+                ..step(num_rows)
+            }))
             .collect()
     }
 }

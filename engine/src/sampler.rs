@@ -14,11 +14,14 @@
 //! The guide wins: where bans and `min_tokens` leave none of the tokens that it allows, they are
 //! weighed instead of obeyed.
 
+mod shortlist;
+
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use scheduler::{History, RowFault, Sample, SamplingParams, TokenLogprobs, TokenMask};
 
+pub(crate) use self::shortlist::{Ask, listed_logprobs, usual_draws};
 use crate::noise;
 
 /// Floor of every reported log-probability, so that it is a finite JSON number.
@@ -39,6 +42,18 @@ enum Bans {
     Weighed,
 }
 
+/// Logits that can be adjusted: a row, or those of the tokens that are.
+trait Logits {
+    /// `None` for a token that has none here.
+    fn logit(&mut self, token: u32) -> Option<&mut f32>;
+}
+
+impl Logits for Vec<f32> {
+    fn logit(&mut self, token: u32) -> Option<&mut f32> {
+        self.get_mut(token as usize)
+    }
+}
+
 /// Draws a row's next token, one that `mask` allows.
 pub(crate) fn sample(
     logits: &[f32],
@@ -52,10 +67,13 @@ pub(crate) fn sample(
     // A bad row stays visible whatever is masked below.
     finite_max(logits)?;
     let Some(mask) = mask else {
-        return choose(&adjust(logits, sample, Bans::Obeyed), params, sample);
+        let mut logits = logits.to_vec();
+        adjust(&mut logits, sample, Bans::Obeyed);
+        return choose(&logits, params, sample);
     };
     for bans in [Bans::Obeyed, Bans::Weighed] {
-        let mut logits = adjust(logits, sample, bans);
+        let mut logits = logits.to_vec();
+        adjust(&mut logits, sample, bans);
         if restrict(&mut logits, mask) {
             return choose(&logits, params, sample);
         }
@@ -64,15 +82,15 @@ pub(crate) fn sample(
     mask.iter().next().ok_or(RowFault::Constraint)
 }
 
-/// Logits as the parameters want them, before temperature.
-fn adjust(logits: &[f32], sample: &Sample, bans: Bans) -> Vec<f32> {
+/// Makes logits what the parameters want, before temperature. Each token's result depends on its own
+/// logit alone.
+fn adjust(logits: &mut impl Logits, sample: &Sample, bans: Bans) {
     let params = &*sample.params;
-    let mut logits = logits.to_vec();
     if let Some(history) = &sample.history {
-        penalise(&mut logits, params, history);
+        penalise(logits, params, history);
     }
     for (token, bias) in &params.logit_bias {
-        if let Some(logit) = logits.get_mut(*token as usize) {
+        if let Some(logit) = logits.logit(*token) {
             *logit = if *bias <= BAN && bans == Bans::Obeyed {
                 f32::NEG_INFINITY
             } else {
@@ -82,12 +100,11 @@ fn adjust(logits: &[f32], sample: &Sample, bans: Bans) -> Vec<f32> {
     }
     if sample.index < params.min_tokens && bans == Bans::Obeyed {
         for token in &params.stop_token_ids {
-            if let Some(logit) = logits.get_mut(*token as usize) {
+            if let Some(logit) = logits.logit(*token) {
                 *logit = f32::NEG_INFINITY;
             }
         }
     }
-    logits
 }
 
 /// Rules out what the mask does not allow; false if nothing is left.
@@ -122,15 +139,22 @@ pub(crate) fn logprobs(
         .map(|logit| f64::from(logit - max).exp())
         .sum();
     let log_sum = f64::from(max) + sum.ln();
+    let top = best(logits, num_top as usize).into_iter();
+    Ok(scored((token, logits[token as usize]), top, log_sum))
+}
+
+/// Logits as log-probabilities, given the logarithm of the sum of their exponentials.
+fn scored(
+    (token, logit): Candidate,
+    top: impl Iterator<Item = Candidate>,
+    log_sum: f64,
+) -> TokenLogprobs {
     let logprob = |logit: f32| ((f64::from(logit) - log_sum) as f32).max(LOGPROB_FLOOR);
-    Ok(TokenLogprobs {
+    TokenLogprobs {
         token,
-        logprob: logprob(logits[token as usize]),
-        top: best(logits, num_top as usize)
-            .into_iter()
-            .map(|(token, logit)| (token, logprob(logit)))
-            .collect(),
-    })
+        logprob: logprob(logit),
+        top: top.map(|(token, logit)| (token, logprob(logit))).collect(),
+    }
 }
 
 /// Whether anything moves the logits before temperature.
@@ -153,7 +177,7 @@ fn finite_max(logits: &[f32]) -> Result<f32, RowFault> {
 }
 
 /// Repetition, frequency and presence, each token on its own, so the order of the map is no matter.
-fn penalise(logits: &mut [f32], params: &SamplingParams, history: &History) {
+fn penalise(logits: &mut impl Logits, params: &SamplingParams, history: &History) {
     // How often a token was generated; prompt tokens count for repetition only.
     let mut counts: HashMap<u32, u32> = HashMap::new();
     for token in history.prompt.iter() {
@@ -163,7 +187,7 @@ fn penalise(logits: &mut [f32], params: &SamplingParams, history: &History) {
         *counts.entry(*token).or_default() += 1;
     }
     for (token, count) in counts {
-        let Some(logit) = logits.get_mut(token as usize) else {
+        let Some(logit) = logits.logit(token) else {
             continue;
         };
         if *logit > 0.0 {
@@ -180,14 +204,14 @@ fn penalise(logits: &mut [f32], params: &SamplingParams, history: &History) {
 /// Temperature and the truncations, on adjusted logits.
 fn choose(logits: &[f32], params: &SamplingParams, sample: &Sample) -> Result<u32, RowFault> {
     let max = finite_max(logits)?;
-    if params.temperature == 0.0 || params.top_p == 0.0 || params.top_k == 1 {
+    if is_greedy(params) {
         return Ok(argmax(logits, max));
     }
     let draw = Draw {
         temperature: f64::from(params.temperature),
         max: f64::from(max),
         min_weight: f64::from(params.min_p).ln(),
-        stream: noise::mix(noise::mix(0, sample.seed), sample.index.into()),
+        stream: stream(sample),
     };
     let all = || (0..).zip(logits.iter().copied());
     let limits_k = params.top_k > 0 && (params.top_k as usize) < logits.len();
@@ -204,6 +228,16 @@ fn choose(logits: &[f32], params: &SamplingParams, sample: &Sample) -> Result<u3
         draw.keep_nucleus(&mut candidates, f64::from(params.top_p));
     }
     Ok(draw.pick(candidates.into_iter()))
+}
+
+/// Whether the most likely token is the only one that can be drawn.
+fn is_greedy(params: &SamplingParams) -> bool {
+    params.temperature == 0.0 || params.top_p == 0.0 || params.top_k == 1
+}
+
+/// Key of a draw's noise.
+fn stream(sample: &Sample) -> u64 {
+    noise::mix(noise::mix(0, sample.seed), sample.index.into())
 }
 
 /// The lowest id among the largest logits.
@@ -305,7 +339,7 @@ fn best(logits: &[f32], count: usize) -> Vec<Candidate> {
     }
     for candidate in (0..).zip(logits.iter().copied()) {
         // Ids ascend, so an equal logit further on never displaces.
-        if best.len() == count && candidate.1 <= best[count - 1].1 {
+        if best.len() == count && candidate.1.total_cmp(&best[count - 1].1).is_le() {
             continue;
         }
         let at = best.partition_point(|other| more_likely(*other, candidate).is_lt());

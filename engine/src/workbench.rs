@@ -48,6 +48,9 @@ pub struct StepCounts {
     pub num_experts: Option<u64>,
     /// Kernels launched; `None` on a processor, which launches none.
     pub num_launches: Option<u64>,
+    /// Bytes of logits, or of what was selected of them, read back from a device; `None` where they
+    /// are read in place, or by ranks elsewhere.
+    pub read_back_bytes: Option<u64>,
 }
 
 /// What the device can do at most.
@@ -141,13 +144,16 @@ impl Workbench {
 
     /// The next step, counted instead of timed.
     pub fn counted_step(&mut self) -> Result<Option<StepCounts>, EngineError> {
-        let ((step, num_launches), num_experts) =
-            tally::count_experts(|| kernels::count_launches(|| self.step()));
+        let (((step, num_launches), read_back_bytes), num_experts) = tally::count_experts(|| {
+            kernels::count_read_back(|| kernels::count_launches(|| self.step()))
+        });
         // Reading choices back launches nothing.
-        let num_launches = num_launches.filter(|_| !kernels::is_cpu(&self.device));
+        let is_device = !kernels::is_cpu(&self.device);
+        let num_launches = num_launches.filter(|_| is_device);
         Ok(step?.map(|_| StepCounts {
             num_experts: self.is_whole.then_some(num_experts),
             num_launches,
+            read_back_bytes: (is_device && self.is_whole).then_some(read_back_bytes),
         }))
     }
 }

@@ -21,3 +21,25 @@ impl SlotId {
         self.0 as usize
     }
 }
+
+/// A block in host memory, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostBlockId(pub u32);
+
+/// A slot in host memory, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostSlotId(pub u32);
+
+// Host memory is kept by the same books, whose number 0 is padding, and needs none.
+
+impl From<BlockId> for HostBlockId {
+    fn from(BlockId(number): BlockId) -> Self {
+        Self(number - 1)
+    }
+}
+
+impl From<SlotId> for HostSlotId {
+    fn from(SlotId(number): SlotId) -> Self {
+        Self(number - 1)
+    }
+}

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-/// Stands for all tokens up to the end of one block, and the salt they were computed under.
+/// Stands for all tokens up to the end of one block, with or without the salt they were computed
+/// under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlockHash(pub u64);
 
@@ -13,8 +14,11 @@ pub struct BlockHash(pub u64);
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
 impl BlockHash {
-    /// The hash of the empty prefix under `salt`.
-    pub fn root(salt: &str) -> Self {
+    /// The empty prefix.
+    const ROOT: Self = Self(0);
+
+    /// Stands for a salt.
+    pub fn of_salt(salt: &str) -> Self {
         let folded = salt.bytes().fold(salt.len() as u64, |hash, byte| {
             absorb(hash, u64::from(byte))
         });
@@ -28,6 +32,13 @@ impl BlockHash {
             .iter()
             .fold(self.0, |hash, &token| absorb(hash, u64::from(token)));
         Self(finish(folded))
+    }
+
+    /// The same prefix under a salt. Tokens and salt are mixed last of all, so that equal tokens under
+    /// different salts can be told from different ones.
+    #[must_use]
+    pub fn salted(self, salt: Self) -> Self {
+        Self(finish(self.0 ^ salt.0))
     }
 }
 
@@ -44,8 +55,9 @@ fn finish(hash: u64) -> u64 {
 #[derive(Clone, Debug)]
 pub struct HashChain {
     salt: Arc<str>,
+    salt_hash: BlockHash,
     block_size: usize,
-    /// `hashes[i]` covers i full blocks; `hashes[0]` is the root.
+    /// `hashes[i]` covers i full blocks, without the salt.
     hashes: Vec<BlockHash>,
     /// The snapshot whose tokens were last compared with this chain's and found the same, by the
     /// number of its birth.
@@ -55,11 +67,11 @@ pub struct HashChain {
 impl HashChain {
     /// The chain of the empty prefix.
     pub fn new(salt: Arc<str>, block_size: u32) -> Self {
-        let root = BlockHash::root(&salt);
         Self {
+            salt_hash: BlockHash::of_salt(&salt),
             salt,
             block_size: block_size as usize,
-            hashes: vec![root],
+            hashes: vec![BlockHash::ROOT],
             matched: None,
         }
     }
@@ -89,9 +101,14 @@ impl HashChain {
         self.matched = Some(birth);
     }
 
-    /// The hash of the full blocks within the first `len` of `tokens`, which must be the same
-    /// tokens every time, as far as they were given.
+    /// The hash of the full blocks within the first `len` of `tokens` under the salt. They must be the
+    /// same tokens every time, as far as they were given.
     pub fn at(&mut self, tokens: &[u32], len: usize) -> BlockHash {
+        self.unsalted_at(tokens, len).salted(self.salt_hash)
+    }
+
+    /// The same for whoever computed them.
+    pub fn unsalted_at(&mut self, tokens: &[u32], len: usize) -> BlockHash {
         let num_full = len / self.block_size;
         while self.hashes.len() <= num_full {
             let index = self.hashes.len() - 1;
@@ -113,27 +130,26 @@ mod tests {
     #[test]
     fn pinned_values() {
         // Changing the function is fine, but should be noticed.
-        assert_eq!(BlockHash::root(""), BlockHash(0));
-        assert_eq!(BlockHash::root("ab"), BlockHash(PINNED_ROOT));
+        assert_eq!(BlockHash::of_salt(""), BlockHash(0));
+        assert_eq!(BlockHash::of_salt("ab"), BlockHash(PINNED_SALT));
         assert_eq!(
-            BlockHash::root("ab").child(&[1, 2, 3]),
+            BlockHash::of_salt("ab").child(&[1, 2, 3]),
             BlockHash(PINNED_CHILD)
         );
     }
-    const PINNED_ROOT: u64 = 0x36F0EFA482910415;
-    const PINNED_CHILD: u64 = 0x2B1A4A791D212FA8;
+    const PINNED_SALT: u64 = 0x36F0_EFA4_8291_0415;
+    const PINNED_CHILD: u64 = 0x2B1A_4A79_1D21_2FA8;
 
     #[test]
     fn only_full_blocks_count() {
         let tokens = [7, 8, 9, 10, 11, 12, 13, 14];
-        let mut chain = chain("");
-        assert_eq!(chain.at(&tokens, 3), BlockHash::root(""));
+        let mut chain = chain("x");
+        assert_eq!(chain.unsalted_at(&tokens, 3), BlockHash::ROOT);
         assert_eq!(chain.at(&tokens, 4), chain.at(&tokens, 7));
         assert_ne!(chain.at(&tokens, 7), chain.at(&tokens, 8));
-        assert_eq!(
-            chain.at(&tokens, 8),
-            BlockHash::root("").child(&tokens[..4]).child(&tokens[4..])
-        );
+        let plain = BlockHash::ROOT.child(&tokens[..4]).child(&tokens[4..]);
+        assert_eq!(chain.unsalted_at(&tokens, 8), plain);
+        assert_eq!(chain.at(&tokens, 8), plain.salted(BlockHash::of_salt("x")));
     }
 
     #[test]
@@ -150,14 +166,19 @@ mod tests {
 
     #[test]
     fn salt_order_and_position_matter() {
-        assert_ne!(BlockHash::root("a"), BlockHash::root("b"));
-        assert_ne!(BlockHash::root("a"), BlockHash::root("aa"));
-        let root = BlockHash::root("");
+        assert_ne!(BlockHash::of_salt("a"), BlockHash::of_salt("b"));
+        assert_ne!(BlockHash::of_salt("a"), BlockHash::of_salt("aa"));
+        let root = BlockHash::ROOT;
         assert_ne!(root.child(&[1, 2]), root.child(&[2, 1]));
         assert_ne!(
             root.child(&[1, 2]).child(&[3, 4]),
             root.child(&[3, 4]).child(&[1, 2])
         );
-        assert_eq!(&**chain("s").salt(), "s");
+        let (mut a, mut b) = (chain("a"), chain("b"));
+        let tokens = [1, 2, 3, 4];
+        assert_ne!(a.at(&tokens, 4), b.at(&tokens, 4));
+        assert_ne!(a.at(&tokens, 0), b.at(&tokens, 0));
+        assert_eq!(a.unsalted_at(&tokens, 4), b.unsalted_at(&tokens, 4));
+        assert_eq!(&**a.salt(), "a");
     }
 }

@@ -10,8 +10,13 @@
 //! | `pool` | [`BlockPool`]: free, used, cached |
 //! | `table` | [`BlockTable`]: the blocks of one sequence, in order |
 //! | `state` | [`StatePool`]: free, live, snapshot; [`StateOp`] |
-//! | `prefix` | [`PrefixCache`]: which prefixes need no computing |
+//! | `paths` | which blocks hold which tokens, found by hash |
+//! | `prefix` | which prefixes need no computing; [`Miss`]: why no longer one |
+//! | `policy` | [`Policy`]: what a snapshot is worth, as a pure function |
 //! | `manager` | [`KvCacheManager`]: the one door to all of it; [`Lease`] |
+//! | `save` | snapshots of those who run; [`Wish`] |
+//! | `evict` | what goes when memory is short, and what of it goes to the host |
+//! | `held` | [`Held`]: what is there, for people |
 //!
 //! # Two currencies
 //!
@@ -47,19 +52,27 @@
 //! (the engine's); text. It holds no clock: recency is a count of uses.
 
 mod block;
+mod evict;
 mod hash;
+mod held;
 mod manager;
+mod paths;
+mod policy;
 mod pool;
 mod prefix;
+mod save;
 mod spec;
 mod state;
 mod table;
 
-pub use block::{BlockId, SlotId};
+pub use block::{BlockId, HostBlockId, HostSlotId, SlotId};
 pub use hash::{BlockHash, HashChain};
-pub use manager::{KvCacheManager, Lease, Reservation};
+pub use held::Held;
+pub use manager::{KvCacheManager, Lease, Moves, Reservation, Start};
+pub use policy::{Candidate, Policy, SnapshotKind};
 pub use pool::BlockPool;
-pub use prefix::PrefixCache;
+pub use prefix::{Miss, Tier};
+pub use save::Wish;
 pub use spec::{CacheConfig, CacheSpec, LayerCache};
 pub use state::{StateOp, StatePool};
 pub use table::BlockTable;

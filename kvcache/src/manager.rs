@@ -1,11 +1,10 @@
 //! The one door to blocks, slots and prefixes: reserve, publish, release; all or nothing.
 
-use std::sync::Arc;
-
 use crate::block::{BlockId, SlotId};
 use crate::hash::HashChain;
+use crate::policy::{Policy, SnapshotKind};
 use crate::pool::BlockPool;
-use crate::prefix::{PrefixCache, Snapshot};
+use crate::prefix::{Miss, PrefixCache, SnapshotId, Tier};
 use crate::spec::CacheConfig;
 use crate::state::{StateOp, StatePool};
 use crate::table::BlockTable;
@@ -14,8 +13,8 @@ use crate::table::BlockTable;
 #[derive(Debug)]
 #[must_use]
 pub struct Lease {
-    table: BlockTable,
-    slot: SlotId,
+    pub(crate) table: BlockTable,
+    pub(crate) slot: SlotId,
     num_pending: u32,
 }
 
@@ -54,31 +53,75 @@ pub struct Reservation<'a> {
     pub num_spare_blocks: u32,
 }
 
+/// What a sequence starts with.
+#[derive(Debug)]
+#[must_use]
+pub struct Start {
+    /// Its memory.
+    pub lease: Lease,
+    /// Tokens that need no computing.
+    pub num_hit: u32,
+    /// Tokens of which all blocks were cached at least, in whole blocks; where they end, others have
+    /// parted from this path before.
+    pub num_common: u32,
+    /// Why the hit was not longer, and how many tokens that cost.
+    pub miss: Option<(Miss, u32)>,
+}
+
+/// Sums since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moves {
+    /// Snapshots given up.
+    pub num_evictions: u64,
+    /// Snapshots moved to host memory.
+    pub num_swapped_out: u64,
+    /// Snapshots brought back from host memory.
+    pub num_swapped_in: u64,
+}
+
 /// Blocks, slots and prefixes.
 #[derive(Debug)]
 pub struct KvCacheManager {
-    config: CacheConfig,
-    blocks: BlockPool,
-    states: StatePool,
-    prefix: PrefixCache,
+    pub(crate) config: CacheConfig,
+    pub(crate) policy: Policy,
+    pub(crate) blocks: BlockPool,
+    pub(crate) states: StatePool,
+    /// Held by snapshots only.
+    pub(crate) host_blocks: BlockPool,
+    /// Held by snapshots only.
+    pub(crate) host_states: StatePool,
+    pub(crate) prefix: PrefixCache,
     /// For the next plan.
-    ops: Vec<StateOp>,
+    pub(crate) ops: Vec<StateOp>,
+    pub(crate) moves: Moves,
 }
 
 impl KvCacheManager {
     /// All free.
     pub fn new(config: CacheConfig) -> Self {
+        Self::with_policy(config, Policy::default())
+    }
+
+    /// All free; `policy` says which snapshots stay.
+    pub fn with_policy(config: CacheConfig, policy: Policy) -> Self {
         assert!(config.block_size > 0, "a block holds at least one token");
         assert!(
             config.num_blocks > 1,
             "block 0 is padding: one block is none"
         );
         assert!(config.num_slots > 1, "slot 0 is padding: one slot is none");
+        // The books of host memory have padding that the memory has not.
+        let (num_host_blocks, num_host_slots) =
+            (config.num_host_blocks + 1, config.num_host_slots + 1);
         Self {
             blocks: BlockPool::new(config.num_blocks),
             states: StatePool::new(config.num_slots),
-            prefix: PrefixCache::new(config.block_size, config.num_blocks),
+            host_blocks: BlockPool::new(num_host_blocks),
+            host_states: StatePool::new(num_host_slots),
+            prefix: PrefixCache::new(config.block_size, config.num_blocks, num_host_blocks),
             ops: Vec::new(),
+            moves: Moves::default(),
+            policy,
             config,
         }
     }
@@ -98,19 +141,37 @@ impl KvCacheManager {
         &self.states
     }
 
-    /// Whether a slot is at hand that no live sequence holds.
+    /// Counts of blocks in host memory.
+    pub fn host_blocks(&self) -> &BlockPool {
+        &self.host_blocks
+    }
+
+    /// Counts of slots in host memory.
+    pub fn host_states(&self) -> &StatePool {
+        &self.host_states
+    }
+
+    /// Counts of what was evicted and moved.
+    pub fn moves(&self) -> Moves {
+        self.moves
+    }
+
+    /// Whether a slot is at hand that no live sequence and no row in flight holds.
     pub fn has_spare_slot(&self) -> bool {
         self.states.num_free() + self.states.num_snapshots() > 0
     }
 
-    /// A slot, and blocks for all of `tokens`, the longest hit among them. Returns the lease and the
-    /// length of the hit; `None` if slots or blocks are short, and nothing has changed then.
+    /// A slot, and blocks for all of `tokens`, the longest hit among them. `None` if slots or blocks
+    /// are short, and nothing has changed then.
     ///
     /// ```text
     /// |--- hit: shared blocks ---|- copied tail -|----- new blocks -----|
     /// 0                    full blocks          hit                   tokens
     /// ```
-    pub fn reserve(&mut self, wanted: Reservation<'_>) -> Option<(Lease, u32)> {
+    ///
+    /// Of a hit in host memory, blocks are shared as far as the device has them, too; the others are
+    /// brought back into new ones.
+    pub fn reserve(&mut self, wanted: Reservation<'_>) -> Option<Start> {
         let Reservation {
             chain,
             tokens,
@@ -124,63 +185,128 @@ impl KvCacheManager {
         if !self.has_spare_slot() {
             return None;
         }
-        let hit = self.prefix.prefixes_of(chain, tokens, max_hit).next();
-        let (num_hit, num_pending, mut shared) = match hit {
-            Some(slot) => {
-                let snapshot = self.prefix.get(slot);
-                (snapshot.len, snapshot.num_pending, snapshot.blocks.clone())
-            }
-            None => (0, 0, Vec::new()),
-        };
-        let num_full = (num_hit / self.config.block_size) as usize;
-        let tail = shared.get(num_full).copied();
-        shared.truncate(num_full);
+        let hit = self.prefix.longest(chain, tokens, max_hit);
+        let (num_hit, num_pending) = hit.map_or((0, 0), |id| {
+            let snapshot = self.prefix.get(id);
+            (snapshot.len, snapshot.num_pending)
+        });
+        let shared = hit.map_or_else(Vec::new, |id| self.shared_blocks(id, chain, tokens));
 
         // Shared blocks count as used from here on: evictions below cannot take them.
         for &block in &shared {
             self.blocks.add_lease(block);
         }
-        let num_new = self.config.blocks_for(tokens.len() as u32) - num_full as u32;
+        let num_shared = shared.len();
+        let num_new = self.config.blocks_for(tokens.len() as u32) - num_shared as u32;
         if num_new + num_spare_blocks > self.num_available() {
             self.drop_leases(&shared);
             return None;
         }
+        let num_common = self.prefix.num_known(chain, tokens, max_hit) as u32;
+        let miss = self
+            .prefix
+            .explain(chain, tokens, num_hit as usize, max_hit);
 
-        // The hit is the youngest now, hence evicted last, and even that does no harm: its state
-        // and its tail stay as they are until the operations pushed here have read them.
-        if let Some(slot) = hit {
-            self.prefix.touch(slot);
-        }
-        self.evict_for_slot();
+        // The hit is the youngest now, and even if it is evicted that does no harm: its state and its
+        // tail stay as they are until the operations pushed here have read them. In host memory, where
+        // evictions push operations that write, it is left alone.
+        let source = hit.map(|id| {
+            self.prefix.touch(id);
+            let snapshot = self.prefix.get(id);
+            (
+                snapshot.tier,
+                snapshot.slot,
+                snapshot.blocks[num_shared..].to_vec(),
+            )
+        });
+        self.evict_for_slot(hit);
         let slot = self
             .states
             .take_live()
             .expect("a slot was spare or evicted above");
         let mut lease = Lease {
-            table: BlockTable::new(shared, num_full),
+            table: BlockTable::new(shared, num_shared),
             slot,
             num_pending,
         };
-        self.append(&mut lease, num_new);
-
-        match hit {
-            Some(from) if from != slot => self.ops.push(StateOp::CopySlot { from, to: slot }),
-            Some(_) => {}
-            None => self.ops.push(StateOp::ZeroSlot(slot)),
-        }
-        if let Some(from) = tail {
-            let to = lease.blocks()[num_full];
-            if from != to {
-                self.ops.push(StateOp::CopyBlock { from, to });
-            }
-        }
-        Some((lease, num_hit))
+        self.append(&mut lease, num_new, hit);
+        self.push_start(source, &lease, num_shared);
+        Some(Start {
+            lease,
+            num_hit,
+            num_common: num_common * self.config.block_size,
+            miss,
+        })
     }
 
-    /// Does ahead of time what `reserve` and `save` need to know of a prefix and what nothing between
-    /// now and then can change: its hashes, and whether the longest hit by now holds its tokens. No
-    /// later answer differs for it. Reads about `max_tokens` tokens at most and returns how many it
-    /// hashed.
+    /// The movements that make a lease hold what `source` holds: a state, and the blocks behind those
+    /// that are shared.
+    fn push_start(
+        &mut self,
+        source: Option<(Tier, SlotId, Vec<BlockId>)>,
+        lease: &Lease,
+        num_shared: usize,
+    ) {
+        let slot = lease.slot;
+        let Some((tier, from, blocks)) = source else {
+            self.ops.push(StateOp::ZeroSlot(slot));
+            return;
+        };
+        let pairs = blocks.into_iter().zip(&lease.blocks()[num_shared..]);
+        match tier {
+            Tier::Device => {
+                if from != slot {
+                    self.ops.push(StateOp::CopySlot { from, to: slot });
+                }
+                // At most one, the tail.
+                let moved = pairs.filter(|&(from, &to)| from != to);
+                self.ops
+                    .extend(moved.map(|(from, &to)| StateOp::CopyBlock { from, to }));
+            }
+            Tier::Host => {
+                self.moves.num_swapped_in += 1;
+                self.ops.push(StateOp::HostToSlot {
+                    from: from.into(),
+                    to: slot,
+                });
+                let moved = pairs.map(|(from, &to)| StateOp::HostToBlock {
+                    from: from.into(),
+                    to,
+                });
+                self.ops.extend(moved);
+            }
+        }
+    }
+
+    /// The full blocks of a hit that are on the device.
+    fn shared_blocks(
+        &self,
+        hit: SnapshotId,
+        chain: &mut HashChain,
+        tokens: &[u32],
+    ) -> Vec<BlockId> {
+        let snapshot = self.prefix.get(hit);
+        let block_size = self.config.block_size as usize;
+        let num_full = snapshot.len as usize / block_size;
+        match snapshot.tier {
+            Tier::Device => snapshot.blocks[..num_full].to_vec(),
+            Tier::Host => {
+                let (num_known, blocks) = self.prefix.known_blocks(Tier::Device, num_full, |num| {
+                    chain.at(tokens, num * block_size)
+                });
+                let is_same = self
+                    .prefix
+                    .device
+                    .holds(&blocks, &tokens[..num_known * block_size]);
+                if is_same { blocks } else { Vec::new() }
+            }
+        }
+    }
+
+    /// Does ahead of time what `reserve` and `retire` need to know of a prefix and what nothing
+    /// between now and then can change: its hashes, and whether the longest hit by now holds its
+    /// tokens. No later answer differs for it. Reads about `max_tokens` tokens at most and returns how
+    /// many it hashed.
     pub fn look_ahead(
         &self,
         chain: &mut HashChain,
@@ -191,9 +317,15 @@ impl KvCacheManager {
         let num_hashed = chain.extend(tokens, max_hit, max_tokens);
         if num_hashed < max_tokens {
             // The chain remembers that the tokens were compared; the slot is looked up again later.
-            let _ = self.prefix.prefixes_of(chain, tokens, max_hit).next();
+            let _ = self.prefix.longest(chain, tokens, max_hit);
         }
         num_hashed
+    }
+
+    /// The length of the longest hit that a reservation would find now.
+    pub fn longest_hit(&self, chain: &mut HashChain, tokens: &[u32], max_hit: usize) -> u32 {
+        let hit = self.prefix.longest(chain, tokens, max_hit);
+        hit.map_or(0, |id| self.prefix.get(id).len)
     }
 
     /// Extends a lease to hold `num_tokens` tokens; `false` if blocks are short, and nothing has
@@ -204,7 +336,7 @@ impl KvCacheManager {
         if num_new > self.num_available() {
             return false;
         }
-        self.append(lease, num_new);
+        self.append(lease, num_new, None);
         true
     }
 
@@ -215,37 +347,21 @@ impl KvCacheManager {
         self.drop_leases(&spare);
     }
 
-    /// Publishes the state of a running sequence, which has computed exactly `tokens`. The copy is an
-    /// operation of the next plan. Returns whether such a snapshot exists now.
-    pub fn save(&mut self, lease: &mut Lease, chain: &mut HashChain, tokens: &[u32]) -> bool {
-        if self.touch_existing(chain, tokens) {
-            return true;
-        }
-        if !self.has_spare_slot() {
-            return false;
-        }
-        self.evict_for_slot();
-        let to = self
-            .states
-            .take_snapshot()
-            .expect("a slot was spare or evicted above");
-        self.publish(lease, to, chain, tokens);
-        self.ops.push(StateOp::CopySlot {
-            from: lease.slot,
-            to,
-        });
-        true
-    }
-
     /// Ends a lease whose sequence has computed exactly `tokens`: its slot becomes the snapshot.
-    pub fn retire(&mut self, mut lease: Lease, chain: &mut HashChain, tokens: &[u32]) {
+    pub fn retire(
+        &mut self,
+        mut lease: Lease,
+        chain: &mut HashChain,
+        tokens: &[u32],
+        kind: SnapshotKind,
+    ) {
         if tokens.is_empty() || self.touch_existing(chain, tokens) {
             self.release(lease);
             return;
         }
-        let slot = lease.slot;
+        let (slot, num_pending) = (lease.slot, lease.num_pending);
         self.states.rename_to_snapshot(slot);
-        self.publish(&mut lease, slot, chain, tokens);
+        self.publish(&mut lease.table, slot, chain, tokens, (kind, num_pending));
         self.drop_leases(lease.table.as_slice());
     }
 
@@ -259,12 +375,8 @@ impl KvCacheManager {
     /// Forgets every snapshot of a prefix of `tokens`: a computation that went through them ended
     /// badly, and nobody can say where it went bad.
     pub fn forget(&mut self, chain: &mut HashChain, tokens: &[u32]) {
-        let suspects: Vec<SlotId> = self
-            .prefix
-            .prefixes_of(chain, tokens, tokens.len())
-            .collect();
-        for slot in suspects {
-            self.evict(slot);
+        for id in self.prefix.all_prefixes(chain, tokens) {
+            self.drop_snapshot(id);
         }
     }
 
@@ -273,15 +385,27 @@ impl KvCacheManager {
         std::mem::take(&mut self.ops)
     }
 
-    /// Recounts everything from `leases`, which must be all there are.
-    pub fn check_invariants<'a>(&'a self, leases: impl Iterator<Item = &'a Lease> + Clone) {
-        let snapshots = || self.prefix.snapshots();
-        self.blocks.check(
-            leases.clone().map(Lease::blocks),
-            snapshots().map(|(_, snapshot)| snapshot.blocks.as_slice()),
-        );
+    /// Recounts everything from `leases` and from the slots that rows in flight write `saves` to, which
+    /// must be all there are.
+    pub fn check_invariants<'a>(
+        &'a self,
+        leases: impl Iterator<Item = &'a Lease> + Clone,
+        saves: impl Iterator<Item = SlotId>,
+    ) {
+        let of_tier = |tier| {
+            let all = self.prefix.snapshots().map(|(_, snapshot)| snapshot);
+            all.filter(move |snapshot| snapshot.tier == tier)
+        };
+        let blocks_of = |tier| of_tier(tier).map(|snapshot| snapshot.blocks.as_slice());
+        let slots_of = |tier| of_tier(tier).map(|snapshot| snapshot.slot);
+        self.blocks
+            .check(leases.clone().map(Lease::blocks), blocks_of(Tier::Device));
         self.states
-            .check(leases.map(Lease::slot), snapshots().map(|(slot, _)| slot));
+            .check(leases.map(Lease::slot), saves, slots_of(Tier::Device));
+        let none = || std::iter::empty();
+        self.host_blocks
+            .check(std::iter::empty(), blocks_of(Tier::Host));
+        self.host_states.check(none(), none(), slots_of(Tier::Host));
         self.prefix.check();
     }
 
@@ -290,8 +414,8 @@ impl KvCacheManager {
         self.blocks.num_free() + self.blocks.num_cached()
     }
 
-    fn append(&mut self, lease: &mut Lease, num_new: u32) {
-        self.evict_for_blocks(num_new);
+    fn append(&mut self, lease: &mut Lease, num_new: u32, spared: Option<SnapshotId>) {
+        self.evict_for_blocks(num_new, spared);
         for _ in 0..num_new {
             let block = self
                 .blocks
@@ -301,14 +425,19 @@ impl KvCacheManager {
         }
     }
 
-    fn publish(&mut self, lease: &mut Lease, slot: SlotId, chain: &mut HashChain, tokens: &[u32]) {
-        let block_size = self.config.block_size as usize;
-        let num_pending = lease.num_pending;
+    pub(crate) fn publish(
+        &mut self,
+        table: &mut BlockTable,
+        slot: SlotId,
+        chain: &mut HashChain,
+        tokens: &[u32],
+        (kind, num_pending): (SnapshotKind, u32),
+    ) {
         assert!(
             num_pending as usize <= tokens.len(),
             "what is pending is of its tokens"
         );
-        let table = &mut lease.table;
+        let block_size = self.config.block_size as usize;
         let blocks = &table.as_slice()[..tokens.len().div_ceil(block_size)];
         for &block in blocks {
             self.blocks.add_snapshot(block);
@@ -317,70 +446,32 @@ impl KvCacheManager {
         let num_recorded = table.num_recorded();
         let unrecorded = tokens.chunks(block_size).zip(blocks).skip(num_recorded);
         for (tokens, &block) in unrecorded {
-            self.prefix.record(block, tokens);
+            self.prefix.device.record(block, tokens);
         }
-        let snapshot = Snapshot {
-            len: tokens.len() as u32,
-            num_pending,
-            hash: chain.at(tokens, tokens.len()),
-            salt: Arc::clone(chain.salt()),
-            blocks: blocks.to_vec(),
-        };
-        self.prefix.insert(slot, snapshot);
-        table.set_recorded(tokens.len() / block_size);
+        self.prefix
+            .insert((kind, num_pending), slot, blocks.to_vec(), chain, tokens);
+        table.set_recorded((tokens.len() / block_size).max(num_recorded));
     }
 
-    /// Finds a snapshot of exactly `tokens` and counts that as a use.
-    fn touch_existing(&mut self, chain: &mut HashChain, tokens: &[u32]) -> bool {
-        let longest = self.prefix.prefixes_of(chain, tokens, tokens.len()).next();
-        let Some(slot) = longest.filter(|&slot| self.prefix.get(slot).len as usize == tokens.len())
-        else {
+    /// Finds a snapshot of exactly `tokens` on the device and counts that as a use. One in host memory
+    /// makes way for the new one.
+    pub(crate) fn touch_existing(&mut self, chain: &mut HashChain, tokens: &[u32]) -> bool {
+        let Some(id) = self.prefix.exact(chain, tokens) else {
             return false;
         };
-        self.prefix.touch(slot);
-        true
-    }
-
-    fn evict_for_slot(&mut self) {
-        if self.states.num_free() == 0 {
-            let slot = self
-                .prefix
-                .oldest_first()
-                .next()
-                .expect("a snapshot holds a spare slot");
-            self.evict(slot);
+        match self.prefix.get(id).tier {
+            Tier::Device => {
+                self.prefix.touch(id);
+                true
+            }
+            Tier::Host => {
+                self.drop_snapshot(id);
+                false
+            }
         }
     }
 
-    fn evict_for_blocks(&mut self, num_blocks: u32) {
-        while self.blocks.num_free() < num_blocks {
-            let slot = self
-                .oldest_with_cached_block()
-                .expect("cached blocks have a snapshot");
-            self.evict(slot);
-        }
-    }
-
-    /// A snapshot whose last block is used has used blocks only (invariant 4): evicting it would
-    /// free nothing.
-    fn oldest_with_cached_block(&self) -> Option<SlotId> {
-        self.prefix.oldest_first().find(|&slot| {
-            let blocks = &self.prefix.get(slot).blocks;
-            !self
-                .blocks
-                .is_used(*blocks.last().expect("a snapshot covers at least one token"))
-        })
-    }
-
-    fn evict(&mut self, slot: SlotId) {
-        let snapshot = self.prefix.remove(slot);
-        self.states.release_snapshot(slot);
-        for &block in snapshot.blocks.iter().rev() {
-            self.blocks.drop_snapshot(block);
-        }
-    }
-
-    fn drop_leases(&mut self, blocks: &[BlockId]) {
+    pub(crate) fn drop_leases(&mut self, blocks: &[BlockId]) {
         for &block in blocks.iter().rev() {
             self.blocks.drop_lease(block);
         }

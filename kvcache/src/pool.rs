@@ -101,8 +101,13 @@ impl BlockPool {
         }
     }
 
-    /// One snapshot less.
-    pub(crate) fn drop_snapshot(&mut self, block: BlockId) {
+    /// How many snapshots hold `block`.
+    pub(crate) fn num_snapshots(&self, block: BlockId) -> u32 {
+        self.holders[block.index()].snapshots
+    }
+
+    /// One snapshot less; whether it was the last.
+    pub(crate) fn drop_snapshot(&mut self, block: BlockId) -> bool {
         let holders = &mut self.holders[block.index()];
         assert!(holders.snapshots > 0, "no snapshot holds {block:?}");
         holders.snapshots -= 1;
@@ -110,6 +115,7 @@ impl BlockPool {
             self.num_cached -= 1;
             self.free.push(block);
         }
+        holders.snapshots == 0
     }
 
     /// Recounts everything from the lists of those who hold blocks.

@@ -2,206 +2,468 @@
 //!
 //! A prefix can be skipped where its blocks and a snapshot of its state meet. Blocks without a
 //! snapshot are of no use to a hybrid model, so a snapshot owns its blocks and the cache is a set of
-//! snapshots. There are few of them (a slot each), so the longest match is found by walking them
-//! from the longest down, which costs one comparison of hashes each.
+//! snapshots. Those of one path stand in a tree: each knows the next shorter one, on which the
+//! worth of both depends.
+//!
+//! The longest match is found by walking the snapshots from the longest that could match down, which
+//! costs one comparison of hashes each; how far the blocks known of a prompt reach bounds the walk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::block::{BlockId, SlotId};
 use crate::hash::{BlockHash, HashChain};
+use crate::paths::Paths;
+use crate::policy::SnapshotKind;
+
+/// Evicted snapshots that are remembered, to explain misses.
+const MAX_GHOSTS: usize = 512;
+
+/// Which memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// Where rows run.
+    Device,
+    /// Host memory: room for what the device has none for.
+    Host,
+}
+
+/// Numbers snapshots by birth; never repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SnapshotId(pub(crate) u64);
 
 /// State after `len` tokens, with the blocks that hold their KV.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
     /// Tokens absorbed or pending.
     pub(crate) len: u32,
     /// How many of the last lie beside the slot, not absorbed yet.
     pub(crate) num_pending: u32,
-    /// Hash of the full blocks among them.
-    pub(crate) hash: BlockHash,
-    /// Whom it may serve.
-    pub(crate) salt: Arc<str>,
+    /// Why it was made.
+    pub(crate) kind: SnapshotKind,
+    /// Where slot and blocks are.
+    pub(crate) tier: Tier,
+    pub(crate) slot: SlotId,
     /// Blocks of those tokens; the last may be partly filled.
     pub(crate) blocks: Vec<BlockId>,
+    /// Whom it may serve.
+    pub(crate) salt: Arc<str>,
+    /// Hash of the full blocks under the salt.
+    key: BlockHash,
+    /// When it was of use last.
+    pub(crate) last_use: u64,
+    /// How often it was of use.
+    pub(crate) num_uses: u32,
+    /// The next shorter one on its path.
+    shorter: Option<SnapshotId>,
+    /// How many have it as their next shorter one.
+    num_longer: u32,
 }
 
-/// A snapshot and its place in time.
-#[derive(Debug)]
-struct Entry {
-    /// The use that it was born with: no other snapshot ever has the same.
-    birth: u64,
-    last_use: u64,
-    snapshot: Snapshot,
+/// What the index by length says of a snapshot, so that walking it touches nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hashes {
+    salted: BlockHash,
+    unsalted: BlockHash,
 }
 
-/// All snapshots, by slot, by length and by last use.
+/// Why a hit was not longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// Nothing is known of the prompt beyond the hit.
+    NoBlocks,
+    /// Blocks beyond the hit are cached, but no state at any place among them.
+    NoSnapshot,
+    /// There was a snapshot beyond the hit, and it was evicted.
+    Evicted,
+    /// There is a longer one under another salt.
+    Salt,
+}
+
+/// All snapshots, by birth and by length.
 #[derive(Debug)]
-pub struct PrefixCache {
+pub(crate) struct PrefixCache {
     block_size: usize,
-    snapshots: BTreeMap<SlotId, Entry>,
-    by_len: BTreeSet<(u32, SlotId)>,
-    by_use: BTreeMap<u64, SlotId>,
-    /// Counts uses, in place of a clock.
+    pub(crate) device: Paths,
+    pub(crate) host: Paths,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
+    by_len: BTreeMap<(u32, SnapshotId), Hashes>,
+    /// Counts uses, in place of a clock. Births are uses, so it numbers snapshots, too.
     num_uses: u64,
-    /// The tokens of every block, as far as a snapshot covers them.
-    contents: Vec<u32>,
+    /// Length and hash of the full blocks under the salt, the oldest first.
+    ghosts: VecDeque<(u32, BlockHash)>,
 }
 
 impl PrefixCache {
-    /// No snapshot, over `num_blocks` blocks of `block_size` tokens.
-    pub fn new(block_size: u32, num_blocks: u32) -> Self {
+    /// No snapshot, over two memories of so many blocks.
+    pub(crate) fn new(block_size: u32, num_blocks: u32, num_host_blocks: u32) -> Self {
+        let block_size = block_size as usize;
         Self {
-            block_size: block_size as usize,
+            block_size,
+            device: Paths::new(block_size, num_blocks),
+            host: Paths::new(block_size, num_host_blocks),
             snapshots: BTreeMap::new(),
-            by_len: BTreeSet::new(),
-            by_use: BTreeMap::new(),
+            by_len: BTreeMap::new(),
             num_uses: 0,
-            contents: vec![0; block_size as usize * num_blocks as usize],
+            ghosts: VecDeque::new(),
         }
     }
 
-    /// Snapshots of prefixes of `tokens` under the chain's salt, of at most `max_len` tokens, the
-    /// longest first.
-    pub(crate) fn prefixes_of<'a>(
-        &'a self,
-        chain: &'a mut HashChain,
-        tokens: &'a [u32],
+    /// The tokens of the blocks of `tier`.
+    pub(crate) fn paths(&self, tier: Tier) -> &Paths {
+        match tier {
+            Tier::Device => &self.device,
+            Tier::Host => &self.host,
+        }
+    }
+
+    pub(crate) fn paths_mut(&mut self, tier: Tier) -> &mut Paths {
+        match tier {
+            Tier::Device => &mut self.device,
+            Tier::Host => &mut self.host,
+        }
+    }
+
+    /// The longest snapshot of a prefix of `tokens` under the chain's salt, of at most `max_len`
+    /// tokens.
+    pub(crate) fn longest(
+        &self,
+        chain: &mut HashChain,
+        tokens: &[u32],
         max_len: usize,
-    ) -> impl Iterator<Item = SlotId> + 'a {
-        let max_len = max_len.min(tokens.len()) as u32;
-        let candidates = self.by_len.range(..=(max_len, SlotId(u32::MAX))).rev();
-        candidates.map(|&(_, slot)| slot).filter(move |slot| {
-            let Entry {
-                birth, snapshot, ..
-            } = self.entry(*slot);
-            if snapshot.hash != chain.at(tokens, snapshot.len as usize)
-                || snapshot.salt != *chain.salt()
-            {
-                return false;
+    ) -> Option<SnapshotId> {
+        let max_len = max_len.min(tokens.len());
+        // Snapshots shorter than a block need no block to be known.
+        let known = self.num_known(chain, tokens, max_len) * self.block_size;
+        let max_len = max_len.min(known + self.block_size - 1);
+        let upper = (max_len as u32, SnapshotId(u64::MAX));
+        let mut candidates = self.by_len.range(..=upper).rev();
+        let found = candidates.find(|&(&(len, id), hashes)| {
+            hashes.salted == chain.at(tokens, len as usize) && self.is_match(id, chain, tokens)
+        });
+        found.map(|(&(_, id), _)| id)
+    }
+
+    /// The snapshot of exactly `tokens`.
+    pub(crate) fn exact(&self, chain: &mut HashChain, tokens: &[u32]) -> Option<SnapshotId> {
+        let len = tokens.len() as u32;
+        let key = chain.at(tokens, tokens.len());
+        let mut candidates = self
+            .by_len
+            .range((len, SnapshotId(0))..=(len, SnapshotId(u64::MAX)));
+        let found = candidates
+            .find(|&(&(_, id), hashes)| hashes.salted == key && self.is_match(id, chain, tokens));
+        found.map(|(&(_, id), _)| id)
+    }
+
+    /// All snapshots of prefixes of `tokens`, the longest first.
+    pub(crate) fn all_prefixes(&self, chain: &mut HashChain, tokens: &[u32]) -> Vec<SnapshotId> {
+        let mut found: Vec<SnapshotId> = Vec::new();
+        let mut next = self.longest(chain, tokens, tokens.len());
+        while let Some(id) = next {
+            found.push(id);
+            next = self.get(id).shorter;
+        }
+        found
+    }
+
+    /// How many full blocks of the first `max_len` tokens are held by snapshots under the chain's
+    /// salt, in the memory that knows more of them. By hashes alone.
+    pub(crate) fn num_known(&self, chain: &mut HashChain, tokens: &[u32], max_len: usize) -> usize {
+        let on_device = self.device.num_known(chain, tokens, max_len);
+        on_device.max(self.host.num_known(chain, tokens, max_len))
+    }
+
+    /// The blocks of `tier` that hold the longest beginning, of up to `max` full blocks, of what
+    /// `key_at` says the hashes of; all of one snapshot, so that they are one path.
+    pub(crate) fn known_blocks(
+        &self,
+        tier: Tier,
+        max: usize,
+        mut key_at: impl FnMut(usize) -> BlockHash,
+    ) -> (usize, Vec<BlockId>) {
+        let paths = self.paths(tier);
+        let (mut known, mut unknown) = (0, max + 1);
+        while known + 1 < unknown {
+            let middle = usize::midpoint(known, unknown);
+            match paths.find(key_at(middle)) {
+                Some(_) => known = middle,
+                None => unknown = middle,
             }
-            if !chain.has_matched(*birth) {
-                if !self.holds(snapshot, tokens) {
-                    return false;
-                }
-                chain.note_match(*birth);
+        }
+        if known == 0 {
+            return (0, Vec::new());
+        }
+        let last = paths.find(key_at(known)).expect("it was found above");
+        let holder = self.snapshots.values().find(|snapshot| {
+            snapshot.tier == tier && snapshot.blocks.get(known - 1) == Some(&last)
+        });
+        let holder = holder.expect("a findable block has a snapshot");
+        (known, holder.blocks[..known].to_vec())
+    }
+
+    /// Why a prompt whose longest hit has `num_hit` tokens has none of up to `max_hit`, and how many
+    /// tokens were lost by that. `None`: there is none longer to be had.
+    pub(crate) fn explain(
+        &self,
+        chain: &mut HashChain,
+        tokens: &[u32],
+        num_hit: usize,
+        max_hit: usize,
+    ) -> Option<(Miss, u32)> {
+        if num_hit >= max_hit {
+            return None;
+        }
+        let lost = |len: usize| (len - num_hit) as u32;
+        let mut evicted = self.ghosts.iter().filter(|&&(len, key)| {
+            let len = len as usize;
+            (num_hit + 1..=max_hit).contains(&len) && chain.at(tokens, len) == key
+        });
+        // Of two the later, which is the more likely one to have been reachable.
+        if let Some(&(len, _)) = evicted.next_back() {
+            return Some((Miss::Evicted, lost(len as usize)));
+        }
+        let known = self.num_known(chain, tokens, max_hit) * self.block_size;
+        if known > num_hit {
+            return Some((Miss::NoSnapshot, lost(known)));
+        }
+        // Shorter than a block is equal to everything.
+        let shortest = (num_hit + 1).max(self.block_size) as u32;
+        if shortest as usize <= max_hit {
+            let range = (shortest, SnapshotId(0))..=(max_hit as u32, SnapshotId(u64::MAX));
+            let mut candidates = self.by_len.range(range).rev();
+            let found = candidates
+                .find(|&(&(len, _), hashes)| {
+                    hashes.unsalted == chain.unsalted_at(tokens, len as usize)
+                })
+                .filter(|&(&(_, id), _)| self.get(id).salt != *chain.salt());
+            if let Some((&(len, _), _)) = found {
+                return Some((Miss::Salt, lost(len as usize)));
             }
-            true
-        })
+        }
+        Some((Miss::NoBlocks, lost(max_hit)))
     }
 
-    /// The snapshot in `slot`.
-    pub(crate) fn get(&self, slot: SlotId) -> &Snapshot {
-        &self.entry(slot).snapshot
+    /// The snapshot born as `id`.
+    pub(crate) fn get(&self, id: SnapshotId) -> &Snapshot {
+        self.snapshots.get(&id).expect("a snapshot is there")
     }
 
-    fn entry(&self, slot: SlotId) -> &Entry {
-        self.snapshots.get(&slot).expect("slot holds a snapshot")
+    fn get_mut(&mut self, id: SnapshotId) -> &mut Snapshot {
+        self.snapshots.get_mut(&id).expect("a snapshot is there")
     }
 
-    /// Notes the tokens of `block`, from its first.
-    pub(crate) fn record(&mut self, block: BlockId, tokens: &[u32]) {
-        let start = block.index() * self.block_size;
-        self.contents[start..start + tokens.len()].copy_from_slice(tokens);
-    }
-
-    /// Makes a snapshot findable, as the one used last. Its blocks are recorded.
-    pub(crate) fn insert(&mut self, slot: SlotId, snapshot: Snapshot) {
-        self.by_len.insert((snapshot.len, slot));
-        let birth = self.next_use(slot);
-        let entry = Entry {
-            birth,
-            last_use: birth,
-            snapshot,
+    /// Makes a snapshot of `tokens` findable, as the one used last. Its blocks are recorded; its full
+    /// blocks are made findable here.
+    pub(crate) fn insert(
+        &mut self,
+        (kind, num_pending): (SnapshotKind, u32),
+        slot: SlotId,
+        blocks: Vec<BlockId>,
+        chain: &mut HashChain,
+        tokens: &[u32],
+    ) -> SnapshotId {
+        let num_full = tokens.len() / self.block_size;
+        for (index, &block) in blocks[..num_full].iter().enumerate() {
+            let key = chain.at(tokens, (index + 1) * self.block_size);
+            self.device.insert(block, key);
+        }
+        let shorter = tokens
+            .len()
+            .checked_sub(1)
+            .and_then(|max| self.longest(chain, tokens, max));
+        self.num_uses += 1;
+        let id = SnapshotId(self.num_uses);
+        let len = tokens.len() as u32;
+        let hashes = Hashes {
+            salted: chain.at(tokens, tokens.len()),
+            unsalted: chain.unsalted_at(tokens, tokens.len()),
         };
-        let previous = self.snapshots.insert(slot, entry);
-        assert!(previous.is_none(), "{slot:?} holds a snapshot already");
+        let mut snapshot = Snapshot {
+            len,
+            num_pending,
+            kind,
+            tier: Tier::Device,
+            slot,
+            blocks,
+            salt: Arc::clone(chain.salt()),
+            key: hashes.salted,
+            last_use: self.num_uses,
+            num_uses: 0,
+            shorter,
+            num_longer: 0,
+        };
+        // Those that go on from it have it as their next shorter one from now on.
+        let goes_on = |(_, longer): &(&SnapshotId, &Snapshot)| {
+            longer.shorter == shorter && longer.len > len && self.goes_on(longer, &snapshot, tokens)
+        };
+        let longer = self.snapshots.iter().filter(goes_on);
+        let longer: Vec<SnapshotId> = longer.map(|(&id, _)| id).collect();
+        snapshot.num_longer = longer.len() as u32;
+        for other in longer {
+            self.get_mut(other).shorter = Some(id);
+        }
+        if let Some(shorter) = shorter {
+            let num_adopted = snapshot.num_longer;
+            let shorter = self.get_mut(shorter);
+            shorter.num_longer = shorter.num_longer + 1 - num_adopted;
+        }
+        self.by_len.insert((len, id), hashes);
+        self.snapshots.insert(id, snapshot);
+        chain.note_match(id.0);
+        id
+    }
+
+    /// Whether `longer` begins with the tokens of `snapshot`.
+    fn goes_on(&self, longer: &Snapshot, snapshot: &Snapshot, tokens: &[u32]) -> bool {
+        let num_full = tokens.len() / self.block_size;
+        let paths = self.paths(longer.tier);
+        let same_blocks = match num_full.checked_sub(1) {
+            Some(last) => paths.key(longer.blocks[last]) == Some(snapshot.key),
+            None => longer.salt == snapshot.salt,
+        };
+        let tail = &tokens[num_full * self.block_size..];
+        let tail_block = longer.blocks.get(num_full);
+        same_blocks
+            && (tail.is_empty()
+                || tail_block.is_some_and(|&block| paths.tokens(block)[..tail.len()] == *tail))
     }
 
     /// Was of use just now.
-    pub(crate) fn touch(&mut self, slot: SlotId) {
-        let now = self.next_use(slot);
-        let entry = self
-            .snapshots
-            .get_mut(&slot)
-            .expect("slot holds a snapshot");
-        self.by_use.remove(&entry.last_use);
-        entry.last_use = now;
-    }
-
-    /// Forgets a snapshot and returns it.
-    pub(crate) fn remove(&mut self, slot: SlotId) -> Snapshot {
-        let Entry {
-            last_use, snapshot, ..
-        } = self.snapshots.remove(&slot).expect("slot holds a snapshot");
-        self.by_use.remove(&last_use);
-        self.by_len.remove(&(snapshot.len, slot));
-        snapshot
-    }
-
-    /// All snapshots, the one used longest ago first.
-    pub(crate) fn oldest_first(&self) -> impl Iterator<Item = SlotId> + '_ {
-        self.by_use.values().copied()
-    }
-
-    fn next_use(&mut self, slot: SlotId) -> u64 {
+    pub(crate) fn touch(&mut self, id: SnapshotId) {
         self.num_uses += 1;
-        self.by_use.insert(self.num_uses, slot);
+        let now = self.num_uses;
+        let snapshot = self.get_mut(id);
+        snapshot.last_use = now;
+        snapshot.num_uses += 1;
+    }
+
+    /// The clock of uses.
+    pub(crate) fn now(&self) -> u64 {
         self.num_uses
     }
 
-    fn holds(&self, snapshot: &Snapshot, tokens: &[u32]) -> bool {
-        let wanted = tokens[..snapshot.len as usize].chunks(self.block_size);
-        snapshot.blocks.iter().zip(wanted).all(|(block, wanted)| {
-            let start = block.index() * self.block_size;
-            self.contents[start..start + wanted.len()] == *wanted
-        })
+    /// Tokens that whoever hits it need not compute, over the next shorter one.
+    pub(crate) fn num_saved_tokens(&self, snapshot: &Snapshot) -> u32 {
+        let shorter = snapshot.shorter.map_or(0, |id| self.get(id).len);
+        snapshot.len - shorter
     }
 
-    /// The indexes agree, and hashes are those of the recorded tokens.
+    pub(crate) fn has_longer(snapshot: &Snapshot) -> bool {
+        snapshot.num_longer > 0
+    }
+
+    /// Forgets a snapshot and returns it.
+    pub(crate) fn remove(&mut self, id: SnapshotId) -> Snapshot {
+        let snapshot = self.snapshots.remove(&id).expect("a snapshot is there");
+        self.by_len.remove(&(snapshot.len, id));
+        if snapshot.num_longer > 0 {
+            for longer in self.snapshots.values_mut() {
+                if longer.shorter == Some(id) {
+                    longer.shorter = snapshot.shorter;
+                }
+            }
+        }
+        if let Some(shorter) = snapshot.shorter {
+            let shorter = self.get_mut(shorter);
+            shorter.num_longer = shorter.num_longer + snapshot.num_longer - 1;
+        }
+        snapshot
+    }
+
+    /// Remembers one that is about to be evicted.
+    pub(crate) fn remember(&mut self, id: SnapshotId) {
+        if self.ghosts.len() == MAX_GHOSTS {
+            self.ghosts.pop_front();
+        }
+        let Snapshot { len, key, .. } = self.get(id);
+        self.ghosts.push_back((*len, *key));
+    }
+
+    /// It is in host memory now. Returns where it was.
+    pub(crate) fn relocate(
+        &mut self,
+        id: SnapshotId,
+        slot: SlotId,
+        blocks: Vec<BlockId>,
+    ) -> (SlotId, Vec<BlockId>) {
+        let snapshot = self.get_mut(id);
+        snapshot.tier = Tier::Host;
+        (
+            std::mem::replace(&mut snapshot.slot, slot),
+            std::mem::replace(&mut snapshot.blocks, blocks),
+        )
+    }
+
+    /// All of them, by birth.
+    pub(crate) fn snapshots(&self) -> impl Iterator<Item = (SnapshotId, &Snapshot)> {
+        self.snapshots.iter().map(|(&id, snapshot)| (id, snapshot))
+    }
+
+    fn is_match(&self, id: SnapshotId, chain: &mut HashChain, tokens: &[u32]) -> bool {
+        if chain.has_matched(id.0) {
+            return true;
+        }
+        let snapshot = self.get(id);
+        let tokens = &tokens[..snapshot.len as usize];
+        let is_match = snapshot.salt == *chain.salt()
+            && self.paths(snapshot.tier).holds(&snapshot.blocks, tokens);
+        if is_match {
+            chain.note_match(id.0);
+        }
+        is_match
+    }
+
+    /// The indexes agree, hashes are those of the recorded tokens, and the tree is the one that tokens
+    /// make.
     pub(crate) fn check(&self) {
-        let by_len = self
-            .snapshots
-            .iter()
-            .map(|(&slot, entry)| (entry.snapshot.len, slot))
-            .collect();
-        assert_eq!(self.by_len, by_len, "index by length");
-        let by_use = self
-            .snapshots
-            .iter()
-            .map(|(&slot, entry)| (entry.last_use, slot));
-        assert_eq!(self.by_use, by_use.collect(), "index by last use");
-        for Entry { snapshot, .. } in self.snapshots.values() {
+        self.device.check();
+        self.host.check();
+        assert_eq!(self.by_len.len(), self.snapshots.len(), "index by length");
+        for (&id, snapshot) in &self.snapshots {
+            let paths = self.paths(snapshot.tier);
             let tokens: Vec<u32> = snapshot
                 .blocks
                 .iter()
-                .flat_map(|b| self.content(*b))
+                .flat_map(|&block| paths.tokens(block))
                 .copied()
                 .collect();
             let len = snapshot.len as usize;
-            let mut chain = HashChain::new(Arc::clone(&snapshot.salt), self.block_size as u32);
-            assert_eq!(
-                snapshot.hash,
-                chain.at(&tokens, len),
-                "hash of the recorded tokens"
-            );
             assert_eq!(
                 snapshot.blocks.len(),
                 len.div_ceil(self.block_size),
                 "blocks of a snapshot"
             );
+            let tokens = &tokens[..len];
+            let mut chain = HashChain::new(Arc::clone(&snapshot.salt), self.block_size as u32);
+            let key = chain.at(tokens, len);
+            assert_eq!(snapshot.key, key, "hash of the recorded tokens");
+            let hashes = Hashes {
+                salted: key,
+                unsalted: chain.unsalted_at(tokens, len),
+            };
+            assert_eq!(
+                self.by_len.get(&(snapshot.len, id)),
+                Some(&hashes),
+                "index by length"
+            );
+            for (index, &block) in snapshot.blocks[..len / self.block_size].iter().enumerate() {
+                let key = chain.at(tokens, (index + 1) * self.block_size);
+                assert_eq!(paths.key(block), Some(key), "a full block is findable");
+            }
+            let longest = len
+                .checked_sub(1)
+                .and_then(|max| self.longest(&mut chain, tokens, max));
+            let shorter_len = |id: Option<SnapshotId>| id.map(|id| self.get(id).len);
+            assert_eq!(
+                shorter_len(snapshot.shorter),
+                shorter_len(longest),
+                "the next shorter one"
+            );
+            let of_id = |other: &&Snapshot| other.shorter == Some(id);
+            let num_longer = self.snapshots.values().filter(of_id).count();
+            assert_eq!(snapshot.num_longer as usize, num_longer, "longer ones");
         }
-    }
-
-    pub(crate) fn snapshots(&self) -> impl Iterator<Item = (SlotId, &Snapshot)> {
-        self.snapshots
-            .iter()
-            .map(|(&slot, entry)| (slot, &entry.snapshot))
-    }
-
-    fn content(&self, block: BlockId) -> &[u32] {
-        let start = block.index() * self.block_size;
-        &self.contents[start..start + self.block_size]
     }
 }
 
@@ -209,49 +471,70 @@ impl PrefixCache {
 mod tests {
     use super::*;
 
-    /// A cache over blocks of two tokens. A snapshot in slot i takes the next blocks.
+    /// A cache over blocks of two tokens. Every snapshot takes the next blocks.
     struct Cache {
         prefix: PrefixCache,
         next_block: u32,
     }
 
+    fn chain(salt: &str) -> HashChain {
+        HashChain::new(salt.into(), 2)
+    }
+
     impl Cache {
         fn new() -> Self {
             Self {
-                prefix: PrefixCache::new(2, 64),
+                prefix: PrefixCache::new(2, 64, 1),
                 next_block: 1,
             }
         }
 
-        fn save(&mut self, slot: u32, salt: &str, tokens: &[u32]) {
+        fn save(&mut self, slot: u32, salt: &str, tokens: &[u32]) -> SnapshotId {
             let mut blocks = Vec::new();
             for tokens in tokens.chunks(2) {
                 blocks.push(BlockId(self.next_block));
-                self.prefix.record(BlockId(self.next_block), tokens);
+                self.prefix.device.record(BlockId(self.next_block), tokens);
                 self.next_block += 1;
             }
-            let hash = HashChain::new(salt.into(), 2).at(tokens, tokens.len());
-            let snapshot = Snapshot {
-                len: tokens.len() as u32,
-                num_pending: 0,
-                hash,
-                salt: salt.into(),
-                blocks,
-            };
-            self.prefix.insert(SlotId(slot), snapshot);
+            let kind = (SnapshotKind::Finish, 0);
+            let id = self
+                .prefix
+                .insert(kind, SlotId(slot), blocks, &mut chain(salt), tokens);
+            self.prefix.check();
+            id
+        }
+
+        fn drop(&mut self, id: SnapshotId) {
+            for block in self.prefix.remove(id).blocks {
+                self.prefix.device.remove(block);
+            }
             self.prefix.check();
         }
 
+        /// Slots, the longest first.
         fn find(&self, salt: &str, tokens: &[u32], max_len: usize) -> Vec<u32> {
-            let mut chain = HashChain::new(salt.into(), 2);
-            self.prefix
-                .prefixes_of(&mut chain, tokens, max_len)
-                .map(|slot| slot.0)
-                .collect()
+            let mut chain = chain(salt);
+            let longest = self.prefix.longest(&mut chain, tokens, max_len);
+            let found = longest.map_or_else(Vec::new, |id| {
+                let tokens = &tokens[..self.prefix.get(id).len as usize];
+                assert_eq!(self.prefix.exact(&mut chain, tokens), Some(id));
+                self.prefix.all_prefixes(&mut chain, tokens)
+            });
+            found.iter().map(|&id| self.prefix.get(id).slot.0).collect()
         }
 
-        fn order(&self) -> Vec<u32> {
-            self.prefix.oldest_first().map(|slot| slot.0).collect()
+        fn explain(&self, salt: &str, tokens: &[u32], num_hit: usize) -> Option<(Miss, u32)> {
+            let max_hit = tokens.len() - 1;
+            self.prefix
+                .explain(&mut chain(salt), tokens, num_hit, max_hit)
+        }
+
+        fn saved_tokens(&self, id: SnapshotId) -> (u32, bool) {
+            let snapshot = self.prefix.get(id);
+            (
+                self.prefix.num_saved_tokens(snapshot),
+                PrefixCache::has_longer(snapshot),
+            )
         }
     }
 
@@ -289,103 +572,131 @@ mod tests {
 
     #[test]
     fn equal_hashes_are_not_a_hit() {
-        // Two tokens per block: all of a snapshot of one token rests on its tail and its salt.
         let mut cache = Cache::new();
-        cache.save(1, "a", &[5, 6]);
-        let forged = HashChain::new("b".into(), 2).at(&[7, 8], 2);
-        cache
-            .prefix
-            .snapshots
-            .get_mut(&SlotId(1))
-            .unwrap()
-            .snapshot
-            .hash = forged;
-        assert_eq!(
-            cache.find("b", &[7, 8], 2),
-            [] as [u32; 0],
-            "salt and tokens differ"
-        );
-        cache
-            .prefix
-            .snapshots
-            .get_mut(&SlotId(1))
-            .unwrap()
-            .snapshot
-            .salt = "b".into();
+        let id = cache.save(1, "a", &[5, 6]);
+        // The index finds it for other tokens under another salt.
+        let forge = |cache: &mut Cache, salt, tokens: &[u32]| {
+            let salted = chain(salt).at(tokens, 2);
+            cache.prefix.by_len.get_mut(&(2, id)).unwrap().salted = salted;
+            cache.prefix.device.remove(BlockId(1));
+            cache.prefix.device.insert(BlockId(1), salted);
+        };
+        forge(&mut cache, "b", &[7, 8]);
+        assert_eq!(cache.find("b", &[7, 8], 2), [] as [u32; 0]);
+        cache.prefix.get_mut(id).salt = "b".into();
         assert_eq!(cache.find("b", &[7, 8], 2), [] as [u32; 0], "tokens differ");
-        cache.prefix.record(BlockId(1), &[7, 8]);
+        cache.prefix.device.record(BlockId(1), &[7, 8]);
         assert_eq!(cache.find("b", &[7, 8], 2), [1]);
-        let forged = HashChain::new("c".into(), 2).at(&[7, 8], 2);
-        cache
-            .prefix
-            .snapshots
-            .get_mut(&SlotId(1))
-            .unwrap()
-            .snapshot
-            .hash = forged;
+        forge(&mut cache, "c", &[7, 8]);
         assert_eq!(cache.find("c", &[7, 8], 2), [] as [u32; 0], "salt differs");
+    }
+
+    #[test]
+    fn a_snapshot_saves_what_the_next_shorter_one_does_not() {
+        let mut cache = Cache::new();
+        let long = cache.save(1, "", &[1, 2, 3, 4, 5, 6, 7]);
+        let fork = cache.save(2, "", &[1, 2, 3, 9, 9]);
+        cache.save(3, "x", &[1, 2, 3]);
+        cache.save(4, "", &[1, 2, 4]);
+        assert_eq!(cache.saved_tokens(long), (7, false));
+        let middle = cache.save(5, "", &[1, 2, 3]);
+        assert_eq!(cache.saved_tokens(middle), (3, true));
+        assert_eq!(cache.saved_tokens(long), (4, false));
+        assert_eq!(cache.saved_tokens(fork), (2, false));
+        let short = cache.save(6, "", &[1]);
+        assert_eq!(cache.saved_tokens(short), (1, true));
+        assert_eq!(cache.saved_tokens(middle), (2, true));
+        cache.drop(middle);
+        assert_eq!(cache.saved_tokens(long), (6, false));
+        assert_eq!(cache.saved_tokens(fork), (4, false));
+        cache.drop(short);
+        assert_eq!(cache.saved_tokens(long), (7, false));
     }
 
     #[test]
     fn use_keeps_young() {
         let mut cache = Cache::new();
-        for slot in 1..=3 {
-            cache.save(slot, "", &[slot]);
-        }
-        assert_eq!(cache.order(), [1, 2, 3]);
-        cache.prefix.touch(SlotId(1));
+        let (first, second) = (cache.save(1, "", &[1]), cache.save(2, "", &[2]));
+        assert!(cache.prefix.get(first).last_use < cache.prefix.get(second).last_use);
+        cache.prefix.touch(first);
+        assert!(cache.prefix.get(first).last_use > cache.prefix.get(second).last_use);
+        let uses = [first, second].map(|id| cache.prefix.get(id).num_uses);
+        assert_eq!(uses, [1, 0]);
         cache.prefix.check();
-        assert_eq!(cache.order(), [2, 3, 1]);
-        assert_eq!(cache.prefix.remove(SlotId(3)).len, 1);
-        cache.prefix.check();
-        assert_eq!(cache.order(), [2, 1]);
-        assert_eq!(cache.find("", &[3], 1), [] as [u32; 0]);
     }
 
     #[test]
-    #[should_panic(expected = "holds a snapshot already")]
-    fn a_slot_holds_one_snapshot() {
+    fn every_miss_has_its_reason() {
         let mut cache = Cache::new();
-        cache.save(1, "", &[1]);
-        cache.save(1, "", &[2]);
+        let prompt = [1, 2, 3, 4, 5, 6, 7];
+        assert_eq!(cache.explain("", &prompt, 0), Some((Miss::NoBlocks, 6)));
+        let id = cache.save(1, "", &prompt);
+        assert_eq!(cache.explain("", &prompt, 6), None, "nothing was missed");
+        assert_eq!(cache.explain("", &prompt, 2), Some((Miss::NoSnapshot, 4)));
+        let fork = [1, 2, 3, 4, 9, 9, 9];
+        assert_eq!(cache.explain("", &fork, 0), Some((Miss::NoSnapshot, 4)));
+        assert_eq!(cache.explain("", &fork, 4), Some((Miss::NoBlocks, 2)));
+        let longer = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+        assert_eq!(cache.explain("x", &longer, 0), Some((Miss::Salt, 7)));
+        assert_eq!(
+            cache.explain("x", &[9, 9, 9, 9], 0),
+            Some((Miss::NoBlocks, 3))
+        );
+        cache.prefix.remember(id);
+        cache.drop(id);
+        assert_eq!(cache.explain("", &longer, 0), Some((Miss::Evicted, 7)));
+        assert_eq!(cache.explain("", &prompt, 0), Some((Miss::NoBlocks, 6)));
+        assert_eq!(cache.explain("x", &longer, 0), Some((Miss::NoBlocks, 8)));
     }
 
-    fn broken(change: impl Fn(&mut PrefixCache)) {
+    #[test]
+    fn ghosts_are_few() {
         let mut cache = Cache::new();
-        cache.save(1, "", &[1, 2, 3]);
-        change(&mut cache.prefix);
+        let first = cache.save(1, "", &[1, 2]);
+        let second = cache.save(2, "", &[3, 4]);
+        cache.prefix.remember(first);
+        for _ in 0..MAX_GHOSTS {
+            cache.prefix.remember(second);
+        }
+        cache.drop(first);
+        assert_eq!(cache.explain("", &[1, 2, 9], 0), Some((Miss::NoBlocks, 2)));
+    }
+
+    fn broken(change: impl Fn(&mut PrefixCache, SnapshotId)) {
+        let mut cache = Cache::new();
+        let id = cache.save(1, "", &[1, 2, 3]);
+        cache.save(2, "", &[1, 2, 3, 4]);
+        change(&mut cache.prefix, id);
         cache.prefix.check();
     }
 
     #[test]
     #[should_panic(expected = "index by length")]
     fn the_check_finds_a_wrong_length() {
-        broken(|prefix| prefix.by_len.clear());
-    }
-
-    #[test]
-    #[should_panic(expected = "index by last use")]
-    fn the_check_finds_a_wrong_use() {
-        broken(|prefix| prefix.by_use.clear());
+        broken(|prefix, _| prefix.by_len.clear());
     }
 
     #[test]
     #[should_panic(expected = "hash of the recorded tokens")]
     fn the_check_finds_a_block_overwritten() {
-        broken(|prefix| prefix.record(BlockId(1), &[9]));
+        broken(|prefix, _| prefix.device.record(BlockId(1), &[9]));
     }
 
     #[test]
     #[should_panic(expected = "blocks of a snapshot")]
     fn the_check_finds_a_missing_tail() {
-        broken(|prefix| {
-            prefix
-                .snapshots
-                .get_mut(&SlotId(1))
-                .unwrap()
-                .snapshot
-                .blocks
-                .truncate(1);
-        });
+        broken(|prefix, id| prefix.get_mut(id).blocks.truncate(1));
+    }
+
+    #[test]
+    #[should_panic(expected = "a full block is findable")]
+    fn the_check_finds_a_lost_path() {
+        broken(|prefix, _| prefix.device.remove(BlockId(1)));
+    }
+
+    #[test]
+    #[should_panic(expected = "longer ones")]
+    fn the_check_finds_a_wrong_count_of_longer_ones() {
+        broken(|prefix, id| prefix.get_mut(id).num_longer = 2);
     }
 }

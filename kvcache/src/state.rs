@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::block::{BlockId, SlotId};
+use crate::block::{BlockId, HostBlockId, HostSlotId, SlotId};
 
 /// A movement of cached state. The runner applies a plan's operations in order, before any row. An
 /// operation may belong to a finished sequence.
@@ -24,6 +24,34 @@ pub enum StateOp {
         /// Overwritten.
         to: BlockId,
     },
+    /// Copies a whole slot to host memory.
+    SlotToHost {
+        /// Read.
+        from: SlotId,
+        /// Overwritten.
+        to: HostSlotId,
+    },
+    /// Copies a whole block to host memory.
+    BlockToHost {
+        /// Read.
+        from: BlockId,
+        /// Overwritten.
+        to: HostBlockId,
+    },
+    /// Copies a whole slot from host memory.
+    HostToSlot {
+        /// Read.
+        from: HostSlotId,
+        /// Overwritten.
+        to: SlotId,
+    },
+    /// Copies a whole block from host memory.
+    HostToBlock {
+        /// Read.
+        from: HostBlockId,
+        /// Overwritten.
+        to: BlockId,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +59,8 @@ enum Use {
     Padding,
     Free,
     Live,
+    /// A row in flight writes a snapshot to it.
+    Pending,
     Snapshot,
 }
 
@@ -41,6 +71,7 @@ pub struct StatePool {
     /// Lowest id first, so that traces read well.
     free: BTreeSet<SlotId>,
     num_live: u32,
+    num_pending: u32,
     num_snapshots: u32,
 }
 
@@ -53,6 +84,7 @@ impl StatePool {
             slots,
             free: (1..num_slots).map(SlotId).collect(),
             num_live: 0,
+            num_pending: 0,
             num_snapshots: 0,
         }
     }
@@ -86,6 +118,28 @@ impl StatePool {
         Some(slot)
     }
 
+    /// For a row in flight to write to.
+    pub(crate) fn take_pending(&mut self) -> Option<SlotId> {
+        let slot = self.free.pop_first()?;
+        self.turn(slot, Use::Free, Use::Pending);
+        self.num_pending += 1;
+        Some(slot)
+    }
+
+    /// The row has written it.
+    pub(crate) fn publish_pending(&mut self, slot: SlotId) {
+        self.turn(slot, Use::Pending, Use::Snapshot);
+        self.num_pending -= 1;
+        self.num_snapshots += 1;
+    }
+
+    /// Nobody wants what the row has written, if it has.
+    pub(crate) fn release_pending(&mut self, slot: SlotId) {
+        self.turn(slot, Use::Pending, Use::Free);
+        self.num_pending -= 1;
+        self.free.insert(slot);
+    }
+
     /// The state stays where it is and changes its meaning.
     pub(crate) fn rename_to_snapshot(&mut self, slot: SlotId) {
         self.turn(slot, Use::Live, Use::Snapshot);
@@ -115,15 +169,21 @@ impl StatePool {
     pub(crate) fn check(
         &self,
         live: impl Iterator<Item = SlotId>,
+        pending: impl Iterator<Item = SlotId>,
         snapshots: impl Iterator<Item = SlotId>,
     ) {
         let mut expect = vec![Use::Free; self.slots.len()];
         expect[0] = Use::Padding;
-        let (mut num_live, mut num_snapshots) = (0, 0);
+        let (mut num_live, mut num_pending, mut num_snapshots) = (0, 0, 0);
         for slot in live {
             assert_eq!(expect[slot.index()], Use::Free, "{slot:?} has two owners");
             expect[slot.index()] = Use::Live;
             num_live += 1;
+        }
+        for slot in pending {
+            assert_eq!(expect[slot.index()], Use::Free, "{slot:?} has two owners");
+            expect[slot.index()] = Use::Pending;
+            num_pending += 1;
         }
         for slot in snapshots {
             assert_eq!(expect[slot.index()], Use::Free, "{slot:?} has two owners");
@@ -132,8 +192,8 @@ impl StatePool {
         }
         assert_eq!(self.slots, expect, "uses of slots");
         assert_eq!(
-            (self.num_live, self.num_snapshots),
-            (num_live, num_snapshots),
+            (self.num_live, self.num_pending, self.num_snapshots),
+            (num_live, num_pending, num_snapshots),
             "slot counts"
         );
         let free = (0..expect.len())
@@ -170,7 +230,7 @@ mod tests {
         assert_eq!((pool.take_live(), pool.take_snapshot()), (None, None));
         pool.release_live(SlotId(3));
         assert_eq!(counts(&pool), (1, 1, 1));
-        pool.check([SlotId(2)].into_iter(), [live].into_iter());
+        pool.check([SlotId(2)].into_iter(), [].into_iter(), [live].into_iter());
     }
 
     fn sample() -> StatePool {
@@ -181,7 +241,33 @@ mod tests {
     }
 
     fn check(pool: &StatePool) {
-        pool.check([SlotId(1)].into_iter(), [SlotId(2)].into_iter());
+        pool.check(
+            [SlotId(1)].into_iter(),
+            [].into_iter(),
+            [SlotId(2)].into_iter(),
+        );
+    }
+
+    #[test]
+    fn a_slot_in_flight_becomes_a_snapshot_or_free() {
+        let mut pool = StatePool::new(3);
+        let (kept, lost) = (pool.take_pending().unwrap(), pool.take_pending().unwrap());
+        assert_eq!((pool.take_pending(), counts(&pool)), (None, (0, 0, 0)));
+        pool.check([].into_iter(), [kept, lost].into_iter(), [].into_iter());
+        pool.publish_pending(kept);
+        pool.release_pending(lost);
+        assert_eq!(counts(&pool), (1, 0, 1));
+        pool.check([].into_iter(), [].into_iter(), [kept].into_iter());
+    }
+
+    #[test]
+    #[should_panic(expected = "two owners")]
+    fn the_check_finds_a_row_that_writes_a_snapshot() {
+        sample().check(
+            [SlotId(1)].into_iter(),
+            [SlotId(2)].into_iter(),
+            [SlotId(2)].into_iter(),
+        );
     }
 
     #[test]
@@ -216,13 +302,21 @@ mod tests {
     #[test]
     #[should_panic(expected = "two owners")]
     fn the_check_finds_two_live_owners() {
-        sample().check([SlotId(1), SlotId(1)].into_iter(), [].into_iter());
+        sample().check(
+            [SlotId(1), SlotId(1)].into_iter(),
+            [].into_iter(),
+            [].into_iter(),
+        );
     }
 
     #[test]
     #[should_panic(expected = "two owners")]
     fn the_check_finds_a_snapshot_of_a_live_slot() {
-        sample().check([SlotId(1)].into_iter(), [SlotId(1)].into_iter());
+        sample().check(
+            [SlotId(1)].into_iter(),
+            [].into_iter(),
+            [SlotId(1)].into_iter(),
+        );
     }
 
     #[test]

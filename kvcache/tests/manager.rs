@@ -1,14 +1,20 @@
 //! The manager through its door: reserve, extend, save, retire, release.
 
 use kvcache::{
-    BlockId, CacheConfig, HashChain, KvCacheManager, Lease, Reservation, SlotId, StateOp,
+    BlockId, CacheConfig, HashChain, KvCacheManager, Lease, Reservation, SlotId, SnapshotKind,
+    Start, StateOp,
 };
 
 /// A manager over blocks of four tokens, and what it has leased.
 struct Books {
     cache: KvCacheManager,
     leases: Vec<Option<Lease>>,
+    /// Slots that rows in flight write to.
+    saves: Vec<SlotId>,
 }
+
+const PROMPT_END: SnapshotKind = SnapshotKind::PromptEnd;
+const FINISH: SnapshotKind = SnapshotKind::Finish;
 
 fn chain() -> HashChain {
     HashChain::new("".into(), 4)
@@ -33,6 +39,7 @@ impl Books {
         Self {
             cache: KvCacheManager::new(config),
             leases: Vec::new(),
+            saves: Vec::new(),
         }
     }
 
@@ -46,7 +53,7 @@ impl Books {
             max_hit,
             num_spare_blocks,
         };
-        let (lease, num_hit) = self.cache.reserve(wanted)?;
+        let Start { lease, num_hit, .. } = self.cache.reserve(wanted)?;
         self.leases.push(Some(lease));
         self.check();
         Some(num_hit)
@@ -61,16 +68,23 @@ impl Books {
     }
 
     fn save(&mut self, lease: usize, tokens: &[u32]) -> bool {
-        let done = self
-            .cache
-            .save(self.leases[lease].as_mut().unwrap(), &mut chain(), tokens);
+        let done = self.cache.save(
+            self.leases[lease].as_mut().unwrap(),
+            &mut chain(),
+            tokens,
+            PROMPT_END,
+        );
         self.check();
         done
     }
 
     fn retire(&mut self, lease: usize, tokens: &[u32]) {
-        self.cache
-            .retire(self.leases[lease].take().unwrap(), &mut chain(), tokens);
+        self.cache.retire(
+            self.leases[lease].take().unwrap(),
+            &mut chain(),
+            tokens,
+            FINISH,
+        );
         self.check();
     }
 
@@ -80,7 +94,8 @@ impl Books {
     }
 
     fn check(&self) {
-        self.cache.check_invariants(self.leases.iter().flatten());
+        self.cache
+            .check_invariants(self.leases.iter().flatten(), self.saves.iter().copied());
     }
 
     fn blocks(&self, lease: usize) -> Vec<u32> {

@@ -41,8 +41,10 @@ impl Scheduler {
 
     /// Panics if the books do not agree. For tests: it looks at everything.
     pub fn check_invariants(&self) {
-        self.cache
-            .check_invariants(self.sequences.values().filter_map(Sequence::lease));
+        self.cache.check_invariants(
+            self.sequences.values().filter_map(Sequence::lease),
+            std::iter::empty(),
+        );
         for (&id, sequence) in &self.sequences {
             let waits = sequence.status() == Status::Waiting;
             let in_flight = self.is_in_flight(id);
@@ -111,15 +113,6 @@ impl Scheduler {
             assert!(
                 lease.blocks().len() >= needed,
                 "{id:?}: computed tokens have blocks"
-            );
-            assert!(
-                lease.num_pending() <= computed,
-                "{id:?}: what is pending is computed"
-            );
-            let known = self.cache.config().blocks_for(sequence.num_wanted()) as usize;
-            assert!(
-                self.is_in_flight(id) || lease.blocks().len() <= known,
-                "{id:?}: guesses have blocks in flight only"
             );
         }
     }
@@ -283,7 +276,7 @@ mod tests {
     fn the_check_finds_who_is_done() {
         broken(|scheduler| {
             let sequence = scheduler.sequences.get_mut(&RUNS).expect("it runs");
-            sequence.advance(3, false, Vec::new());
+            sequence.advance(3, Vec::new());
         });
     }
 
@@ -301,7 +294,7 @@ mod tests {
             for token in 0..3 {
                 sequence.append(token);
             }
-            sequence.advance(5, false, Vec::new());
+            sequence.advance(5, Vec::new());
         });
     }
 }

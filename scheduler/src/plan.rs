@@ -1,14 +1,16 @@
 //! Who runs in the next step, and how much of it.
 
+use kvcache::Start;
+
 use crate::budget::{Span, chunk_len};
 use crate::output::{Row, SchedulerOutput, SequenceId, StepId};
 use crate::scheduler::{InFlight, PlannedRow, Scheduler};
 use crate::sequence::{Sequence, Status};
 
 /// A plan in the making.
-pub(crate) struct Plan {
-    pub(crate) budget: u32,
-    pub(crate) rows: Vec<Row>,
+struct Draft {
+    budget: u32,
+    rows: Vec<Row>,
 }
 
 impl Scheduler {
@@ -19,21 +21,18 @@ impl Scheduler {
             self.in_flight.is_none(),
             "one step at a time: update comes first"
         );
-        let mut plan = Plan {
+        let mut draft = Draft {
             budget: self.config.max_num_batched_tokens,
             rows: Vec::with_capacity(self.running.len()),
         };
         let num_preemptions = self.counters.preemptions;
-        self.plan_single_tokens(&mut plan);
-        let reserved = self.reserve_for_drafts(&mut plan);
-        self.plan_chunks(&mut plan);
+        self.plan_single_tokens(&mut draft);
+        self.plan_chunks(&mut draft);
         // What somebody had to give back is not handed to a newcomer at once.
         if self.counters.preemptions == num_preemptions {
-            self.plan_waiting(&mut plan);
+            self.plan_waiting(&mut draft);
         }
-        plan.budget += reserved;
-        self.plan_drafts(&mut plan);
-        if plan.rows.is_empty() {
+        if draft.rows.is_empty() {
             assert!(
                 self.sequences.is_empty(),
                 "the oldest sequence always makes progress"
@@ -41,16 +40,13 @@ impl Scheduler {
             return None;
         }
         // Stable: within each kind the oldest stays first.
-        plan.rows
-            .sort_by_key(|row| (row.input_ids.len() > 1, row.drafting.num_drafts == 0));
+        draft.rows.sort_by_key(|row| row.input_ids.len() > 1);
         let step = StepId(self.counters.steps);
         self.counters.steps += 1;
-        let rows = plan.rows.iter().map(|row| PlannedRow {
+        let rows = draft.rows.iter().map(|row| PlannedRow {
             sequence: row.sequence,
-            len: row.input_ids.len() as u32 - row.drafting.num_drafts,
+            len: row.input_ids.len() as u32,
             samples: row.sample.is_some(),
-            num_drafts: row.drafting.num_drafts,
-            max_drafts: row.drafting.max_drafts,
         });
         self.in_flight = Some(InFlight {
             step,
@@ -59,40 +55,40 @@ impl Scheduler {
         Some(SchedulerOutput {
             step,
             ops: self.cache.take_ops(),
-            rows: plan.rows,
+            rows: draft.rows,
         })
     }
 
     /// Running sequences that want one token. They alone may need a block, so they alone make others
     /// yield: the youngest, who come later here and are not planned yet.
-    fn plan_single_tokens(&mut self, plan: &mut Plan) {
+    fn plan_single_tokens(&mut self, draft: &mut Draft) {
         for id in self.running_ids() {
-            if plan.budget == 0 {
+            if draft.budget == 0 {
                 return;
             }
             // It may have yielded to an older one above.
             let sequence = &self.sequences[&id];
             let wants_one = sequence.status() == Status::Running && self.span(sequence).len() == 1;
             if wants_one && self.make_room(id) {
-                self.plan_row(plan, id, 1);
+                self.plan_row(draft, id, 1);
             }
         }
     }
 
     /// Running sequences that want more; their blocks are reserved since they entered.
-    fn plan_chunks(&mut self, plan: &mut Plan) {
+    fn plan_chunks(&mut self, draft: &mut Draft) {
         for id in self.running_ids() {
             if self.span(&self.sequences[&id]).len() > 1 {
-                self.plan_chunk(plan, id);
+                self.plan_chunk(draft, id);
             }
         }
     }
 
     /// Those who wait, in order, until one does not fit.
-    fn plan_waiting(&mut self, plan: &mut Plan) {
+    fn plan_waiting(&mut self, draft: &mut Draft) {
         let mut next = self.waiting.head();
         while let Some(id) = next {
-            if plan.budget == 0 || self.running.len() >= self.config.max_num_seqs as usize {
+            if draft.budget == 0 || self.running.len() >= self.config.max_num_seqs as usize {
                 return;
             }
             next = self.waiting.after(id);
@@ -101,13 +97,13 @@ impl Scheduler {
             }
             // Whoever starts runs: it may not hold memory for a later step's budget.
             let grid = self.config.grid.unwrap_or(1);
-            if plan.budget < grid.min(self.sequences[&id].num_wanted()) {
+            if draft.budget < grid.min(self.sequences[&id].num_wanted()) {
                 return;
             }
             if !self.start(id) {
                 return;
             }
-            self.plan_chunk(plan, id);
+            self.plan_chunk(draft, id);
         }
     }
 
@@ -119,17 +115,17 @@ impl Scheduler {
         sequence.span(self.cache.has_spare_slot())
     }
 
-    fn plan_chunk(&mut self, plan: &mut Plan, id: SequenceId) {
-        let len = chunk_len(self.span(&self.sequences[&id]), plan.budget);
+    fn plan_chunk(&mut self, draft: &mut Draft, id: SequenceId) {
+        let len = chunk_len(self.span(&self.sequences[&id]), draft.budget);
         if len > 0 {
-            self.plan_row(plan, id, len);
+            self.plan_row(draft, id, len);
         }
     }
 
-    fn plan_row(&mut self, plan: &mut Plan, id: SequenceId, len: u32) {
-        plan.budget -= len;
+    fn plan_row(&mut self, draft: &mut Draft, id: SequenceId, len: u32) {
+        draft.budget -= len;
         let sequence = self.sequences.get_mut(&id).expect("who runs is known");
-        plan.rows.push(sequence.row(len));
+        draft.rows.push(sequence.row(len));
     }
 
     /// An older choice of the same request is about to save the state that this one can start from.
@@ -146,10 +142,15 @@ impl Scheduler {
         // Each of those who run may want a block soon; without this they would throw the newcomer
         // out again.
         let num_spare_blocks = self.running.len() as u32;
-        let Some((lease, num_hit)) = self.cache.reserve(sequence.reservation(num_spare_blocks))
-        else {
+        let Some(start) = self.cache.reserve(sequence.reservation(num_spare_blocks)) else {
             return false;
         };
+        let Start {
+            lease,
+            num_hit,
+            miss,
+            ..
+        } = start;
         sequence.start(lease, num_hit);
         self.waiting.remove(id);
         self.running.insert(id);
@@ -163,6 +164,10 @@ impl Scheduler {
             self.num_queued -= 1;
             self.counters.prompt_tokens += u64::from(sequence.num_prompt());
             self.counters.cached_prompt_tokens += u64::from(num_hit);
+            if let Some((miss, num_tokens)) = miss {
+                self.counters.misses.add(miss, 1);
+                self.counters.missed_tokens.add(miss, num_tokens);
+            }
         }
         true
     }

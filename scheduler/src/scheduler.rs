@@ -3,16 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use kvcache::{CacheConfig, KvCacheManager};
+use kvcache::{CacheConfig, Held, KvCacheManager};
 
 use crate::admission::{AdmissionError, check_size};
-use crate::config::{MAX_DRAFTS, SchedulerConfig};
-use crate::depth::Depth;
+use crate::config::SchedulerConfig;
 use crate::output::{SequenceId, StepId};
 use crate::queue::WaitingQueue;
 use crate::request::{Request, RequestId};
 use crate::sequence::Sequence;
-use crate::stats::SchedulerStats;
+use crate::stats::{ByMiss, SchedulerStats};
 
 /// Decides what runs. See the crate's contract.
 #[derive(Debug)]
@@ -28,7 +27,6 @@ pub struct Scheduler {
     /// Requests of which no choice ever ran.
     pub(crate) num_queued: u32,
     pub(crate) next_sequence: u64,
-    pub(crate) depth: Depth,
     pub(crate) counters: Counters,
 }
 
@@ -51,13 +49,8 @@ pub(crate) struct InFlight {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlannedRow {
     pub(crate) sequence: SequenceId,
-    /// Tokens that were known.
     pub(crate) len: u32,
     pub(crate) samples: bool,
-    /// Guesses behind them.
-    pub(crate) num_drafts: u32,
-    /// New guesses that it may bring.
-    pub(crate) max_drafts: u32,
 }
 
 /// Sums since the start.
@@ -68,9 +61,8 @@ pub(crate) struct Counters {
     pub(crate) cached_prompt_tokens: u64,
     pub(crate) generation_tokens: u64,
     pub(crate) preemptions: u64,
-    pub(crate) drafted_rows: u64,
-    pub(crate) draft_tokens: u64,
-    pub(crate) accepted_by_position: [u64; MAX_DRAFTS],
+    pub(crate) misses: ByMiss,
+    pub(crate) missed_tokens: ByMiss,
 }
 
 impl Scheduler {
@@ -81,15 +73,6 @@ impl Scheduler {
             "a step needs room for a token"
         );
         assert!(config.max_num_seqs > 0, "a step needs room for a sequence");
-        assert!(
-            config.max_drafts as usize <= MAX_DRAFTS,
-            "a row has {MAX_DRAFTS} drafts at most"
-        );
-        assert!(
-            config.max_drafts == 0 || config.grid.is_none(),
-            "drafts would change how tokens are computed"
-        );
-        let depth = Depth::new(config.max_drafts, config.draft_costs.clone());
         Self {
             config,
             cache: KvCacheManager::new(cache),
@@ -100,7 +83,6 @@ impl Scheduler {
             in_flight: None,
             num_queued: 0,
             next_sequence: 0,
-            depth,
             counters: Counters::default(),
         }
     }
@@ -132,7 +114,6 @@ impl Scheduler {
                 choice,
                 block_size,
                 self.config.grid,
-                self.depth.begin(),
             );
             self.sequences.insert(id, sequence);
             self.waiting.insert(id);
@@ -177,6 +158,7 @@ impl Scheduler {
     /// Numbers to export.
     pub fn stats(&self) -> SchedulerStats {
         let (blocks, states) = (self.cache.blocks(), self.cache.states());
+        let moves = self.cache.moves();
         SchedulerStats {
             num_running: self.running.len() as u32,
             num_waiting: self.waiting.len() as u32,
@@ -192,11 +174,21 @@ impl Scheduler {
             num_cached_prompt_tokens: self.counters.cached_prompt_tokens,
             num_generation_tokens: self.counters.generation_tokens,
             num_preemptions: self.counters.preemptions,
-            num_drafted_rows: self.counters.drafted_rows,
-            num_draft_tokens: self.counters.draft_tokens,
-            num_accepted_by_position: self.counters.accepted_by_position,
-            ..SchedulerStats::default()
+            misses: self.counters.misses,
+            missed_tokens: self.counters.missed_tokens,
+            num_evictions: moves.num_evictions,
+            num_swapped_out: moves.num_swapped_out,
+            num_swapped_in: moves.num_swapped_in,
+            num_host_blocks_cached: self.cache.host_blocks().num_cached(),
+            num_host_blocks: self.cache.config().num_host_blocks,
+            num_host_slots_cached: self.cache.host_states().num_snapshots(),
+            num_host_slots: self.cache.config().num_host_slots,
         }
+    }
+
+    /// What the cache holds.
+    pub fn held(&self) -> Vec<Held> {
+        self.cache.held()
     }
 
     /// Ends a sequence without telling its client. If the runner works on it, its memory stays until

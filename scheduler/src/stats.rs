@@ -1,6 +1,6 @@
 //! Plain numbers to export.
 
-use crate::config::MAX_DRAFTS;
+use kvcache::Miss;
 
 /// A snapshot of the scheduler.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,12 +51,6 @@ pub struct SchedulerStats {
     pub num_host_slots_cached: u32,
     /// Slots of host memory in all.
     pub num_host_slots: u32,
-    /// Rows that ran with drafts.
-    pub num_drafted_rows: u64,
-    /// Drafts that ran.
-    pub num_draft_tokens: u64,
-    /// Of these, the first, second, .. of their rows that came true.
-    pub num_accepted_by_position: [u64; MAX_DRAFTS],
 }
 
 /// A count for each reason why a hit was not longer.
@@ -70,4 +64,16 @@ pub struct ByMiss {
     pub evicted: u64,
     /// There is a longer one under another salt.
     pub salt: u64,
+}
+
+impl ByMiss {
+    pub(crate) fn add(&mut self, miss: Miss, num: u32) {
+        let sum = match miss {
+            Miss::NoBlocks => &mut self.no_blocks,
+            Miss::NoSnapshot => &mut self.no_snapshot,
+            Miss::Evicted => &mut self.evicted,
+            Miss::Salt => &mut self.salt,
+        };
+        *sum += u64::from(num);
+    }
 }

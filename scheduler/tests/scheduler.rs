@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use scheduler::{
-    AdmissionError, CacheConfig, FinishReason, Request, RequestId, RequestOutput, RowFault,
+    AdmissionError, ByMiss, CacheConfig, FinishReason, Request, RequestId, RequestOutput, RowFault,
     RowOutput, RowResult, SamplingParams, Scheduler, SchedulerConfig, SchedulerOutput,
     SchedulerStats, SequenceId, Standing, StepId, StepResult, TokenLogprobs,
 };
@@ -17,7 +17,6 @@ fn config() -> SchedulerConfig {
         grid: None,
         max_drafts: 0,
         saves_within_rows: false,
-        draft_costs: Vec::new(),
     }
 }
 
@@ -511,6 +510,13 @@ fn a_fault_after_the_client_left_tells_nobody() {
     );
 }
 
+fn no_blocks(no_blocks: u64) -> ByMiss {
+    ByMiss {
+        no_blocks,
+        ..ByMiss::default()
+    }
+}
+
 #[test]
 fn numbers_to_export() {
     let mut scheduler = scheduler();
@@ -534,6 +540,8 @@ fn numbers_to_export() {
         num_cached_prompt_tokens: 0,
         num_generation_tokens: 1,
         num_preemptions: 0,
+        misses: no_blocks(1),
+        missed_tokens: no_blocks(16),
         ..SchedulerStats::default()
     };
     assert_eq!(scheduler.stats(), expect);
@@ -550,6 +558,7 @@ fn numbers_to_export() {
         num_prompt_tokens: 35,
         num_cached_prompt_tokens: 16,
         num_generation_tokens: 4,
+        // A prompt of one token has nothing to miss, and the other's was a hit as long as can be.
         ..expect
     };
     assert_eq!(scheduler.stats(), expect);
@@ -605,7 +614,7 @@ fn a_result_of_another_sequence() {
 }
 
 #[test]
-#[should_panic(expected = "2 tokens where 1 at most")]
+#[should_panic(expected = "one token at most")]
 fn a_result_with_two_tokens() {
     wrong_result(|result| {
         let output = RowOutput {

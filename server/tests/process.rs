@@ -493,9 +493,10 @@ fn a_benched_step_has_its_tokens() {
         assert!(number(row, "step_ms_p50") <= number(row, "step_ms_p99"));
         let share = number(row, "gb_per_s") / number(&decode["about"], "bandwidth_gb_per_s");
         assert!((number(row, "share_of_bandwidth") / share - 1.0).abs() < 1e-9);
-        // Rows choose experts, one at least and all at most, and nothing is launched.
+        // Rows choose experts, one at least and all at most; nothing is launched or read back.
         assert!(number(row, "experts_per_layer") >= 1.0);
         assert!(row["launches_per_step"].is_null());
+        assert!(row["read_back_bytes_per_step"].is_null());
     }
     let moved = |at: usize| number(&rows[at], "mb_per_step");
     assert!(moved(0) < moved(1) && moved(1) < moved(2), "{decode}");

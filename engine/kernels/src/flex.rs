@@ -11,7 +11,7 @@ use burn::tensor::{
 use burn_flex::{Flex, FlexTensor};
 use half::{bf16, f16};
 
-use crate::route;
+use crate::{read_back, route};
 
 /// Numbers of any kind: the CPU backend has one buffer type for all.
 pub(crate) trait OnFlex: Basic + BackendPrimitive<Flex, Primitive = FlexTensor> {}
@@ -137,6 +137,9 @@ pub fn with_f32<R, const D: usize>(tensor: &Tensor<D>, f: impl FnOnce(&[f32]) ->
     let values = tensor
         .try_to_vec_as::<f32>()
         .expect("any float reads back as f32");
+    if !route::is_cpu(&tensor.device()) {
+        read_back::note(size_of_val(values.as_slice()));
+    }
     f(&values)
 }
 

@@ -20,11 +20,13 @@
 //! | `router_topk` | [`router_topk()`] |
 //! | `moe_experts` | [`moe_experts()`], also of some of the experts only |
 //! | `all_reduce` | [`all_reduce()`], the sum over several GPUs |
+//! | `shortlist` | [`shortlist()`], on a GPU what a draw needs of its logits |
 //!
 //! Beside them: `layout` (how a step's rows lie in the token dimension, shapes, states), `kv_pool`
 //! (the KV cache and its formats), `matrix` ([`Matrix`], a weight in its stored format), `route`
 //! (which way is taken), `flex` (the CPU backend's buffers), [`e4m3`] and [`e2m1`] (small number
-//! formats), `kernel_cache` (compiled kernels on disk), `simd`, `isa`, `team`, `bandwidth`, `roof`, and [`self_test`], which holds every operation of
+//! formats), `kernel_cache` (compiled kernels on disk), `simd`, `isa`, `team`, `bandwidth`, `roof`,
+//! `read_back` (bytes to the host, counted), and [`self_test`], which holds every operation of
 //! a device against f64 loops.
 //!
 //! # What holds on the CPU
@@ -72,11 +74,13 @@ mod linear;
 mod matrix;
 mod moe_experts;
 mod paged_attention;
+mod read_back;
 mod recording;
 mod roof;
 mod route;
 mod router_topk;
 pub mod self_test;
+mod shortlist;
 mod simd;
 mod ssm_scan;
 mod step_inputs;
@@ -98,10 +102,15 @@ pub use linear::{linear, mlp_relu2};
 pub use matrix::{Format, Matrix, NVFP4_BLOCK, Stack};
 pub use moe_experts::{ExpertMatrices, moe_experts};
 pub use paged_attention::paged_attention;
+pub use read_back::count_read_back;
 pub use recording::Recording;
 pub use roof::{count_launches, measure_bandwidth, measure_matrix_rate};
 pub use route::{force_reference, is_cpu, is_gpu, with_reference};
 pub use router_topk::{RouterShape, Routing, router_topk};
+pub use shortlist::{
+    Candidate, Decision, Draw, MAX_LIST, Noise, SampleRequest, Shortlist, decide, has_shortlists,
+    shortlist,
+};
 pub use ssm_scan::ssm_scan;
 pub use step_inputs::StepInputs;
 pub use team::{num_threads, set_num_threads, set_num_threads_here, share};

@@ -56,7 +56,6 @@ where
         grid: None,
         max_drafts: 0,
         saves_within_rows: false,
-        draft_costs: Vec::new(),
     };
     let cache = CacheConfig {
         block_size: 16,

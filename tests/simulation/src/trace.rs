@@ -28,7 +28,7 @@ use scheduler::{
 };
 
 use crate::reference::Poison;
-use crate::toy_model::{Guessing, ToyModel};
+use crate::toy_model::ToyModel;
 
 /// Plays a script and returns its schedule.
 pub fn play(script: &str) -> String {
@@ -96,8 +96,7 @@ impl Player {
             max_queue: machine.number("queue").unwrap_or(100),
             max_model_len: machine.number("len").unwrap_or(1000),
             grid: machine.number("grid"),
-            max_drafts: machine.number("drafts").unwrap_or(0),
-            draft_costs: Vec::new(),
+            max_drafts: 0,
             saves_within_rows: false,
         };
         let cache = CacheConfig {
@@ -112,12 +111,8 @@ impl Player {
             one_in: 0,
             shows_at_once: false,
         };
-        let guessing = Guessing {
-            percent: machine.number("right").unwrap_or(100).into(),
-            seed: 0,
-        };
         Self {
-            model: ToyModel::new(&cache, 1000, poison, guessing),
+            model: ToyModel::new(&cache, 1000, poison),
             scheduler: Scheduler::new(config, cache),
             requests: BTreeMap::new(),
             sequences: Vec::new(),
@@ -299,6 +294,10 @@ impl Player {
                 } => {
                     format!("  copy b{from} to b{to}")
                 }
+                StateOp::SlotToHost { from, to } => format!("  s{} to host s{}", from.0, to.0),
+                StateOp::BlockToHost { from, to } => format!("  b{} to host b{}", from.0, to.0),
+                StateOp::HostToSlot { from, to } => format!("  host s{} to s{}", from.0, to.0),
+                StateOp::HostToBlock { from, to } => format!("  host b{} to b{}", from.0, to.0),
             };
             self.show(&line);
         }

@@ -108,11 +108,12 @@ fn measure(
         num_tokens += step.num_drawn;
         sizes.push(step.size);
     }
-    let (mut num_experts, mut num_launches) = (Some(0), None);
+    let (mut num_experts, mut num_launches, mut read_back_bytes) = (Some(0), None, None);
     for _ in 0..NUM_COUNTED {
         let counts = bench.counted_step()?.expect("they have not ended");
         num_experts = num_experts.zip(counts.num_experts).map(|(sum, n)| sum + n);
         num_launches = counts.num_launches;
+        read_back_bytes = counts.read_back_bytes;
     }
     bench.clear();
 
@@ -137,5 +138,6 @@ fn measure(
         "share_of_bandwidth": rate.map(|rate| rate / bandwidth),
         "experts_per_layer": per_layer,
         "launches_per_step": num_launches,
+        "read_back_bytes_per_step": read_back_bytes,
     }))
 }

@@ -160,6 +160,11 @@ fn check(request: &SampleRequest<'_>, v: usize) {
 }
 
 impl Pending {
+    /// What [`read`](Self::read) will read.
+    pub fn num_bytes(&self) -> usize {
+        self.words.len() * size_of::<u32>()
+    }
+
     /// Waits for all rows at once: the only read-back.
     pub fn read(self, client: &Client) -> Vec<Shortlist> {
         let words: Vec<u32> = self.words.read(client);

@@ -1,0 +1,179 @@
+//! Slots and blocks in host memory, as bytes: what the device has no room for.
+//!
+//! A copy waits for the device. It costs what its bytes take on the bus, and saves computing thousands
+//! of tokens again.
+
+use burn::tensor::kind::Numeric;
+use burn::tensor::{Tensor, TensorData, s};
+use kernels::{KvPool, KvTensor, StatePool};
+use scheduler::{CacheConfig, HostBlockId, HostSlotId};
+
+/// Per slot and block, the bytes of all layers in their order; none until it is first written.
+pub(crate) struct HostCache {
+    slots: Vec<Vec<TensorData>>,
+    blocks: Vec<Vec<TensorData>>,
+}
+
+impl HostCache {
+    pub(crate) fn new(cache: &CacheConfig) -> Self {
+        Self {
+            slots: vec![Vec::new(); cache.num_host_slots as usize],
+            blocks: vec![Vec::new(); cache.num_host_blocks as usize],
+        }
+    }
+
+    pub(crate) fn store_slot<'a>(
+        &mut self,
+        pools: impl Iterator<Item = &'a StatePool>,
+        from: usize,
+        to: HostSlotId,
+    ) {
+        let bytes = pools.flat_map(|pool| [read_row(&pool.conv, from), read_row(&pool.ssm, from)]);
+        self.slots[to.0 as usize] = bytes.collect();
+    }
+
+    /// `layer` counts Mamba layers.
+    pub(crate) fn load_slot(
+        &self,
+        from: HostSlotId,
+        layer: usize,
+        pool: StatePool,
+        to: usize,
+    ) -> StatePool {
+        let bytes = &self.slots[from.0 as usize][2 * layer..];
+        StatePool {
+            conv: write_row(pool.conv, &bytes[0], to),
+            ssm: write_row(pool.ssm, &bytes[1], to),
+        }
+    }
+
+    pub(crate) fn store_block<'a>(
+        &mut self,
+        pools: impl Iterator<Item = &'a KvPool>,
+        from: usize,
+        to: HostBlockId,
+    ) {
+        let side = |side: &KvTensor| match side {
+            KvTensor::Float(tensor) => read_row(tensor, from),
+            KvTensor::Fp8 { codes, .. } => read_row(codes, from),
+        };
+        let bytes = pools.flat_map(|pool| [side(&pool.keys), side(&pool.values)]);
+        self.blocks[to.0 as usize] = bytes.collect();
+    }
+
+    /// `layer` counts attention layers.
+    pub(crate) fn load_block(
+        &self,
+        from: HostBlockId,
+        layer: usize,
+        pool: KvPool,
+        to: usize,
+    ) -> KvPool {
+        let bytes = &self.blocks[from.0 as usize][2 * layer..];
+        let side = |side, bytes| match side {
+            KvTensor::Float(tensor) => KvTensor::Float(write_row(tensor, bytes, to)),
+            KvTensor::Fp8 { codes, scale } => KvTensor::Fp8 {
+                codes: write_row(codes, bytes, to),
+                scale,
+            },
+        };
+        KvPool {
+            keys: side(pool.keys, &bytes[0]),
+            values: side(pool.values, &bytes[1]),
+        }
+    }
+}
+
+fn read_row<const D: usize, K: Numeric>(pool: &Tensor<D, K>, row: usize) -> TensorData {
+    pool.clone().narrow(0, row, 1).into_data()
+}
+
+fn write_row<const D: usize, K: Numeric>(
+    pool: Tensor<D, K>,
+    bytes: &TensorData,
+    row: usize,
+) -> Tensor<D, K> {
+    let (device, dtype) = (pool.device(), pool.dtype());
+    let row_of = Tensor::from_data(bytes.clone(), (&device, dtype));
+    pool.slice_assign(s![row..=row], row_of)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Int};
+
+    use super::*;
+
+    fn numbers<const D: usize, K: Numeric>(tensor: &Tensor<D, K>) -> Vec<f32> {
+        tensor.to_data().iter::<f32>().collect()
+    }
+
+    /// A pool of three rows whose elements are `row * 10 + place`.
+    fn rows<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+        let per_row = shape[1..].iter().product::<usize>();
+        let values = (0..3 * per_row).map(|i| (i / per_row * 10 + i % per_row) as f32);
+        Tensor::from_data(TensorData::new(values.collect(), shape), device)
+    }
+
+    #[test]
+    fn a_slot_comes_back_into_another_one() {
+        let device = Device::flex();
+        let cache = config();
+        let mut host = HostCache::new(&cache);
+        let pools = [1, 2].map(|size| StatePool {
+            conv: rows([3, size, 1], &device),
+            ssm: rows([3, 1, size, 2], &device),
+        });
+        host.store_slot(pools.iter(), 2, HostSlotId(1));
+        for (layer, pool) in pools.into_iter().enumerate() {
+            let size = layer + 1;
+            let pool = host.load_slot(HostSlotId(1), layer, pool, 0);
+            let conv = numbers(&pool.conv);
+            assert_eq!(conv[..size], conv[2 * size..], "row 0 is row 2 now");
+            assert_eq!(conv[size], 10.0, "row 1 is untouched");
+            let ssm = numbers(&pool.ssm);
+            assert_eq!(ssm[..2 * size], ssm[4 * size..]);
+            assert_eq!(ssm[0], 20.0);
+        }
+    }
+
+    #[test]
+    fn a_block_comes_back_into_another_one_in_every_format() {
+        let device = Device::flex();
+        let mut host = HostCache::new(&config());
+        let keys = rows([3, 2, 1, 2], &device);
+        let codes: Tensor<4, Int> = rows([3, 2, 1, 2], &device).int();
+        let values = KvTensor::Fp8 {
+            codes: codes.cast(burn::tensor::DType::U8),
+            scale: 0.5,
+        };
+        let pool = KvPool {
+            keys: KvTensor::Float(keys.cast(burn::tensor::DType::BF16)),
+            values,
+        };
+        host.store_block(std::iter::once(&pool), 1, HostBlockId(0));
+        let pool = host.load_block(HostBlockId(0), 0, pool, 2);
+        let (KvTensor::Float(keys), KvTensor::Fp8 { codes, scale }) = (&pool.keys, &pool.values)
+        else {
+            panic!("formats stay")
+        };
+        assert_eq!(keys.dtype(), burn::tensor::DType::BF16);
+        assert_eq!(codes.dtype(), burn::tensor::DType::U8);
+        let expect = [
+            0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0, 10.0, 11.0, 12.0, 13.0,
+        ];
+        assert_eq!((numbers(keys), *scale), (expect.to_vec(), 0.5));
+        assert_eq!(numbers(codes), expect);
+    }
+
+    fn config() -> CacheConfig {
+        CacheConfig {
+            block_size: 2,
+            num_blocks: 3,
+            num_slots: 3,
+            num_host_slots: 2,
+            num_host_blocks: 1,
+            blocks_per_slot: 1,
+        }
+    }
+}
