@@ -42,6 +42,9 @@ __device__ __forceinline__ u32 shared_load4(Shared from, u32 byte) {
 __device__ __forceinline__ void shared_store4(Shared to, u32 byte, u32 v) {
     *reinterpret_cast<u32*>(to + byte) = v;
 }
+__device__ __forceinline__ void shared_store16(Shared to, u32 byte, uint4 v) {
+    *reinterpret_cast<uint4*>(to + byte) = v;
+}
 
 // A copy of 16 bytes past the registers, or of 16 zeros, wherever `at` is. L2 fetches the whole
 // line of 128.
@@ -82,6 +85,12 @@ __device__ __forceinline__ u32 mul_bf16x2(u32 a, u32 b) {
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(0x80008000u));
     return d;
 }
+// 2^x to two units in the last place, 0 for what would be subnormal.
+__device__ __forceinline__ float power_of_2(float x) {
+    float d;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
 // Bytes of {b, a} (b the upper four) picked by the nibbles of `select`.
 __device__ __forceinline__ u32 pick_bytes(u32 a, u32 b, u32 select) { return __byte_perm(a, b, select); }
 
@@ -97,5 +106,9 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], u32 a0, u32 a1, u32 
 // The value of the lane `by` below, of its own where there is none. By the whole warp.
 __device__ __forceinline__ u32 shuffle_up(u32 value, u32 by) {
     return __shfl_up_sync(0xffffffffu, value, by);
+}
+// The value of the lane whose number differs in the bits of `by`. By the whole warp.
+__device__ __forceinline__ u32 shuffle_xor(u32 value, u32 by) {
+    return __shfl_xor_sync(0xffffffffu, value, by);
 }
 #endif

@@ -315,6 +315,10 @@ inline uint4 shared_load16(Shared from, u32 byte) {
             emulator::read_word(at + 3)};
 }
 inline void shared_store4(Shared to, u32 byte, u32 v) { emulator::write_word(to.word(byte, 4), v); }
+inline void shared_store16(Shared to, u32 byte, uint4 v) {
+    u32 at = to.word(byte, 16), values[4] = {v.x, v.y, v.z, v.w};
+    for (u32 i = 0; i < 4; i++) emulator::write_word(at + i, values[i]);
+}
 
 namespace emulator {
 inline void cp_async(SharedArray to, u32 byte, Global<const u8> from, u64 at, bool is_valid, u32 size) {
@@ -368,6 +372,10 @@ inline u32 mul_bf16x2(u32 a, u32 b) {
     float low = emulator::bf16_value(a & 0xffff) * emulator::bf16_value(b & 0xffff);
     float high = emulator::bf16_value(a >> 16) * emulator::bf16_value(b >> 16);
     return pack_bf16x2(low, high);
+}
+inline float power_of_2(float x) {
+    float y = std::exp2(x);
+    return y < 1.17549435e-38f ? 0.0f : y;
 }
 inline u32 pick_bytes(u32 a, u32 b, u32 select) {
     u64 bytes = static_cast<u64>(b) << 32 | a;
@@ -484,6 +492,18 @@ inline u32 shuffle_up(u32 value, u32 by) {
     warp_operation(&key, [](Thread* lanes) {
         for (u32 lane = 0; lane < 32; lane++)
             lanes[lane].out[0] = lanes[lane < lanes[lane].in[1] ? lane : lane - lanes[lane].in[1]].in[0];
+    });
+    return thread.out[0];
+}
+
+inline u32 shuffle_xor(u32 value, u32 by) {
+    using namespace emulator;
+    static const char key = 0;
+    Thread& thread = me();
+    thread.in[0] = value;
+    thread.in[1] = by;
+    warp_operation(&key, [](Thread* lanes) {
+        for (u32 lane = 0; lane < 32; lane++) lanes[lane].out[0] = lanes[lane ^ lanes[lane].in[1]].in[0];
     });
     return thread.out[0];
 }

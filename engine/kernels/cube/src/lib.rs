@@ -7,7 +7,7 @@
 //! | `matrix` | a weight matrix as the checkpoint stores it, read as words |
 //! | `decode` | weights out of the words that hold them |
 //! | `products` | products with weight matrices |
-//! | `tensor_core` | weight products and scans on NVIDIA's tensor cores: CUDA C++ as text, in `cuda/` |
+//! | `tensor_core` | weight products, scans and attention on NVIDIA's tensor cores: CUDA C++ as text, in `cuda/` |
 //! | `step` | how the rows of a step lie in its tokens, as index buffers |
 //! | `math` | what several kernels compute on the way |
 //! | `mamba` | the shape that the Mamba-2 kernels share |
@@ -61,7 +61,7 @@ pub use step::{RowIndex, StepIndex};
 
 pub use cubecl::client::Client;
 
-/// What the weight products do with activations.
+/// What weight products do with activations, and attention with queries and weights of values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
     /// They stay f32.

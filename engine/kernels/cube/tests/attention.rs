@@ -2,7 +2,7 @@
 
 use common::{Numbers, assert_near, poisoned};
 use cube_kernels::{
-    Buffer, Client, KvFormat, RowIndex, StepIndex, cache_write, paged_attention,
+    Arithmetic, Buffer, Client, KvFormat, RowIndex, StepIndex, cache_write, paged_attention,
     paged_attention_within,
 };
 
@@ -128,6 +128,7 @@ impl Cache {
                 [keys, values],
                 self.format,
                 shape,
+                Arithmetic::F32,
                 &step,
                 scratch,
                 &out,
@@ -142,6 +143,7 @@ impl Cache {
                 self.heads,
                 kv_heads,
                 head_dim,
+                Arithmetic::F32,
                 &step,
                 &out,
             );

@@ -25,6 +25,7 @@ pub(super) fn paged_attention(
             heads,
             kv_heads,
             head_dim,
+            cube_kernels::Arithmetic::F32,
             layout.on(client),
             out,
         );

@@ -32,15 +32,17 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 
 use crate::kv::check_pools;
-use crate::{Buffer, KvFormat, StepIndex};
+use crate::tensor_core::attention::{AttentionShape, attends, tensor_attention};
+use crate::{Arithmetic, Buffer, KvFormat, StepIndex};
 
-use splits::{combine, num_splits};
+use splits::combine;
+pub(crate) use splits::{SECOND, THIRD, num_splits};
 use tile::{KEYS, Tile, attend};
 
 /// Most bytes of partial results. Beyond it single tokens go in several launches, and chunks walk.
 const SCRATCH_BYTES: usize = 256 << 20;
 /// Cubes from which on chunks walk: two for each multiprocessor of the largest devices.
-const ENOUGH_CUBES: usize = 288;
+pub(crate) const ENOUGH_CUBES: usize = 288;
 
 /// Attends for every token of the step over its row's positions up to its own. The step's keys and
 /// values are in the cache already.
@@ -57,12 +59,23 @@ pub fn paged_attention(
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    arithmetic: Arithmetic,
     step: &StepIndex,
     out: &Buffer,
 ) {
     let pools = [keys, values];
     let shape = [heads, kv_heads, head_dim];
-    paged_attention_within(client, q, pools, format, shape, step, SCRATCH_BYTES, out);
+    paged_attention_within(
+        client,
+        q,
+        pools,
+        format,
+        shape,
+        arithmetic,
+        step,
+        SCRATCH_BYTES,
+        out,
+    );
 }
 
 /// [`paged_attention`] with at most so many bytes of partial results. The result does not depend on
@@ -75,6 +88,7 @@ pub fn paged_attention_within(
     [keys, values]: [&Buffer; 2],
     format: KvFormat,
     [heads, kv_heads, head_dim]: [usize; 3],
+    arithmetic: Arithmetic,
     step: &StepIndex,
     scratch: usize,
     out: &Buffer,
@@ -89,6 +103,17 @@ pub fn paged_attention_within(
     check_pools(keys, values, format, kv_heads, head_dim, step);
     if t == 0 {
         return;
+    }
+    let shape = AttentionShape {
+        format,
+        heads,
+        kv_heads,
+        head_dim,
+        block_size: step.block_size,
+    };
+    if arithmetic == Arithmetic::Bf16 && attends(client, &shape) {
+        let pools = [keys, values];
+        return tensor_attention(client, q, pools, &shape, step, scratch, out);
     }
     let launch = Launch {
         client,

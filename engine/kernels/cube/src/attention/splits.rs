@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 pub(super) const LOWEST: f32 = -1e30;
 
 /// Splits of a context.
-pub(super) fn num_splits(context: usize) -> usize {
+pub(crate) fn num_splits(context: usize) -> usize {
     let at = |from: usize, size: usize| (context - from).div_ceil(size);
     if context <= SECOND {
         at(0, 64)
@@ -19,9 +19,9 @@ pub(super) fn num_splits(context: usize) -> usize {
 }
 
 /// Splits are of 64 positions up to here, so that a short context keeps many cubes busy,
-const SECOND: usize = 2048;
+pub(crate) const SECOND: usize = 2048;
 /// of 256 up to here and of 512 beyond, so that partial results stay few.
-const THIRD: usize = 16384;
+pub(crate) const THIRD: usize = 16384;
 
 /// The first position of a split, or of none.
 #[cube]

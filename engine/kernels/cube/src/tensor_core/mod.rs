@@ -1,4 +1,4 @@
-//! Weight products on NVIDIA's tensor cores, which CubeCL cannot say so that we could test it
+//! Weight products, scans and attention on NVIDIA's tensor cores, which CubeCL cannot say so that we could test it
 //! without a GPU: CUDA C++ as text (`cuda/`), compiled by NVRTC on the device, and run to the letter
 //! by an emulator in our tests.
 //!
@@ -11,6 +11,7 @@
 //!   have an order of their own, so there the number of rows matters.
 //! - No atomics: the same bits every time.
 
+pub mod attention;
 mod kernel;
 pub mod plan;
 mod scan;
@@ -32,14 +33,19 @@ pub fn supports(client: &Client) -> bool {
 
 static IS_ALLOWED: AtomicBool = AtomicBool::new(true);
 
-/// Whether `linear` and `experts` may come here at all: they do, unless this is called.
+/// Whether `linear`, `experts` and `paged_attention` may come here at all: they do, unless this is
+/// called.
 pub fn allow(is_allowed: bool) {
     IS_ALLOWED.store(is_allowed, Ordering::Relaxed);
 }
 
+fn is_allowed() -> bool {
+    IS_ALLOWED.load(Ordering::Relaxed)
+}
+
 /// Whether products with this matrix run here: device, format and shape permit it.
 pub(crate) fn takes(client: &Client, w: &Matrix) -> bool {
-    IS_ALLOWED.load(Ordering::Relaxed) && supports(client) && fits(w)
+    is_allowed() && supports(client) && fits(w)
 }
 
 static IS_WGMMA_ALLOWED: AtomicBool = AtomicBool::new(false);

@@ -7,7 +7,7 @@ use crate::{Epilogue, Format, Matrix, NVFP4_GROUP};
 /// What a kernel's argument is to the operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
-    /// f32 inputs `[t, k]`.
+    /// f32 inputs `[t, k]` (attention: the queries).
     X,
     /// The weights' codes (experts: of the first matrix).
     Words,
@@ -31,11 +31,23 @@ pub enum Role {
     Experts,
     /// Their weights, f32.
     Weights,
+    /// Attention: the pools, in words.
+    Keys,
+    /// As above.
+    Values,
+    /// The step's.
+    TokenRows,
+    /// The step's.
+    TokenPositions,
+    /// The step's.
+    RowTokens,
+    /// The step's.
+    Tables,
     /// The result, f32.
     Out,
     /// Scratch: x in bf16.
     Rounded,
-    /// Scratch: the partial sums of the slices.
+    /// Scratch: the partial sums of the slices, or of the splits.
     Partial,
     /// Scratch: between an expert's matrices, bf16, sorted.
     Hidden,

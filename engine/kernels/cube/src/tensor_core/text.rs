@@ -1,5 +1,7 @@
 //! The texts: constants in front, what they use of the machine, the kernel.
 
+use super::attention::AttentionShape;
+use crate::attention::{SECOND, THIRD};
 use crate::{Format, MambaShape};
 
 const DEVICE: &str = include_str!("../../cuda/device.cuh");
@@ -200,6 +202,50 @@ pub(super) fn scan(shape: &MambaShape) -> Text {
 constexpr u32 STATE = {state};"
         ),
         body: include_str!("../../cuda/tensor_scan.cu"),
+    }
+}
+
+/// Attention by blocks of so many warps, within one split each or over all of them.
+pub(super) fn attention(shape: &AttentionShape, warps: usize, is_split: bool) -> Text {
+    let AttentionShape {
+        kv_heads,
+        head_dim,
+        block_size,
+        ..
+    } = *shape;
+    let group = shape.group();
+    let (format, constant) = format_names(shape.format.codes());
+    let split = if is_split { "_split" } else { "" };
+    Text {
+        name: format!(
+            "tensor_attention_{format}_{kv_heads}_{group}_{head_dim}_{block_size}_{warps}{split}"
+        ),
+        num_threads: (warps * 32) as u32,
+        constants: format!(
+            "constexpr int BF16 = 0, FP8 = 1, FORMAT = {constant};
+constexpr u32 KV_HEADS = {kv_heads}, GROUP = {group}, HEAD_DIM = {head_dim};
+constexpr u32 BLOCK_SIZE = {block_size}, WARPS = {warps};
+constexpr bool IS_SPLIT = {is_split};
+constexpr u32 SECOND = {SECOND}, THIRD = {THIRD};"
+        ),
+        body: concat!(
+            include_str!("../../cuda/tensor_attention.cuh"),
+            include_str!("../../cuda/tensor_attention.cu")
+        ),
+    }
+}
+
+pub(super) fn attention_combine(head_dim: usize) -> Text {
+    Text {
+        name: format!("tensor_attention_combine_{head_dim}"),
+        num_threads: ELEMENT_THREADS,
+        constants: format!(
+            "constexpr u32 HEAD_DIM = {head_dim}, SECOND = {SECOND}, THIRD = {THIRD};"
+        ),
+        body: concat!(
+            include_str!("../../cuda/tensor_attention.cuh"),
+            include_str!("../../cuda/tensor_attention_combine.cu")
+        ),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The cache, attention, routing and sampling.
 
 use cube_kernels::{
-    Buffer, Client, KvFormat, Noise, RouterShape, RowIndex, SampleRequest, StepIndex,
+    Arithmetic, Buffer, Client, KvFormat, Noise, RouterShape, RowIndex, SampleRequest, StepIndex,
 };
 
 use crate::{Entry, floats, words};
@@ -44,15 +44,31 @@ pub(crate) const ENTRIES: &[Entry] = &[
     Entry {
         spill_bytes: 16,
         ..Entry::new("paged_attention_bf16_64x8192", |client| {
-            attend(client, KvFormat::Bf16, 64, 1);
+            attend(client, KvFormat::Bf16, 64, 1, Arithmetic::F32);
         })
     },
     Entry::new("paged_attention_fp8_64x8192", |client| {
-        attend(client, FP8, 64, 1);
+        attend(client, FP8, 64, 1, Arithmetic::F32);
     }),
     // The last 2048 tokens of a prompt of 8192: walks.
     Entry::new("paged_attention_bf16_chunk_2048", |client| {
-        attend(client, KvFormat::Bf16, 1, 2048);
+        attend(client, KvFormat::Bf16, 1, 2048, Arithmetic::F32);
+    }),
+    Entry::new("tensor_attention_bf16_64x8192", |client| {
+        tensor(client, KvFormat::Bf16, 64, 1);
+    }),
+    Entry::new("tensor_attention_fp8_64x8192", |client| {
+        tensor(client, FP8, 64, 1);
+    }),
+    Entry::new("tensor_attention_bf16_chunk_2048", |client| {
+        tensor(client, KvFormat::Bf16, 1, 2048);
+    }),
+    Entry::new("tensor_attention_fp8_chunk_2048", |client| {
+        tensor(client, FP8, 1, 2048);
+    }),
+    // Four tokens at the end of a long context, as drafts are verified: splits of a block of warps.
+    Entry::new("tensor_attention_bf16_16x4_8192", |client| {
+        tensor(client, KvFormat::Bf16, 16, 4);
     }),
     // 64 rows, each with every list, a mask, penalties and a prompt's token.
     Entry {
@@ -113,12 +129,24 @@ fn write(client: &Client, format: KvFormat) {
     );
 }
 
-fn attend(client: &Client, format: KvFormat, num_rows: usize, num_tokens: usize) {
+/// On tensor cores.
+fn tensor(client: &Client, format: KvFormat, num_rows: usize, num_tokens: usize) {
+    let arithmetic = Arithmetic::Bf16;
+    attend(client, format, num_rows, num_tokens, arithmetic);
+}
+
+fn attend(
+    client: &Client,
+    format: KvFormat,
+    num_rows: usize,
+    num_tokens: usize,
+    arithmetic: Arithmetic,
+) {
     let q = floats(client, num_rows * num_tokens * HEADS * HEAD_DIM);
     let out = floats(client, q.len());
     let (keys, values) = (pool(client, format), pool(client, format));
     let step = step(client, num_rows, num_tokens);
     cube_kernels::paged_attention(
-        client, &q, &keys, &values, format, HEADS, KV_HEADS, HEAD_DIM, &step, &out,
+        client, &q, &keys, &values, format, HEADS, KV_HEADS, HEAD_DIM, arithmetic, &step, &out,
     );
 }
