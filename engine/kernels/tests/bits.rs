@@ -244,7 +244,13 @@ fn check_attention(
         with_isa(isa, || {
             let layout = Layout::new(vec![row(0..len, 0, 1)], block_size);
             let pool = cache_write(new_pool(), k.clone(), v.clone(), &layout);
-            let whole = bits(&paged_attention(q.clone(), &pool, heads, &layout));
+            let whole = bits(&paged_attention(
+                q.clone(),
+                &pool,
+                heads,
+                Arithmetic::F32,
+                &layout,
+            ));
 
             let mut pool = new_pool();
             let mut pieces = Vec::new();
@@ -264,7 +270,7 @@ fn check_attention(
                 }
                 let layout = Layout::new(rows, block_size);
                 pool = cache_write(pool, beside(&k), beside(&v), &layout);
-                let out = paged_attention(beside(&q), &pool, heads, &layout);
+                let out = paged_attention(beside(&q), &pool, heads, Arithmetic::F32, &layout);
                 pieces.extend(bits(&tokens(&out, strangers..strangers + piece.len())));
             }
             prop_assert!(whole == pieces, "{isa:?} cut at {cuts:?}");
@@ -409,7 +415,13 @@ fn number_of_threads_changes_nothing() {
         for w in &each {
             all.extend(bits(&linear(x.clone(), w, None, Arithmetic::F32)));
         }
-        all.extend(bits(&paged_attention(q.clone(), &pool, 32, &layout)));
+        all.extend(bits(&paged_attention(
+            q.clone(),
+            &pool,
+            32,
+            Arithmetic::F32,
+            &layout,
+        )));
         all
     };
     let one = run(1);

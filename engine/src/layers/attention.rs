@@ -1,7 +1,7 @@
 //! `*`: grouped-query attention over the paged cache. No positional encoding of any kind.
 
 use burn::tensor::Tensor;
-use kernels::Layout;
+use kernels::{Arithmetic, Layout};
 
 use super::linear::Linear;
 use crate::cache::DeviceCache;
@@ -15,6 +15,7 @@ pub(crate) struct Attention {
     value: Linear,
     output: Linear,
     num_heads: usize,
+    arithmetic: Arithmetic,
     /// Which of the cache's attention layers this is.
     index: usize,
 }
@@ -32,6 +33,7 @@ impl Attention {
             value: Linear::load_matrix(&weights.value, loader),
             output: Linear::load_matrix(&weights.output, loader),
             num_heads,
+            arithmetic: loader.arithmetic,
             index,
         }
     }
@@ -48,7 +50,8 @@ impl Attention {
         let value = self.value.forward(x);
         let mixed = cache.with_blocks(self.index, |pool| {
             let pool = kernels::cache_write(pool, key, value, layout);
-            let mixed = kernels::paged_attention(query, &pool, self.num_heads, layout);
+            let mixed =
+                kernels::paged_attention(query, &pool, self.num_heads, self.arithmetic, layout);
             (mixed, pool)
         });
         self.output.forward(mixed)

@@ -23,10 +23,14 @@
 // reaches back to the tokens beside it.
 //
 // Bytes: keys and values once per block (TOKENS tokens), from L2 but for the first. Operations:
-// 4 HEAD_DIM a query and key. Bound by mma.sync in prefill (64 rows of queries do 64 FLOP per byte
+// 4 HEAD_DIM a query and key. Bound by mma.sync in prefill (128 rows of queries do 128 FLOP per byte
 // from L2), by memory in decode: a block is one warp then, and copies are what it waits for. FP8 is
 // decoded once a block, not by every warp: 13 instructions for four codes, twice an mma's time if
 // each warp decoded its own fragments.
+// A thread of a walk holds two sets of sums (its split's, and all splits'), which takes all 255
+// registers and one block of 8 warps an SM; two of 4 would read L2 twice as much, more than it
+// gives. There the assembler spills nothing on sm_90a, and up to 28 bytes of a thread elsewhere.
+// Copies unrolled by two are at most 16 everywhere, but on sm_90a too.
 // Tried on paper: 128 keys a tile need 64 KiB of shared memory, more than a text may declare.
 constexpr u32 KEYS = 64, THREADS = WARPS * 32, HEADS = KV_HEADS * GROUP;
 constexpr u32 WARP_TOKENS = 16 / GROUP, TOKENS = WARPS * WARP_TOKENS, TILES = HEAD_DIM / 8;
@@ -57,10 +61,10 @@ __device__ __forceinline__ u32 value_place(u32 key, u32 chunk) { return key * RO
 
 // Starts the copies of a tile of keys or values, zeros from `end` on.
 template <bool IS_VALUES>
-__device__ __forceinline__ void start_side(Shared memory, Global<const u8> pool, Global<const u32> tables, u64 table,
+__device__ __forceinline__ void start_side(Shared memory, Global<const u8> pool, Global<const u32> tables, u32 table,
                                            u32 kv_head, u32 start, u32 end) {
     constexpr u32 CHUNKS = STORED / 16, COPIES = KEYS * CHUNKS / THREADS;
-#pragma unroll
+#pragma unroll 4
     for (u32 i = 0; i < COPIES; i++) {
         u32 copy = i * THREADS + threadIdx.x, key = copy / CHUNKS, chunk = copy % CHUNKS, position = start + key;
         u64 at = 0;
@@ -85,7 +89,7 @@ __device__ __forceinline__ u32 decode2(u32 codes) {
 // A tile of FP8 in bf16.
 template <bool IS_VALUES> __device__ __forceinline__ void decode_side(Shared memory) {
     constexpr u32 CHUNKS = STORED / 16, COPIES = KEYS * CHUNKS / THREADS;
-#pragma unroll
+#pragma unroll 1
     for (u32 i = 0; i < COPIES; i++) {
         u32 copy = i * THREADS + threadIdx.x, key = copy / CHUNKS, chunk = copy % CHUNKS * 2;
         uint4 stored = shared_load16(memory, (IS_VALUES ? STORED_VALUES_AT : STORED_KEYS_AT) + copy * 16);
@@ -135,23 +139,19 @@ ENTRY(Global<const u8> q, Global<const u8> keys, Global<const u8> values, Global
         count = len - at < TOKENS ? len - at : TOKENS;
     }
     u32 position = token_positions[token], context = position + count;
-    u64 table = u64(token_rows[token]) * sizes.table_stride;
+    u32 table = token_rows[token] * sizes.table_stride;
     u32 split = IS_SPLIT ? blockIdx.z : 0, begin = split_start(split), next = split_start(split + 1);
     if (begin >= context) return;
     u32 end = IS_SPLIT && next < context ? next : context;
 
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, lane_g = lane / 4, lane_c = lane % 4;
-    // The lane's two rows of queries: the last position that each sees, and where it lies. Rows past
-    // the tile repeat its last token and are never stored.
-    u32 last[2], query[2];
-    bool is_row[2];
+    // The lane's two rows of queries: which token's each is, the last position that it sees. Rows
+    // past the tile repeat its last token and are never stored.
+    u32 last[2];
 #pragma unroll
     for (u32 r = 0; r < 2; r++) {
-        u32 row = lane_g + r * 8, of = warp * WARP_TOKENS + row / GROUP;
-        is_row[r] = of < count;
-        of = is_row[r] ? of : count - 1;
-        last[r] = position + of;
-        query[r] = (token + of) * HEADS + kv_head * GROUP + row % GROUP;
+        u32 of = warp * WARP_TOKENS + (lane_g + r * 8) / GROUP;
+        last[r] = position + (of < count ? of : count - 1);
     }
     // The same for all lanes: what the warp's first and last token see; whether it has any.
     bool is_warp = warp * WARP_TOKENS < count;
@@ -164,7 +164,8 @@ ENTRY(Global<const u8> q, Global<const u8> keys, Global<const u8> values, Global
     for (u32 part = 0; part < HEAD_DIM / 32; part++)
 #pragma unroll
         for (u32 r = 0; r < 2; r++) {
-            u64 at = (u64(query[r]) * HEAD_DIM + part * 32 + lane_c * 8) * 4;
+            u32 head = kv_head * GROUP + (lane_g + r * 8) % GROUP, query = (token + last[r] - position) * HEADS + head;
+            u64 at = (u64(query) * HEAD_DIM + part * 32 + lane_c * 8) * 4;
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
                 uint4 v = global_load16(q, at + half * 16);
@@ -293,8 +294,9 @@ ENTRY(Global<const u8> q, Global<const u8> keys, Global<const u8> values, Global
 #pragma unroll
     for (u32 r = 0; r < 2; r++) {
         float factor = 1.0f, of_quad = IS_SPLIT ? quad_sum(mass[r]) : 0.0f;
-        if (!is_row[r]) continue;
-        u64 place = query[r];
+        u32 row = lane_g + r * 8, of = warp * WARP_TOKENS + row / GROUP;
+        if (of >= count) continue;
+        u64 place = u64(token + of) * HEADS + kv_head * GROUP + row % GROUP;
         if constexpr (IS_SPLIT) {
             // Tokens count from the launch's first, as the partial results do.
             place = (place - u64(sizes.first) * HEADS) * sizes.num_splits + blockIdx.z;

@@ -389,7 +389,8 @@ fn a_nan_stays_with_those_who_see_it() {
         for is_value in [false, true] {
             let shape = shape(format, [16, 1, 64, 4]);
             let mut cache = Cache::new(shape, &[40, 40], 2);
-            let position = 20;
+            // The first of its block of warps.
+            let position = 24;
             let bytes = if format == KvFormat::Bf16 { 2 } else { 1 };
             let slot = cache.blocks[0][position / 4] as usize * 4 + position % 4;
             let pool = if is_value {

@@ -3,13 +3,14 @@
 use burn::tensor::Tensor;
 
 use crate::cube::{elements, filled, side, view, words};
-use crate::{KvPool, Layout};
+use crate::{Arithmetic, KvPool, Layout};
 
 /// Attention of this step's queries over everything their rows have cached.
 pub(super) fn paged_attention(
     q: &Tensor<2>,
     pool: &KvPool,
     heads: usize,
+    arithmetic: Arithmetic,
     layout: &Layout,
 ) -> Tensor<2> {
     let [_, _, kv_heads, head_dim] = pool.keys.dims();
@@ -25,7 +26,7 @@ pub(super) fn paged_attention(
             heads,
             kv_heads,
             head_dim,
-            cube_kernels::Arithmetic::F32,
+            arithmetic.into(),
             layout.on(client),
             out,
         );

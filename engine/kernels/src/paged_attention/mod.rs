@@ -8,14 +8,21 @@ pub(crate) mod reference;
 
 use burn::tensor::Tensor;
 
-use crate::{KvPool, Layout, route::route};
+use crate::{Arithmetic, KvPool, Layout, route::route};
 
 /// Causal attention of this step's queries over everything their rows have cached, this step's
 /// keys and values included (write them first).
 ///
 /// Shapes: `q` F32 `[T, heads * head_dim]`, result the same. Query head `i` reads kv head
 /// `i / (heads / kv_heads)`; scale `head_dim^-0.5`; softmax in f32; no positions enter.
-pub fn paged_attention(q: Tensor<2>, pool: &KvPool, heads: usize, layout: &Layout) -> Tensor<2> {
+/// With [`Arithmetic::Bf16`] a GPU may round queries and the weights of values to bf16.
+pub fn paged_attention(
+    q: Tensor<2>,
+    pool: &KvPool,
+    heads: usize,
+    arithmetic: Arithmetic,
+    layout: &Layout,
+) -> Tensor<2> {
     let [num_blocks, block_size, kv_heads, head_dim] = pool.keys.dims();
     let [num_tokens, width] = q.dims();
     assert_eq!(width, heads * head_dim, "query width");
@@ -26,7 +33,7 @@ pub fn paged_attention(q: Tensor<2>, pool: &KvPool, heads: usize, layout: &Layou
     route!(
         &q,
         cpu: cpu::paged_attention(q, pool, heads, layout),
-        cube: cube::paged_attention(&q, pool, heads, layout),
+        cube: cube::paged_attention(&q, pool, heads, arithmetic, layout),
         reference: reference::paged_attention(&q, pool, heads, layout),
     )
 }

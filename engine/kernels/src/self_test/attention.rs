@@ -65,7 +65,7 @@ pub fn attention(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
         &layout,
     );
     let q_tensor = upload(&q, [m, heads * head_dim], DType::F32, device);
-    let got = crate::paged_attention(q_tensor, &pool, heads, &layout);
+    let got = crate::paged_attention(q_tensor, &pool, heads, shapes.arithmetic, &layout);
 
     let mut want = Vec::new();
     for (row, (keys, values)) in layout.rows.iter().zip(keys.iter().zip(&values)) {

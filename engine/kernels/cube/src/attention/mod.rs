@@ -21,8 +21,14 @@
 //! query head and split (6 % of the cache's bytes in splits of 256 in bf16). In decode this kernel
 //! is bound by f32 arithmetic, not by memory: 16 queries do 8 fused operations per byte of bf16, of
 //! which an H200 has 33 T/s for 4.8 TB/s, so that the roof is some 85 % of the bandwidth and half of
-//! it in FP8. Tensor cores (16 queries are one tile of theirs) are what would lift it. On sm_80 alone
-//! the assembler spills 16 bytes of a bf16 decode thread, at 80 registers and of its own accord.
+//! it in FP8. On sm_80 alone the assembler spills 16 bytes of a
+//! bf16 decode thread, at 80 registers and of its own accord.
+//!
+//! In [`Arithmetic::Bf16`] on NVIDIA, shapes that [`fit`](AttentionShape::fits) go to tensor cores
+//! (`cuda/tensor_attention.cu`), every row of the step: 16 queries are one tile of theirs. The
+//! promise above holds there as well, between single tokens and chunks too, except that a NaN among
+//! the values of a chunk reaches the tokens of its own tile before it. The two ways have bits of
+//! their own, but a step's arithmetic, device and shape choose one for all of its tokens.
 #![allow(unsafe_code)]
 
 mod splits;
@@ -45,7 +51,8 @@ const SCRATCH_BYTES: usize = 256 << 20;
 pub(crate) const ENOUGH_CUBES: usize = 288;
 
 /// Attends for every token of the step over its row's positions up to its own. The step's keys and
-/// values are in the cache already.
+/// values are in the cache already. With [`Arithmetic::Bf16`] queries and the weights of values may
+/// be rounded to bf16.
 ///
 /// # Panics
 /// If shapes do not agree.

@@ -40,8 +40,14 @@ impl AttentionShape {
 
 /// Rows of queries of a warp.
 const ROWS: usize = 16;
-/// Warps of a block for rows of several tokens. Single tokens have a block of one warp each.
-const WARPS: usize = 4;
+/// Warps of a block that walks: as many as fill a multiprocessor's registers, so that keys and values
+/// come from L2 once for all of them.
+const WALK_WARPS: usize = 8;
+/// Of one that attends within a split, for rows of a few tokens. Single tokens have a block of one
+/// warp each.
+const SPLIT_WARPS: usize = 4;
+/// Blocks from which on chunks walk.
+const ENOUGH_BLOCKS: usize = ENOUGH_CUBES / 2;
 
 /// What the launches of a step depend on.
 #[derive(Clone, Copy, Debug)]
@@ -130,8 +136,8 @@ pub fn plan(shape: &AttentionShape, step: StepShape, scratch: usize) -> Plan {
         }
     }
     let rest = step.num_tokens - singles;
-    let num_blocks = rest.div_ceil(WARPS * ROWS / shape.group()) * shape.kv_heads;
-    if num_splits == 1 || num_blocks >= ENOUGH_CUBES || at_once < rest {
+    let num_blocks = rest.div_ceil(WALK_WARPS * ROWS / shape.group()) * shape.kv_heads;
+    if num_splits == 1 || num_blocks >= ENOUGH_BLOCKS || at_once < rest {
         attention.walk(singles, rest);
     } else {
         attention.split(singles, rest);
@@ -203,9 +209,10 @@ impl Attention<'_> {
         let (warps, tiles_per_row, num_tiles) = if is_single {
             (1, 0, num_tokens)
         } else {
-            let tokens = WARPS * ROWS / self.shape.group();
+            let warps = if is_split { SPLIT_WARPS } else { WALK_WARPS };
+            let tokens = warps * ROWS / self.shape.group();
             let tiles = step.max_row_tokens.div_ceil(tokens);
-            (WARPS, tiles, (step.num_rows - step.num_single_rows) * tiles)
+            (warps, tiles, (step.num_rows - step.num_single_rows) * tiles)
         };
         let [k_scale, v_scale] = self.shape.format.scales();
         let q_scale = (self.shape.head_dim as f32).powf(-0.5) * std::f32::consts::LOG2_E * k_scale;

@@ -60,12 +60,18 @@ pub(crate) const ENTRIES: &[Entry] = &[
     Entry::new("tensor_attention_fp8_64x8192", |client| {
         tensor(client, FP8, 64, 1);
     }),
-    Entry::new("tensor_attention_bf16_chunk_2048", |client| {
-        tensor(client, KvFormat::Bf16, 1, 2048);
-    }),
-    Entry::new("tensor_attention_fp8_chunk_2048", |client| {
-        tensor(client, FP8, 1, 2048);
-    }),
+    Entry {
+        spill_bytes: WALK_SPILL_BYTES,
+        ..Entry::new("tensor_attention_bf16_chunk_2048", |client| {
+            tensor(client, KvFormat::Bf16, 1, 2048);
+        })
+    },
+    Entry {
+        spill_bytes: WALK_SPILL_BYTES,
+        ..Entry::new("tensor_attention_fp8_chunk_2048", |client| {
+            tensor(client, FP8, 1, 2048);
+        })
+    },
     // Four tokens at the end of a long context, as drafts are verified: splits of a block of warps.
     Entry::new("tensor_attention_bf16_16x4_8192", |client| {
         tensor(client, KvFormat::Bf16, 16, 4);
@@ -92,6 +98,9 @@ pub(crate) const ENTRIES: &[Entry] = &[
         })
     },
 ];
+
+/// See tensor_attention.cu.
+const WALK_SPILL_BYTES: usize = 28;
 
 const FP8: KvFormat = KvFormat::Fp8 {
     k_scale: 1.0,
