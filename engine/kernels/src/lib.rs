@@ -25,7 +25,8 @@
 //! Beside them: `layout` (how a step's rows lie in the token dimension, shapes, states), `kv_pool`
 //! (the KV cache and its formats), `matrix` ([`Matrix`], a weight in its stored format), `route`
 //! (which way is taken), `flex` (the CPU backend's buffers), [`e4m3`] and [`e2m1`] (small number
-//! formats), `kernel_cache` (compiled kernels on disk), `simd`, `isa`, `team`, `bandwidth`, `roof`,
+//! formats), `kernel_cache` (compiled kernels on disk), `random` (weights of models that are only
+//! measured), `simd`, `isa`, `team`, `bandwidth`, `roof`,
 //! `read_back` (bytes to the host, counted), and [`self_test`], which holds every operation of
 //! a device against f64 loops.
 //!
@@ -74,6 +75,7 @@ mod linear;
 mod matrix;
 mod moe_experts;
 mod paged_attention;
+mod random;
 mod read_back;
 mod recording;
 mod roof;
@@ -102,6 +104,7 @@ pub use linear::{linear, mlp_relu2};
 pub use matrix::{Format, Matrix, NVFP4_BLOCK, Stack};
 pub use moe_experts::{ExpertMatrices, moe_experts};
 pub use paged_attention::paged_attention;
+pub use random::{RANDOM_PIECE_BYTES, RandomForm, RandomPart, random_codes, random_weight};
 pub use read_back::count_read_back;
 pub use recording::Recording;
 pub use roof::{count_launches, measure_bandwidth, measure_matrix_rate};

@@ -1,16 +1,17 @@
 //! Random weights: seeded, of the right shapes, and fast to make.
 //!
 //! Every piece of a tensor draws from a stream of its own, so the result does not depend on the
-//! number of threads.
+//! number of threads. A GPU makes large ones itself, to the same bit.
 
 use bytes::Bytes;
 use half::bf16;
+use kernels::RandomForm;
 
 use super::weights::{BLOCK_SCALES, Init};
 use crate::noise;
 
 /// Bytes that share one stream.
-const PIECE_BYTES: usize = 1 << 17;
+const PIECE_BYTES: usize = kernels::RANDOM_PIECE_BYTES;
 
 /// `count` elements in the element type that `init` is stored in.
 pub(crate) fn generate(init: Init, seed: u64, count: usize, num_threads: usize) -> Bytes {
@@ -43,6 +44,27 @@ pub(crate) fn generate(init: Init, seed: u64, count: usize, num_threads: usize) 
     }
 }
 
+/// How a device makes the same bytes; `None` for what is small or the same all over.
+pub(crate) fn random_form(init: Init) -> Option<RandomForm> {
+    match init {
+        Init::Random { std } => Some(RandomForm::Bf16 { step: step(std) }),
+        Init::Fp8Codes => Some(RandomForm::E4m3),
+        Init::Nvfp4Codes => Some(RandomForm::Bytes),
+        Init::BlockScales => {
+            // From 1 to under 2, as the form has it.
+            const { assert!(BLOCK_SCALES.start == 0x38 && BLOCK_SCALES.end == 0x40) }
+            Some(RandomForm::OneToTwo)
+        }
+        Init::Constant(_) | Init::Scale(_) | Init::DecayRate | Init::TimeStep => None,
+    }
+}
+
+/// Between neighbours of 65536 numbers with this standard deviation: a uniform variable on [-w, w] has
+/// `w / sqrt(3)`.
+fn step(std: f32) -> f32 {
+    std * 3_f32.sqrt() / 32768.0
+}
+
 fn scalars(seed: u64, count: usize, f: impl Fn(f64) -> f64) -> Bytes {
     let bytes: Vec<u8> = (0..count as u64)
         .flat_map(|at| (f(noise::uniform(noise::mix(seed, at))) as f32).to_le_bytes())
@@ -66,8 +88,7 @@ fn codes(seed: u64, count: usize, num_threads: usize, f: impl Fn(u8) -> u8 + Syn
 
 /// Uniform bf16 numbers of mean 0 and the given standard deviation.
 fn fill(bytes: &mut [u8], seed: u64, std: f32, num_threads: usize) {
-    // A uniform variable on [-w, w] has the standard deviation w / sqrt(3).
-    let step = std * 3_f32.sqrt() / 32768.0;
+    let step = step(std);
     in_pieces(bytes, seed, num_threads, |part, stream| {
         fill_piece(part, stream, step);
     });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use bytes::Bytes;
 use half::{bf16, f16};
-use kernels::{Arithmetic, ExpertMatrices, Matrix, Stack};
+use kernels::{Arithmetic, ExpertMatrices, Matrix, RandomPart, Stack};
 use safetensors::tensor::Dtype;
 
 use super::dummy;
@@ -50,9 +50,14 @@ impl Loader {
         if !kernels::is_cpu(&self.device) && !has_whole_words(weight) {
             return self.small(weight);
         }
+        let dtype = burn_dtype(weight.dtype());
+        if let Some(made) = self.invented(&[weight], |parts, device| {
+            kernels::random_weight(parts, &weight.shape, dtype, device)
+        }) {
+            return made;
+        }
         let bytes = self.bytes(weight);
         let range = 0..bytes.len();
-        let dtype = burn_dtype(weight.dtype());
         kernels::weight_from_shared(Arc::new(bytes), range, &weight.shape, dtype, &self.device)
     }
 
@@ -115,9 +120,14 @@ impl Loader {
             return Some(ExpertMatrices::Fused(all));
         }
         if scales.is_empty() {
+            let dtype = burn_dtype(codes[0].dtype());
+            if let Some(made) = self.invented(&codes, |parts, device| {
+                kernels::random_weight(parts, &shape, dtype, device)
+            }) {
+                return Some(ExpertMatrices::Fused(made));
+            }
             let bytes = self.concatenated(&codes);
             let range = 0..bytes.len();
-            let dtype = burn_dtype(codes[0].dtype());
             let device = &self.device;
             let all = kernels::weight_from_shared(Arc::new(bytes), range, &shape, dtype, device);
             return Some(ExpertMatrices::Fused(all));
@@ -139,6 +149,11 @@ impl Loader {
 
     fn stacked_codes(&mut self, each: &[&Weight]) -> Option<Tensor<3, Int>> {
         let shape = stack_shape(each)?;
+        if let Some(made) = self.invented(each, |parts, device| {
+            kernels::random_codes(parts, shape, device)
+        }) {
+            return Some(made);
+        }
         let bytes = self.concatenated(each);
         let range = 0..bytes.len();
         let device = &self.device;
@@ -162,10 +177,31 @@ impl Loader {
 
     /// The codes of a quantised matrix.
     fn codes(&mut self, weight: &Weight) -> Tensor<2, Int> {
+        let shape = [weight.shape[0], weight.shape[1]];
+        if let Some(made) = self.invented(&[weight], |parts, device| {
+            kernels::random_codes(parts, shape, device)
+        }) {
+            return made;
+        }
         let bytes = self.bytes(weight);
         let range = 0..bytes.len();
-        let shape = [weight.shape[0], weight.shape[1]];
         kernels::codes_from_shared(Arc::new(bytes), range, shape, &self.device)
+    }
+
+    /// Dummies that the device makes itself, one after the other; `None` for all others.
+    fn invented<T>(
+        &mut self,
+        each: &[&Weight],
+        make: impl FnOnce(&[RandomPart], &Device) -> Option<T>,
+    ) -> Option<T> {
+        let parts: Option<Vec<RandomPart>> =
+            each.iter().map(|weight| random_part(weight)).collect();
+        let parts = parts.filter(|_| kernels::is_gpu(&self.device))?;
+        let made = make(&parts, &self.device)?;
+        let num_bytes = parts.iter().map(|part| part.num_bytes as u64).sum::<u64>();
+        self.loaded_bytes += num_bytes;
+        self.progress.set(self.loaded_bytes, self.total_bytes);
+        Some(made)
     }
 
     /// A small tensor that is no matrix: as stored on the CPU, f32 elsewhere, whose kernels read
@@ -235,6 +271,18 @@ impl Loader {
     }
 }
 
+/// What a device makes a dummy from. Ranks' parts of a dummy are cut from the whole on the host.
+fn random_part(weight: &Weight) -> Option<RandomPart> {
+    let Source::Dummy { init, seed } = weight.source else {
+        return None;
+    };
+    Some(RandomPart {
+        seed,
+        num_bytes: weight.num_bytes() as usize,
+        form: dummy::random_form(init)?,
+    })
+}
+
 /// Whether a row of the weight is a whole number of 32-bit words.
 fn has_whole_words(weight: &Weight) -> bool {
     let columns = weight.shape.last().copied().unwrap_or(1);
@@ -273,6 +321,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::StoredTensor;
+    use crate::model::weights::Init;
 
     fn stored(dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Weight {
         Weight {
@@ -294,6 +343,49 @@ mod tests {
             block_scales: stored(Dtype::F8_E4M3, &[rows, 1], bytes(first + 100, rows)),
             scale: stored(Dtype::F32, &[1], f32::from(first).to_le_bytes().to_vec()),
         }
+    }
+
+    #[test]
+    fn a_device_makes_the_bytes_of_the_host() {
+        if Device::enumerate(DeviceType::Vulkan).is_empty() {
+            eprintln!("no Vulkan device: skipped");
+            return;
+        }
+        let device = Device::vulkan(DeviceKind::DefaultDevice);
+        let dummy = |init, seed, shape: [usize; 2]| Weight {
+            shape: shape.to_vec(),
+            source: Source::Dummy { init, seed },
+        };
+        let progress = LoadProgress::unwatched();
+        let mut loader = Loader::new(device, Arithmetic::F32, 1, progress, 1 << 30);
+        // Over a piece, and an odd number of words.
+        let odd = [3, 4 * 11_003];
+        let mut num_bytes = 0;
+        for (at, init) in [Init::Fp8Codes, Init::Nvfp4Codes, Init::BlockScales]
+            .into_iter()
+            .enumerate()
+        {
+            let seed = 0xfedc_ba98_7654_3210 + at as u64;
+            let weight = dummy(init, seed, odd);
+            assert!(random_part(&weight).is_some());
+            let expect = dummy::generate(init, seed, 3 * odd[1], 1);
+            let made = loader.codes(&weight).into_data();
+            assert!(made.as_bytes() == &expect[..], "{init:?}");
+            num_bytes += expect.len() as u64;
+            assert_eq!(loader.loaded_bytes, num_bytes);
+        }
+        for std in [0.02, 1.0] {
+            let init = Init::Random { std };
+            let made: Tensor<2> = loader.tensor(&dummy(init, 77, odd));
+            let expect = dummy::generate(init, 77, 3 * odd[1], 1);
+            assert!(made.into_data().as_bytes() == &expect[..], "{std}");
+        }
+
+        // Several in one buffer, each from its own seed.
+        let each = [1, 2, 3].map(|seed| dummy(Init::Fp8Codes, seed, [5, 8]));
+        let stacked = loader.stacked_codes(&each.each_ref()).expect("alike");
+        let expect = [1, 2, 3].map(|seed| dummy::generate(Init::Fp8Codes, seed, 40, 1));
+        assert_eq!(stacked.into_data().as_bytes(), expect.concat());
     }
 
     #[test]

@@ -14,6 +14,8 @@
 //! | `conv` | the causal convolution in front of the scan |
 //! | `scan` | the Mamba-2 recurrence |
 //! | `norms` | RMS norms, alone and fused with what stands before them |
+//! | `noise` | random bits by key and counter |
+//! | `random` | random weights, for models that are only measured |
 //! | `moves` | words cleared and copied within a buffer, rows gathered |
 //! | `attention` | attention over the paged cache |
 //! | `kv` | the paged cache's formats, and writes into it |
@@ -34,8 +36,10 @@ mod mamba;
 mod math;
 mod matrix;
 mod moves;
+mod noise;
 mod norms;
 mod products;
+mod random;
 mod router;
 mod sampling;
 mod scan;
@@ -51,6 +55,7 @@ pub use matrix::{Format, Matrix, NVFP4_GROUP};
 pub use moves::{copy_words, gather_rows, zero_words};
 pub use norms::{add, add_rms_norm, gated_group_norm, rms_norm};
 pub use products::{MAX_EXPERT_TOKENS, embedding, experts, linear};
+pub use random::{RandomForm, fill_random};
 pub use router::{RouterShape, router_topk};
 pub use sampling::{
     Candidate, Decision, Draw, MASS_ERROR, MAX_LIST, Noise, Pending, SampleRequest, Shortlist,

@@ -15,6 +15,7 @@ use cubecl::prelude::*;
 
 use super::{Row, SampleRequest};
 use crate::Buffer;
+use crate::noise::mix;
 
 /// Logits of a cube of the first launch.
 pub(super) const CHUNK: usize = 2048;
@@ -694,17 +695,7 @@ fn gather(logits: &[f32], picks: &[u32], answer: &mut [u32], to: usize, len: usi
 /// [`super::decide::NOISE_ERROR`].
 #[cube]
 fn gumbel(stream_low: u32, stream_high: u32, token: u32) -> f32 {
-    // splitmix64's output over a Weyl sequence, in halves.
-    let count = token + 1;
-    let mut low = count * 0x7f4a_7c15u32;
-    let mut high = u32::mul_hi(count, 0x7f4a_7c15u32) + count * 0x9e37_79b9u32;
-    low += stream_low;
-    high += stream_high + u32::cast_from(low < stream_low);
-    let (low, high) = folded(low, high, 30u32);
-    let (low, high) = product(low, high, 0x1ce4_e5b9u32, 0xbf58_476du32);
-    let (low, high) = folded(low, high, 27u32);
-    let (low, high) = product(low, high, 0x1331_11ebu32, 0x94d0_49bbu32);
-    let (low, high) = folded(low, high, 31u32);
+    let (low, high) = mix(stream_low, stream_high, token);
 
     // `u` is the upper 52 bits and a half; `a` is it or its complement, whichever is below a half,
     // so that it has all of f32's digits.
@@ -728,26 +719,4 @@ fn gumbel(stream_low: u32, stream_high: u32, token: u32) -> f32 {
     let upper = 2.0 * s * series;
     let lower = -a.ln();
     -select(is_upper, upper, lower).ln()
-}
-
-/// `z ^ (z >> by)`, `by` below 32.
-#[cube]
-fn folded(low: u32, high: u32, #[comptime] by: u32) -> (u32, u32) {
-    let left = comptime!(32 - by);
-    (low ^ ((low >> by) | (high << left)), high ^ (high >> by))
-}
-
-/// The lower 64 bits of a product.
-#[cube]
-fn product(
-    low: u32,
-    high: u32,
-    #[comptime] factor_low: u32,
-    #[comptime] factor_high: u32,
-) -> (u32, u32) {
-    let carried = u32::mul_hi(low, factor_low.runtime());
-    (
-        low * factor_low,
-        carried + low * factor_high + high * factor_low,
-    )
 }
