@@ -79,7 +79,7 @@ pub use footprint::{Footprint, StepSize};
 pub use handle::{
     EngineHandle, EngineInfo, EngineStats, EngineStatus, RequestStream, StreamEvent, SubmitError,
 };
-pub use machine::{Machine, TestedPart};
+pub use machine::{Machine, TestedPart, TimedProduct, TimedProducts};
 pub use memory::MAX_MODEL_LEN;
 pub use model::ModelConfig;
 pub use open::{Engine, Opened};

@@ -1,7 +1,7 @@
 //! What this machine has, for people who choose models by it.
 
-use kernels::Format;
 use kernels::self_test::{Outcome, Shapes, self_test};
+use kernels::{Arithmetic, Format};
 
 use crate::error::EngineError;
 use crate::model::ModelConfig;
@@ -28,6 +28,26 @@ impl TestedPart {
     pub fn is_ok(&self) -> bool {
         self.outcomes.iter().all(Outcome::is_ok)
     }
+}
+
+/// A product of many tokens with one of a model's matrices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TimedProduct {
+    /// The first of the model's matrices with this shape.
+    pub matrix: &'static str,
+    /// Tokens, outputs and inputs.
+    pub shape: [usize; 3],
+    /// Seconds by way; `None` where the device or this build does not have it.
+    pub ways: Vec<(&'static str, Option<f64>)>,
+}
+
+/// Products, and what they are held against.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TimedProducts {
+    /// Operations per second of the best product of any size.
+    pub matrix_rate: f64,
+    /// One after the other.
+    pub products: Vec<TimedProduct>,
 }
 
 /// Facts that decide what can be served, and how fast.
@@ -105,6 +125,32 @@ impl Machine {
                 }
             }
             Ok(parts)
+        })
+    }
+
+    /// Times the products of a prompt's tokens with a model's matrices of bf16, by every way that the
+    /// device has. The head is left out: it sees a prompt's last token alone.
+    pub fn time_products(
+        choice: DeviceChoice,
+        model: &ModelConfig,
+        num_tokens: &[usize],
+    ) -> Result<TimedProducts, EngineError> {
+        let device = device::resolve(choice)?;
+        workbench::guarded(|| {
+            let matrix_rate = kernels::measure_matrix_rate(&device, Arithmetic::Bf16);
+            let mut products = Vec::new();
+            for (matrix, n, k) in shapes::matrices(model) {
+                let many = num_tokens.iter().filter(|_| matrix != "lm_head");
+                products.extend(many.map(|t| TimedProduct {
+                    matrix,
+                    shape: [*t, n, k],
+                    ways: kernels::time_products(&device, [*t, n, k]),
+                }));
+            }
+            Ok(TimedProducts {
+                matrix_rate,
+                products,
+            })
         })
     }
 

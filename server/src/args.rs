@@ -431,6 +431,8 @@ pub enum BenchCommand {
     Decode(Box<BenchDecodeArgs>),
     /// Prompts from nothing to their first token: operations, share of the matrix rate
     Prefill(Box<BenchPrefillArgs>),
+    /// The large products of prompts by every way that the device has, beside its matrix rate
+    Products(BenchProductsArgs),
     /// Requests as clients send them: times to first token and between tokens
     Serve(Box<BenchServeArgs>),
     /// Time to ready, beside the time that reading the same files takes
@@ -466,6 +468,20 @@ pub struct BenchPrefillArgs {
     /// The model.
     #[command(flatten)]
     pub serve: ServeArgs,
+}
+
+/// Products.
+#[derive(Clone, Debug, Args)]
+pub struct BenchProductsArgs {
+    /// Folder whose config.json says the shapes [default: Nemotron 3 Super's]
+    #[arg(long, env = "NEMOSERVE_MODEL", value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// auto, cpu, cuda or cuda:INDEX
+    #[arg(long, env = "NEMOSERVE_DEVICE", default_value = "auto")]
+    pub device: String,
+    /// Tokens at once
+    #[arg(long, value_delimiter = ',', default_value = "512,2048,8192")]
+    pub tokens: Vec<usize>,
 }
 
 /// Requests.

@@ -26,7 +26,7 @@
 //! (the KV cache and its formats), `matrix` ([`Matrix`], a weight in its stored format), `route`
 //! (which way is taken), `flex` (the CPU backend's buffers), [`e4m3`] and [`e2m1`] (small number
 //! formats), `kernel_cache` (compiled kernels on disk), `random` (weights of models that are only
-//! measured), `simd`, `isa`, `team`, `bandwidth`, `roof`,
+//! measured), `candidates` (ways of a product, timed), `simd`, `isa`, `team`, `bandwidth`, `roof`,
 //! `read_back` (bytes to the host, counted), and [`self_test`], which holds every operation of
 //! a device against f64 loops.
 //!
@@ -56,6 +56,7 @@ pub const SCAN_CHUNK: u32 = 64;
 mod all_reduce;
 mod bandwidth;
 mod cache;
+mod candidates;
 mod causal_conv1d;
 #[cfg(feature = "cube")]
 mod cube;
@@ -91,6 +92,7 @@ mod team;
 pub use all_reduce::{all_reduce, can_all_reduce};
 pub use bandwidth::measure_read_bandwidth;
 pub use cache::{PoolKind, cache_write, copy_block, copy_slot, zero_slot, zeros};
+pub use candidates::time_products;
 pub use causal_conv1d::causal_conv1d;
 pub use embedding::embedding;
 pub use flex::{codes_from_shared, weight_from_shared, with_f32};

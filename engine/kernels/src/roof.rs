@@ -84,7 +84,7 @@ pub fn count_launches<R>(f: impl FnOnce() -> R) -> (R, Option<u64>) {
 }
 
 /// The first run compiles and allocates.
-fn shortest(f: impl Fn()) -> Duration {
+pub(crate) fn shortest(f: impl Fn()) -> Duration {
     f();
     (0..3).map(|_| timed(&f)).min().expect("three rounds")
 }
@@ -96,12 +96,12 @@ fn timed(f: impl Fn()) -> Duration {
 }
 
 /// Until the work behind a tensor is done: reads a number of it.
-fn wait(tensor: Tensor<1>) {
+pub(crate) fn wait(tensor: Tensor<1>) {
     std::hint::black_box(tensor.narrow(0, 0, 1).into_data());
 }
 
 /// Numbers without a pattern: products of zeros are faster on some devices.
-fn noise(shape: [usize; 2], dtype: DType, device: &Device) -> Tensor<2> {
+pub(crate) fn noise(shape: [usize; 2], dtype: DType, device: &Device) -> Tensor<2> {
     let count = shape[0] * shape[1];
     let number = |at: usize| {
         let bits = (at as u32).wrapping_mul(2_654_435_761);

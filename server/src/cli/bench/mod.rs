@@ -3,6 +3,7 @@
 mod decode;
 mod load;
 mod prefill;
+mod products;
 mod report;
 mod samples;
 mod serve;
@@ -42,6 +43,7 @@ pub fn run(args: BenchArgs) -> ExitCode {
     let report = match what {
         BenchCommand::Decode(args) => decode::run(*args),
         BenchCommand::Prefill(args) => prefill::run(*args),
+        BenchCommand::Products(args) => products::run(&args),
         BenchCommand::Serve(args) => serve::run(*args),
         BenchCommand::Load(args) => load::run(&args),
     };
