@@ -237,6 +237,7 @@ impl Opened {
             grid: self.grid,
             max_drafts: 0,
             saves_within_rows: false,
+            draft_costs: Vec::new(),
         }
     }
 

@@ -114,6 +114,15 @@ impl Scheduler {
                 lease.blocks().len() >= needed,
                 "{id:?}: computed tokens have blocks"
             );
+            assert!(
+                lease.num_pending() <= computed,
+                "{id:?}: what is pending is computed"
+            );
+            let known = self.cache.config().blocks_for(sequence.num_wanted()) as usize;
+            assert!(
+                self.is_in_flight(id) || lease.blocks().len() <= known,
+                "{id:?}: guesses have blocks in flight only"
+            );
         }
     }
 }
@@ -276,7 +285,7 @@ mod tests {
     fn the_check_finds_who_is_done() {
         broken(|scheduler| {
             let sequence = scheduler.sequences.get_mut(&RUNS).expect("it runs");
-            sequence.advance(3, Vec::new());
+            sequence.advance(3, false, Vec::new());
         });
     }
 
@@ -294,7 +303,7 @@ mod tests {
             for token in 0..3 {
                 sequence.append(token);
             }
-            sequence.advance(5, Vec::new());
+            sequence.advance(5, false, Vec::new());
         });
     }
 }

@@ -1,5 +1,17 @@
 //! Limits of scheduling.
 
+/// Most drafts that a row may have.
+pub const MAX_DRAFTS: usize = 8;
+
+/// What drafts cost, in 1024ths of the time of a step with as many rows of one token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DraftCost {
+    /// One more token in every row.
+    pub token: u32,
+    /// One more pass through the draft block, for all rows.
+    pub pass: u32,
+}
+
 /// What a step and the queue may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SchedulerConfig {
@@ -19,11 +31,16 @@ pub struct SchedulerConfig {
     /// reuse of up to `grid` tokens per hit, and of answers. At most `max_num_batched_tokens`. Default
     /// `None`.
     pub grid: Option<u32>,
-    /// Most drafts of a row; 0 is no speculative decoding. Default 0.
+    /// Most drafts of a row, at most [`MAX_DRAFTS`]; 0 is no speculative decoding, and must be where
+    /// there is a `grid`. Default 0.
     pub max_drafts: u32,
     /// Whether the runner carries out [`Row::saves`](crate::Row::saves). If not, prompts are cut where
     /// their end is to be saved, and nothing else of them is. Default `false`.
     pub saves_within_rows: bool,
+    /// What drafts cost in steps of 1, 2, 4, .. rows; larger steps cost as the last says. By it and by
+    /// how many drafts come true, each row has as many drafts as pay. Empty: always `max_drafts`.
+    /// Default empty.
+    pub draft_costs: Vec<DraftCost>,
 }
 
 impl Default for SchedulerConfig {
@@ -36,6 +53,7 @@ impl Default for SchedulerConfig {
             grid: None,
             max_drafts: 0,
             saves_within_rows: false,
+            draft_costs: Vec::new(),
         }
     }
 }

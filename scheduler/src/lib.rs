@@ -12,6 +12,8 @@
 //! | `admission` | [`check_size`]: what can never run |
 //! | `scheduler` | [`Scheduler`]: add, abort, finish |
 //! | `plan` | `schedule`: who runs in the next step |
+//! | `drafts` | which rows carry drafts, and make new ones |
+//! | `depth` | how many drafts pay |
 //! | `prepare` | `prepare`: what can be done while a step runs |
 //! | `update` | `update`: what a result changes |
 //! | `preempt` | who yields and what is given back |
@@ -53,6 +55,16 @@
 //!    snapshots of prefixes it went through.
 //! 6. *Determinism.* Same calls, same plans, byte for byte. `prepare` makes no difference to them,
 //!    called or not, whenever and however often.
+//! 7. *Drafts.* A row that samples may carry guesses at the tokens behind its own, and draws as many
+//!    tokens as come out as guessed and one more. They go through stop checks one by one; what lies
+//!    behind a stop is dropped. So the text is that of plain decoding, for any number of drafts. What
+//!    goes wrong behind a draft (a NaN, a grammar's end) is left to the next row, which meets it at its
+//!    first position. Drafts are guests: they count against the budget after everyone's first token,
+//!    take blocks that are free or cached and give them back in `update`; nobody yields, or waits for
+//!    memory, for their sake.
+//! 8. *Drafts and bits.* A token that runs behind others in a row is computed in another way than one
+//!    that runs alone, on devices whose result depends on it. Those have a `grid`, and with a grid
+//!    there are no drafts.
 //!
 //! # What this crate does not know
 //!
@@ -64,6 +76,8 @@ mod admission;
 mod budget;
 mod check;
 mod config;
+mod depth;
+mod drafts;
 mod mask;
 mod output;
 mod plan;
@@ -80,7 +94,7 @@ mod update;
 
 pub use admission::{AdmissionError, check_size};
 pub use check::Standing;
-pub use config::SchedulerConfig;
+pub use config::{DraftCost, MAX_DRAFTS, SchedulerConfig};
 pub use kvcache::{
     BlockId, CacheConfig, Held, HostBlockId, HostSlotId, SlotId, SnapshotKind, StateOp, Tier,
 };

@@ -21,7 +21,7 @@ pub struct SchedulerOutput {
     pub step: StepId,
     /// State movements, applied in order before any row runs.
     pub ops: Vec<StateOp>,
-    /// One row per sequence, rows of one token first.
+    /// One row per sequence: rows of one token first, then those with drafts, then the others.
     pub rows: Vec<Row>,
 }
 
@@ -78,7 +78,8 @@ pub struct Drafting {
     /// Whether the draft block has seen `input_ids[0]`: the row that drew it made drafts.
     pub is_drafted: bool,
     /// How many drafts to make for the next step; `block_table` covers as many positions beyond the
-    /// row's end. 0: none, and the draft block may be left out.
+    /// row's end. A row that draws no token makes none, and only passes through the draft block. 0:
+    /// none, and the draft block may be left out.
     pub max_drafts: u32,
 }
 
@@ -140,8 +141,9 @@ pub struct RowResult {
 /// A row that went well.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RowOutput {
-    /// Tokens drawn: if the row samples, one more than its drafts that came true, else none. None
-    /// where one was asked for ends the choice as its limit would: nothing can be drawn any more.
+    /// Tokens drawn: if the row samples, one more than its drafts that came true, else none. Fewer if
+    /// something is wrong behind a draft: the next row will meet it. None where one was asked for ends
+    /// the choice as its limit would: nothing can be drawn any more.
     pub tokens: Vec<u32>,
     /// Guesses at the tokens that follow, at most as many as were asked for.
     pub drafts: Vec<u32>,
@@ -186,6 +188,10 @@ pub struct RequestOutput {
     pub prompt_logprobs: Vec<TokenLogprobs>,
     /// Prompt tokens that needed no computing when this choice first started.
     pub num_cached_tokens: u32,
+    /// Drafts that this step ran and that are among `tokens`.
+    pub num_accepted_drafts: u32,
+    /// Drafts that this step ran in vain.
+    pub num_rejected_drafts: u32,
     /// Set on the choice's last output.
     pub finish: Option<FinishReason>,
 }

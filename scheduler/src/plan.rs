@@ -8,9 +8,9 @@ use crate::scheduler::{InFlight, PlannedRow, Scheduler};
 use crate::sequence::{Sequence, Status};
 
 /// A plan in the making.
-struct Draft {
-    budget: u32,
-    rows: Vec<Row>,
+pub(crate) struct Plan {
+    pub(crate) budget: u32,
+    pub(crate) rows: Vec<Row>,
 }
 
 impl Scheduler {
@@ -21,18 +21,21 @@ impl Scheduler {
             self.in_flight.is_none(),
             "one step at a time: update comes first"
         );
-        let mut draft = Draft {
+        let mut plan = Plan {
             budget: self.config.max_num_batched_tokens,
             rows: Vec::with_capacity(self.running.len()),
         };
         let num_preemptions = self.counters.preemptions;
-        self.plan_single_tokens(&mut draft);
-        self.plan_chunks(&mut draft);
+        self.plan_single_tokens(&mut plan);
+        let reserved = self.reserve_for_drafts(&mut plan);
+        self.plan_chunks(&mut plan);
         // What somebody had to give back is not handed to a newcomer at once.
         if self.counters.preemptions == num_preemptions {
-            self.plan_waiting(&mut draft);
+            self.plan_waiting(&mut plan);
         }
-        if draft.rows.is_empty() {
+        plan.budget += reserved;
+        self.plan_drafts(&mut plan);
+        if plan.rows.is_empty() {
             assert!(
                 self.sequences.is_empty(),
                 "the oldest sequence always makes progress"
@@ -40,13 +43,16 @@ impl Scheduler {
             return None;
         }
         // Stable: within each kind the oldest stays first.
-        draft.rows.sort_by_key(|row| row.input_ids.len() > 1);
+        plan.rows
+            .sort_by_key(|row| (row.input_ids.len() > 1, row.drafting.num_drafts == 0));
         let step = StepId(self.counters.steps);
         self.counters.steps += 1;
-        let rows = draft.rows.iter().map(|row| PlannedRow {
+        let rows = plan.rows.iter().map(|row| PlannedRow {
             sequence: row.sequence,
-            len: row.input_ids.len() as u32,
+            len: row.input_ids.len() as u32 - row.drafting.num_drafts,
             samples: row.sample.is_some(),
+            num_drafts: row.drafting.num_drafts,
+            max_drafts: row.drafting.max_drafts,
         });
         self.in_flight = Some(InFlight {
             step,
@@ -55,40 +61,40 @@ impl Scheduler {
         Some(SchedulerOutput {
             step,
             ops: self.cache.take_ops(),
-            rows: draft.rows,
+            rows: plan.rows,
         })
     }
 
     /// Running sequences that want one token. They alone may need a block, so they alone make others
     /// yield: the youngest, who come later here and are not planned yet.
-    fn plan_single_tokens(&mut self, draft: &mut Draft) {
+    fn plan_single_tokens(&mut self, plan: &mut Plan) {
         for id in self.running_ids() {
-            if draft.budget == 0 {
+            if plan.budget == 0 {
                 return;
             }
             // It may have yielded to an older one above.
             let sequence = &self.sequences[&id];
             let wants_one = sequence.status() == Status::Running && self.span(sequence).len() == 1;
             if wants_one && self.make_room(id) {
-                self.plan_row(draft, id, 1);
+                self.plan_row(plan, id, 1);
             }
         }
     }
 
     /// Running sequences that want more; their blocks are reserved since they entered.
-    fn plan_chunks(&mut self, draft: &mut Draft) {
+    fn plan_chunks(&mut self, plan: &mut Plan) {
         for id in self.running_ids() {
             if self.span(&self.sequences[&id]).len() > 1 {
-                self.plan_chunk(draft, id);
+                self.plan_chunk(plan, id);
             }
         }
     }
 
     /// Those who wait, in order, until one does not fit.
-    fn plan_waiting(&mut self, draft: &mut Draft) {
+    fn plan_waiting(&mut self, plan: &mut Plan) {
         let mut next = self.waiting.head();
         while let Some(id) = next {
-            if draft.budget == 0 || self.running.len() >= self.config.max_num_seqs as usize {
+            if plan.budget == 0 || self.running.len() >= self.config.max_num_seqs as usize {
                 return;
             }
             next = self.waiting.after(id);
@@ -97,13 +103,13 @@ impl Scheduler {
             }
             // Whoever starts runs: it may not hold memory for a later step's budget.
             let grid = self.config.grid.unwrap_or(1);
-            if draft.budget < grid.min(self.sequences[&id].num_wanted()) {
+            if plan.budget < grid.min(self.sequences[&id].num_wanted()) {
                 return;
             }
             if !self.start(id) {
                 return;
             }
-            self.plan_chunk(draft, id);
+            self.plan_chunk(plan, id);
         }
     }
 
@@ -115,17 +121,17 @@ impl Scheduler {
         sequence.span(self.cache.has_spare_slot())
     }
 
-    fn plan_chunk(&mut self, draft: &mut Draft, id: SequenceId) {
-        let len = chunk_len(self.span(&self.sequences[&id]), draft.budget);
+    fn plan_chunk(&mut self, plan: &mut Plan, id: SequenceId) {
+        let len = chunk_len(self.span(&self.sequences[&id]), plan.budget);
         if len > 0 {
-            self.plan_row(draft, id, len);
+            self.plan_row(plan, id, len);
         }
     }
 
-    fn plan_row(&mut self, draft: &mut Draft, id: SequenceId, len: u32) {
-        draft.budget -= len;
+    fn plan_row(&mut self, plan: &mut Plan, id: SequenceId, len: u32) {
+        plan.budget -= len;
         let sequence = self.sequences.get_mut(&id).expect("who runs is known");
-        draft.rows.push(sequence.row(len));
+        plan.rows.push(sequence.row(len));
     }
 
     /// An older choice of the same request is about to save the state that this one can start from.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use kvcache::{CacheConfig, Held, KvCacheManager};
 
 use crate::admission::{AdmissionError, check_size};
-use crate::config::SchedulerConfig;
+use crate::config::{MAX_DRAFTS, SchedulerConfig};
+use crate::depth::Depth;
 use crate::output::{SequenceId, StepId};
 use crate::queue::WaitingQueue;
 use crate::request::{Request, RequestId};
@@ -27,6 +28,7 @@ pub struct Scheduler {
     /// Requests of which no choice ever ran.
     pub(crate) num_queued: u32,
     pub(crate) next_sequence: u64,
+    pub(crate) depth: Depth,
     pub(crate) counters: Counters,
 }
 
@@ -49,8 +51,13 @@ pub(crate) struct InFlight {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlannedRow {
     pub(crate) sequence: SequenceId,
+    /// Tokens that were known.
     pub(crate) len: u32,
     pub(crate) samples: bool,
+    /// Guesses behind them.
+    pub(crate) num_drafts: u32,
+    /// New guesses that it may bring.
+    pub(crate) max_drafts: u32,
 }
 
 /// Sums since the start.
@@ -63,6 +70,9 @@ pub(crate) struct Counters {
     pub(crate) preemptions: u64,
     pub(crate) misses: ByMiss,
     pub(crate) missed_tokens: ByMiss,
+    pub(crate) drafted_rows: u64,
+    pub(crate) draft_tokens: u64,
+    pub(crate) accepted_by_position: [u64; MAX_DRAFTS],
 }
 
 impl Scheduler {
@@ -73,6 +83,15 @@ impl Scheduler {
             "a step needs room for a token"
         );
         assert!(config.max_num_seqs > 0, "a step needs room for a sequence");
+        assert!(
+            config.max_drafts as usize <= MAX_DRAFTS,
+            "a row has {MAX_DRAFTS} drafts at most"
+        );
+        assert!(
+            config.max_drafts == 0 || config.grid.is_none(),
+            "drafts would change how tokens are computed"
+        );
+        let depth = Depth::new(config.max_drafts, config.draft_costs.clone());
         Self {
             config,
             cache: KvCacheManager::new(cache),
@@ -83,6 +102,7 @@ impl Scheduler {
             in_flight: None,
             num_queued: 0,
             next_sequence: 0,
+            depth,
             counters: Counters::default(),
         }
     }
@@ -114,6 +134,7 @@ impl Scheduler {
                 choice,
                 block_size,
                 self.config.grid,
+                self.depth.begin(),
             );
             self.sequences.insert(id, sequence);
             self.waiting.insert(id);
@@ -183,6 +204,9 @@ impl Scheduler {
             num_host_blocks: self.cache.config().num_host_blocks,
             num_host_slots_cached: self.cache.host_states().num_snapshots(),
             num_host_slots: self.cache.config().num_host_slots,
+            num_drafted_rows: self.counters.drafted_rows,
+            num_draft_tokens: self.counters.draft_tokens,
+            num_accepted_by_position: self.counters.accepted_by_position,
         }
     }
 

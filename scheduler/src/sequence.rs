@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kvcache::{BlockId, HashChain, KvCacheManager, Lease, Reservation, SnapshotKind};
 
 use crate::budget::Span;
+use crate::depth::Guesser;
 use crate::output::{Drafting, History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
 use crate::request::Request;
 
@@ -60,9 +61,20 @@ pub(crate) struct Sequence {
     block_size: u32,
     /// See [`SchedulerConfig::grid`](crate::SchedulerConfig::grid).
     grid: Option<u32>,
-    /// The beginning of the next row's table, copied while a step ran. A lease's blocks only grow, so
-    /// it stays right as long as the lease does.
+    /// The beginning of the next row's table, copied while a step ran. It stays right as long as the
+    /// lease keeps its blocks.
     next_table: Vec<BlockId>,
+    pub(crate) guesses: Guesses,
+}
+
+/// Guesses at tokens to come.
+#[derive(Debug)]
+pub(crate) struct Guesses {
+    /// At those behind the last one known; empty if the last row made none.
+    pub(crate) drafts: Vec<u32>,
+    /// Whether the draft block has seen the last token known.
+    pub(crate) is_drafted: bool,
+    pub(crate) guesser: Guesser,
 }
 
 impl Sequence {
@@ -73,6 +85,7 @@ impl Sequence {
         choice: u32,
         block_size: u32,
         grid: Option<u32>,
+        guesser: Guesser,
     ) -> Self {
         let wants_scores = choice == 0 && request.sampling.prompt_logprobs.is_some();
         let mut sequence = Self {
@@ -89,6 +102,11 @@ impl Sequence {
             block_size,
             grid,
             next_table: Vec::new(),
+            guesses: Guesses {
+                drafts: Vec::new(),
+                is_drafted: false,
+                guesser,
+            },
             request,
         };
         sequence.note_prompt_end();
@@ -132,6 +150,13 @@ impl Sequence {
 
     pub(crate) fn reached_prompt_end(&self) -> bool {
         self.reached_prompt_end
+    }
+
+    /// How many tokens it may still draw.
+    pub(crate) fn num_left(&self, max_model_len: u32) -> u32 {
+        let num_in_window = max_model_len - self.tokens().len() as u32;
+        let max_tokens = self.request.sampling.max_tokens;
+        num_in_window.min(max_tokens - self.num_generated())
     }
 
     /// How many of the tokens must be computed, as far as is known now.
@@ -220,6 +245,8 @@ impl Sequence {
         self.status = Status::Waiting;
         self.num_computed = 0;
         self.next_table.clear();
+        self.guesses.drafts.clear();
+        self.guesses.is_drafted = false;
         if let Some(scores) = &mut self.scores {
             scores.clear();
         }
@@ -275,15 +302,22 @@ impl Sequence {
             block_table,
             slot: lease.slot(),
             saves: Vec::new(),
-            drafting: Drafting::default(),
+            drafting: Drafting {
+                num_pending: lease.num_pending(),
+                is_drafted: self.guesses.is_drafted,
+                ..Drafting::default()
+            },
             sample: self.sample(end),
             prompt_logprobs: self.scored_targets(start, end),
         }
     }
 
-    /// `len` more tokens are computed, with these scores.
-    pub(crate) fn advance(&mut self, len: u32, scores: Vec<TokenLogprobs>) {
+    /// `len` more tokens are computed, with these scores. Without drafts the slot has absorbed them;
+    /// with drafts they lie beside it.
+    pub(crate) fn advance(&mut self, len: u32, has_drafts: bool, scores: Vec<TokenLogprobs>) {
         self.num_computed += len;
+        let lease = self.lease.as_mut().expect("a running sequence has a lease");
+        lease.set_num_pending(if has_drafts { len } else { 0 });
         self.note_prompt_end();
         if let Some(sum) = &mut self.scores {
             sum.extend(scores);
@@ -324,6 +358,12 @@ impl Sequence {
         }
         let wanted = self.reservation(0);
         cache.look_ahead(wanted.chain, wanted.tokens, wanted.max_hit, max_tokens)
+    }
+
+    /// Its lease has given blocks back.
+    pub(crate) fn forget_trimmed(&mut self) {
+        let num_blocks = self.lease.as_ref().map_or(0, |lease| lease.blocks().len());
+        self.next_table.truncate(num_blocks);
     }
 
     /// Whether what was prepared is what the lease says.

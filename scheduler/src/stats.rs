@@ -2,6 +2,8 @@
 
 use kvcache::Miss;
 
+use crate::config::MAX_DRAFTS;
+
 /// A snapshot of the scheduler.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SchedulerStats {
@@ -51,6 +53,12 @@ pub struct SchedulerStats {
     pub num_host_slots_cached: u32,
     /// Slots of host memory in all.
     pub num_host_slots: u32,
+    /// Rows that ran with drafts.
+    pub num_drafted_rows: u64,
+    /// Drafts that ran.
+    pub num_draft_tokens: u64,
+    /// Of these, the first, second, .. of their rows that came true.
+    pub num_accepted_by_position: [u64; MAX_DRAFTS],
 }
 
 /// A count for each reason why a hit was not longer.

@@ -43,38 +43,50 @@ impl Scheduler {
     }
 
     /// A row went well.
-    fn accept(&mut self, planned: PlannedRow, output: RowOutput) -> Option<RequestOutput> {
+    fn accept(&mut self, planned: PlannedRow, mut output: RowOutput) -> Option<RequestOutput> {
+        let max_tokens = usize::from(planned.samples) * (1 + planned.num_drafts as usize);
         assert!(
-            output.tokens.len() <= usize::from(planned.samples),
-            "one token at most, and none where none was asked for"
+            output.tokens.len() <= max_tokens,
+            "{} tokens where {max_tokens} at most were asked for",
+            output.tokens.len()
+        );
+        assert!(
+            output.drafts.len() <= planned.max_drafts as usize,
+            "no more drafts than were asked for"
         );
         let id = planned.sequence;
+        self.note_drafts(planned, &output);
         let sequence = self
             .sequences
             .get_mut(&id)
             .expect("looked up by our caller");
-        sequence.advance(planned.len, output.prompt_logprobs);
-        let finish = match output.tokens.first() {
-            Some(&token) => {
-                self.counters.generation_tokens += 1;
-                sequence.append(token);
-                let num_tokens = sequence.tokens().len() as u32;
-                let params = &sequence.request.sampling;
-                let max_model_len = self.config.max_model_len;
-                stop::check(
-                    params,
-                    max_model_len,
-                    token,
-                    sequence.num_generated(),
-                    num_tokens,
-                )
-            }
+        let num_told = output.tokens.len() as u32;
+        let finish = append(sequence, &mut output, self.config.max_model_len);
+        let num_kept = output.tokens.len() as u32;
+        self.counters.generation_tokens += u64::from(num_kept);
+        // What was drawn behind a draft that came true makes it a token computed.
+        let num_drafts_computed = num_kept.saturating_sub(1);
+        sequence.advance(
+            planned.len + num_drafts_computed,
+            planned.num_drafts > 0,
+            output.prompt_logprobs,
+        );
+        sequence.guesses.is_drafted = planned.max_drafts > 0 && num_kept > 0;
+        sequence.guesses.drafts = output.drafts;
+        let finish = match finish {
             // Its grammar cannot be followed further: what it has is a beginning.
-            None if planned.samples => Some(FinishReason::Length),
-            None => has_all_it_wants(sequence).then_some(FinishReason::Length),
+            None if planned.samples && num_kept == 0 => Some(FinishReason::Length),
+            None if has_all_it_wants(sequence) => Some(FinishReason::Length),
+            finish => finish,
         };
-        let news = (planned.samples || finish.is_some())
-            .then(|| tell(sequence, output.tokens, output.logprobs, finish));
+        // A draft before a token that was drawn came true.
+        let num_accepted = num_kept.min(num_told.saturating_sub(1));
+        let num_rejected = planned.num_drafts - num_accepted;
+        let news = (planned.samples || finish.is_some()).then(|| RequestOutput {
+            num_accepted_drafts: num_accepted,
+            num_rejected_drafts: num_rejected,
+            ..tell(sequence, output.tokens, output.logprobs, finish)
+        });
         if finish.is_some() {
             self.forget_choice(id);
             self.remove(id, true);
@@ -89,7 +101,31 @@ impl Scheduler {
                 SnapshotKind::PromptEnd,
             );
         }
+        if finish.is_none() {
+            self.trim(id);
+        }
         news
+    }
+
+    /// Counts which drafts came true.
+    fn note_drafts(&mut self, planned: PlannedRow, output: &RowOutput) {
+        let num_drafts = planned.num_drafts;
+        if num_drafts == 0 {
+            return;
+        }
+        let num_accepted = (output.tokens.len() as u32).saturating_sub(1);
+        let sequence = self
+            .sequences
+            .get_mut(&planned.sequence)
+            .expect("looked up by our caller");
+        self.depth
+            .note(&mut sequence.guesses.guesser, num_drafts, num_accepted);
+        let counters = &mut self.counters;
+        counters.drafted_rows += 1;
+        counters.draft_tokens += u64::from(num_drafts);
+        for position in &mut counters.accepted_by_position[..num_accepted as usize] {
+            *position += 1;
+        }
     }
 
     /// A row went wrong: all choices of its request end.
@@ -117,7 +153,7 @@ impl Scheduler {
             .sequences
             .get_mut(&planned.sequence)
             .expect("looked up by our caller");
-        sequence.advance(planned.len, Vec::new());
+        sequence.advance(planned.len, planned.num_drafts > 0, Vec::new());
         self.remove(planned.sequence, publish);
     }
 
@@ -131,6 +167,30 @@ impl Scheduler {
         self.cache.forget(chain, tokens);
         self.remove(id, false);
     }
+}
+
+/// Takes the tokens drawn one by one, and drops what lies behind one that ends the choice.
+fn append(
+    sequence: &mut Sequence,
+    output: &mut RowOutput,
+    max_model_len: u32,
+) -> Option<FinishReason> {
+    for (at, &token) in output.tokens.iter().enumerate() {
+        sequence.append(token);
+        let finish = stop::check(
+            &sequence.request.sampling,
+            max_model_len,
+            token,
+            sequence.num_generated(),
+            sequence.tokens().len() as u32,
+        );
+        if finish.is_some() {
+            output.tokens.truncate(at + 1);
+            output.logprobs.truncate(at + 1);
+            return finish;
+        }
+    }
+    None
 }
 
 /// Only who samples nothing ever is done without a sample.
@@ -151,6 +211,8 @@ fn tell(
         logprobs,
         prompt_logprobs: sequence.deliver_scores(),
         num_cached_tokens: sequence.num_cached(),
+        num_accepted_drafts: 0,
+        num_rejected_drafts: 0,
         finish,
     }
 }

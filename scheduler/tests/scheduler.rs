@@ -17,6 +17,7 @@ fn config() -> SchedulerConfig {
         grid: None,
         max_drafts: 0,
         saves_within_rows: false,
+        draft_costs: Vec::new(),
     }
 }
 
@@ -614,7 +615,7 @@ fn a_result_of_another_sequence() {
 }
 
 #[test]
-#[should_panic(expected = "one token at most")]
+#[should_panic(expected = "2 tokens where 1 at most")]
 fn a_result_with_two_tokens() {
     wrong_result(|result| {
         let output = RowOutput {

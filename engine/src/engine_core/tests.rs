@@ -56,6 +56,7 @@ where
         grid: None,
         max_drafts: 0,
         saves_within_rows: false,
+        draft_costs: Vec::new(),
     };
     let cache = CacheConfig {
         block_size: 16,

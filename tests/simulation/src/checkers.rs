@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use scheduler::{
     AdmissionError, BlockId, FinishReason, HostBlockId, HostSlotId, Request, RequestId,
-    RequestOutput, Row, SchedulerOutput, SequenceId, SlotId, StateOp, TokenLogprobs,
+    RequestOutput, Row, SchedulerConfig, SchedulerOutput, SequenceId, SlotId, StateOp,
+    TokenLogprobs,
 };
 
 use crate::reference::{Expected, expect};
@@ -63,8 +64,9 @@ pub(crate) fn check_plan(scenario: &Scenario, plan: &SchedulerOutput) {
         "{num_tokens} tokens"
     );
     assert!(
-        plan.rows.is_sorted_by_key(|row| row.input_ids.len() > 1),
-        "single tokens first"
+        plan.rows
+            .is_sorted_by_key(|row| (row.input_ids.len() > 1, row.drafting.num_drafts == 0)),
+        "single tokens first, then drafts"
     );
 
     let block = |id: BlockId| assert!((1..cache.num_blocks).contains(&id.0), "{id:?}");
@@ -117,10 +119,12 @@ pub(crate) fn check_plan(scenario: &Scenario, plan: &SchedulerOutput) {
         assert!(slots.insert(row.slot), "{:?} in two rows", row.slot);
         slot(row.slot);
         let end = row.start as usize + row.input_ids.len();
+        let covered = end + row.drafting.max_drafts as usize;
         assert_eq!(
             row.block_table.len(),
-            end.div_ceil(cache.block_size as usize)
+            covered.div_ceil(cache.block_size as usize)
         );
+        check_drafting(config, row);
         for &id in &row.block_table {
             block(id);
             *num_holders.entry(id).or_default() += 1;
@@ -131,6 +135,29 @@ pub(crate) fn check_plan(scenario: &Scenario, plan: &SchedulerOutput) {
         for id in &row.block_table[first_written..] {
             assert_eq!(num_holders[id], 1, "{id:?} has a writer and another reader");
         }
+    }
+}
+
+/// What a row may have of drafts by itself.
+fn check_drafting(config: &SchedulerConfig, row: &Row) {
+    let (id, drafting) = (row.sequence, &row.drafting);
+    let end = row.start + row.input_ids.len() as u32;
+    assert!(
+        drafting.num_drafts.max(drafting.max_drafts) <= config.max_drafts,
+        "{id:?}: {drafting:?}"
+    );
+    assert!(
+        end + drafting.max_drafts <= config.max_model_len.max(end),
+        "{id:?}: guesses within the window"
+    );
+    assert!(
+        drafting.num_pending <= (1 + config.max_drafts).min(row.start),
+        "{id:?}: {drafting:?}"
+    );
+    if drafting.num_drafts > 0 {
+        let num_known = row.input_ids.len() as u32 - drafting.num_drafts;
+        assert_eq!(num_known, 1, "{id:?}: drafts follow one token");
+        assert!(row.sample.is_some() && row.saves.is_empty(), "{id:?}");
     }
 }
 
@@ -145,6 +172,8 @@ struct Client {
     /// Where the sequence first started: tokens it did not compute.
     num_cached: Option<u32>,
     heard: bool,
+    /// Drafts told of.
+    num_drafts: u64,
     end: End,
 }
 
@@ -177,6 +206,7 @@ impl Clients {
                 logprobs: Vec::new(),
                 num_cached: None,
                 heard: false,
+                num_drafts: 0,
                 end: End::Open,
             });
         }
@@ -198,7 +228,8 @@ impl Clients {
     }
 
     /// Rows run the true tokens of their sequences, cut as the grid wants them.
-    pub(crate) fn check_rows(&mut self, plan: &SchedulerOutput, grid: Option<u32>) {
+    pub(crate) fn check_rows(&mut self, plan: &SchedulerOutput, config: &SchedulerConfig) {
+        let max_model_len = config.max_model_len as usize;
         for row in &plan.rows {
             let SequenceId(index) = row.sequence;
             let client = &mut self.clients[index as usize];
@@ -209,15 +240,17 @@ impl Clients {
                 .chain(&client.tokens)
                 .copied()
                 .collect();
-            let end = row.start as usize + row.input_ids.len();
+            let num_drafts = row.drafting.num_drafts as usize;
+            let num_known = row.input_ids.len() - num_drafts;
+            let end = row.start as usize + num_known;
             assert_eq!(
-                row.input_ids,
+                row.input_ids[..num_known],
                 truth[row.start as usize..end],
                 "{:?}",
                 row.sequence
             );
             client.num_cached.get_or_insert(row.start);
-            if let Some(grid) = grid {
+            if let Some(grid) = config.grid {
                 check_cut(row, client.request.prompt.len() as u32, grid);
             }
             let samples = end == truth.len() && client.request.sampling.max_tokens > 0;
@@ -225,6 +258,14 @@ impl Clients {
                 row.sample.is_some(),
                 samples,
                 "{:?} samples at its end",
+                row.sequence
+            );
+            // Whatever is drawn, no token is computed that nobody may want.
+            let max_tokens = client.request.sampling.max_tokens as usize;
+            let num_most = (max_tokens - client.tokens.len()).min(max_model_len - truth.len());
+            assert!(
+                num_drafts < num_most.max(1),
+                "{:?} drafts beyond its end",
                 row.sequence
             );
             if let Some(sample) = &row.sample {
@@ -284,6 +325,11 @@ impl Clients {
         self.clients.iter().map(steps).sum()
     }
 
+    /// Drafts that clients were told of.
+    pub(crate) fn num_drafts(&self) -> u64 {
+        self.clients.iter().map(|client| client.num_drafts).sum()
+    }
+
     pub(crate) fn num_cached_tokens(&self) -> u64 {
         self.clients
             .iter()
@@ -306,8 +352,17 @@ impl Client {
             self.end = End::Faulted;
             return;
         }
-        let sampled = usize::from(self.request.sampling.max_tokens > 0);
-        assert_eq!(output.tokens.len(), sampled, "{name:?}");
+        let num_drawn = output.tokens.len() as u32;
+        let num_accepted = output.num_accepted_drafts;
+        let samples = self.request.sampling.max_tokens > 0;
+        assert_eq!(num_drawn > 0, samples, "{name:?}");
+        // The last token is a draft only where the choice ended before what followed it.
+        assert!(
+            num_drawn == num_accepted + u32::from(samples)
+                || (num_drawn == num_accepted && output.finish.is_some()),
+            "{name:?}: {num_accepted} of {num_drawn} tokens were drafts"
+        );
+        self.num_drafts += u64::from(num_accepted + output.num_rejected_drafts);
         self.tokens.extend(&output.tokens);
         self.logprobs.extend(output.logprobs);
         let num_tokens = self.tokens.len();

@@ -42,7 +42,7 @@ mod world;
 
 pub use reference::{Expected, Poison, expect};
 pub use rng::Rng;
-pub use toy_model::ToyModel;
+pub use toy_model::{Guessing, ToyModel};
 pub use trace::play;
 pub use workload::{Event, Scenario};
 pub use world::{Report, run, run_prepared};

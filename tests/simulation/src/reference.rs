@@ -30,6 +30,11 @@ pub(crate) fn score(story: u64, token: u32, top: u32) -> TokenLogprobs {
     }
 }
 
+/// Chance by seed and story.
+pub(crate) fn mix_of(seed: u64, story: u64) -> u64 {
+    mix(story ^ mix(seed))
+}
+
 /// Contexts that the model cannot stand: whoever computes one has a poisoned state from then on.
 #[derive(Clone, Copy, Debug)]
 pub struct Poison {

@@ -28,7 +28,7 @@ use scheduler::{
 };
 
 use crate::reference::Poison;
-use crate::toy_model::ToyModel;
+use crate::toy_model::{Guessing, ToyModel};
 
 /// Plays a script and returns its schedule.
 pub fn play(script: &str) -> String {
@@ -96,7 +96,8 @@ impl Player {
             max_queue: machine.number("queue").unwrap_or(100),
             max_model_len: machine.number("len").unwrap_or(1000),
             grid: machine.number("grid"),
-            max_drafts: 0,
+            max_drafts: machine.number("drafts").unwrap_or(0),
+            draft_costs: Vec::new(),
             saves_within_rows: false,
         };
         let cache = CacheConfig {
@@ -111,8 +112,12 @@ impl Player {
             one_in: 0,
             shows_at_once: false,
         };
+        let guessing = Guessing {
+            percent: machine.number("right").unwrap_or(100).into(),
+            seed: 0,
+        };
         Self {
-            model: ToyModel::new(&cache, 1000, poison),
+            model: ToyModel::new(&cache, 1000, poison, guessing),
             scheduler: Scheduler::new(config, cache),
             requests: BTreeMap::new(),
             sequences: Vec::new(),

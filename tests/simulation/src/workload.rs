@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use scheduler::{CacheConfig, Request, RequestId, SamplingParams, SchedulerConfig, Standing};
+use scheduler::{
+    CacheConfig, DraftCost, Request, RequestId, SamplingParams, SchedulerConfig, Standing,
+};
 
 use crate::reference::{Poison, expect};
 use crate::rng::Rng;
+use crate::toy_model::Guessing;
 
 /// A machine, its clients and what they do.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub struct Scenario {
     pub vocabulary: u32,
     /// Faults of the model.
     pub poison: Poison,
+    /// Drafts of the model.
+    pub guessing: Guessing,
     /// Arrivals by turn, in order.
     pub arrivals: Vec<(u32, Request)>,
     /// Endings by turn, in order.
@@ -52,6 +57,10 @@ impl Scenario {
             cache,
             vocabulary,
             poison,
+            guessing: Guessing {
+                percent: *rng.pick(&[0, 50, 90, 95, 100]),
+                seed: rng.draw(),
+            },
             arrivals: Vec::new(),
             endings: Vec::new(),
         };
@@ -169,15 +178,30 @@ fn draw_cache(rng: &mut Rng) -> CacheConfig {
 
 fn draw_limits(rng: &mut Rng) -> SchedulerConfig {
     let max_num_batched_tokens = *rng.pick(&[1, 2, 3, 8, 16, 64]);
+    let grid = rng
+        .one_in(3)
+        .then(|| (*rng.pick(&[1, 2, 4, 8])).min(max_num_batched_tokens));
+    let draft_costs = if rng.one_in(3) {
+        let cost = |rng: &mut Rng| DraftCost {
+            token: rng.range(0, 600),
+            pass: rng.range(0, 200),
+        };
+        (0..rng.range(1, 4)).map(|_| cost(rng)).collect()
+    } else {
+        Vec::new()
+    };
     SchedulerConfig {
         max_num_batched_tokens,
         max_num_seqs: *rng.pick(&[1, 2, 4, 6, 8]),
         max_queue: *rng.pick(&[1, 4, 100]),
         max_model_len: *rng.pick(&[8, 32, 48, 64]),
-        grid: rng
-            .one_in(3)
-            .then(|| (*rng.pick(&[1, 2, 4, 8])).min(max_num_batched_tokens)),
-        max_drafts: 0,
+        // Where the cut decides about bits there are no drafts.
+        max_drafts: match grid {
+            None => *rng.pick(&[0, 1, 2, 3, 3, 5, 5, 8]),
+            Some(_) => 0,
+        },
+        grid,
+        draft_costs,
         saves_within_rows: false,
     }
 }

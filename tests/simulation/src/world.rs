@@ -1,6 +1,10 @@
 //! Turns the crank, plays the clients, and looks at everything after each move.
 
-use scheduler::{Runner, Scheduler, SchedulerOutput, SchedulerStats, Standing, StateOp};
+use std::collections::BTreeSet;
+
+use scheduler::{
+    Runner, Scheduler, SchedulerOutput, SchedulerStats, SequenceId, Standing, StateOp,
+};
 
 use crate::checkers::{Clients, check_admission, check_plan};
 use crate::rng::Rng;
@@ -27,6 +31,8 @@ pub struct Report {
     pub num_slot_copies: u64,
     /// States that went to the host, and states that came back.
     pub num_swaps: [u64; 2],
+    /// Hits of snapshots with pending tokens.
+    pub num_pending_hits: u64,
     /// Calls of `prepare`.
     pub num_prepares: u64,
 }
@@ -47,9 +53,15 @@ fn live_through(scenario: &Scenario, prepares: Option<Rng>) -> Report {
         scenario,
         prepares,
         scheduler: Scheduler::new(scenario.config.clone(), scenario.cache.clone()),
-        model: ToyModel::new(&scenario.cache, scenario.vocabulary, scenario.poison),
+        model: ToyModel::new(
+            &scenario.cache,
+            scenario.vocabulary,
+            scenario.poison,
+            scenario.guessing,
+        ),
         clients: Clients::default(),
         endings: scenario.endings.clone(),
+        started: BTreeSet::new(),
         report: Report::default(),
     };
     world.live();
@@ -63,6 +75,8 @@ struct World<'a> {
     model: ToyModel,
     clients: Clients,
     endings: Vec<(u32, Event)>,
+    /// Sequences that had a row.
+    started: BTreeSet<SequenceId>,
     report: Report,
 }
 
@@ -97,6 +111,11 @@ impl World<'_> {
         self.report.num_cached_tokens = self.clients.num_cached_tokens();
         let stats = &self.report.stats;
         assert_eq!(
+            stats.num_draft_tokens,
+            self.clients.num_drafts(),
+            "clients hear of all drafts"
+        );
+        assert_eq!(
             (stats.num_blocks_used, stats.num_slots_used),
             (0, 0),
             "all is given back"
@@ -127,7 +146,7 @@ impl World<'_> {
         };
         self.scheduler.check_invariants();
         check_plan(self.scenario, &plan);
-        self.clients.check_rows(&plan, self.scenario.config.grid);
+        self.clients.check_rows(&plan, &self.scenario.config);
         self.check_decodes(&plan, &before);
         self.count(&plan);
         self.report.plans.push(plan.clone());
@@ -183,6 +202,11 @@ impl World<'_> {
         let no_block = stats.num_blocks_used == stats.num_blocks;
         let no_slot = stats.num_slots_used == stats.num_slots;
         self.report.num_exhausted_steps += u64::from(no_block || no_slot);
+        for row in &plan.rows {
+            let is_first = self.started.insert(row.sequence);
+            let is_hit = is_first && row.drafting.num_pending > 0;
+            self.report.num_pending_hits += u64::from(is_hit);
+        }
         for op in &plan.ops {
             match op {
                 StateOp::CopySlot { .. } => self.report.num_slot_copies += 1,

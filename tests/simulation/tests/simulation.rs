@@ -36,6 +36,8 @@ fn run_seed(seed: u64) -> Report {
 struct Sighting {
     what: &'static str,
     num_seeds: u64,
+    /// How many seeds it takes to see it once.
+    least_one_in: u64,
     seen: fn(&Report) -> bool,
 }
 
@@ -49,7 +51,12 @@ fn seeds() {
     let sighting = |what, seen| Sighting {
         what,
         num_seeds: 0,
+        least_one_in: 20,
         seen,
+    };
+    let rarity = |what, seen| Sighting {
+        least_one_in: 200,
+        ..sighting(what, seen)
     };
     let mut sightings = [
         sighting("a preemption", |report| report.stats.num_preemptions > 0),
@@ -69,6 +76,19 @@ fn seeds() {
         sighting("exhaustion", |report| report.num_exhausted_steps > 0),
         sighting("a prefix hit", |report| report.num_cached_tokens > 0),
         sighting("a state copied", |report| report.num_slot_copies > 0),
+        sighting("a draft that came true", |report| {
+            report.stats.num_accepted_by_position[0] > 0
+        }),
+        sighting("three drafts that came true", |report| {
+            report.stats.num_accepted_by_position[2] > 0
+        }),
+        sighting("a draft in vain", |report| {
+            report.stats.num_accepted_by_position.iter().sum::<u64>()
+                < report.stats.num_draft_tokens
+        }),
+        rarity("a hit with pending tokens", |report| {
+            report.num_pending_hits > 0
+        }),
     ];
     let num_seeds = number("NEMOSERVE_SIM_SEEDS").unwrap_or(10_000);
     for seed in 0..num_seeds {
@@ -86,11 +106,12 @@ fn seeds() {
     for Sighting {
         what,
         num_seeds: num_seen,
+        least_one_in,
         ..
     } in sightings
     {
         // A share of a few seeds says nothing.
-        let enough = num_seeds < 1000 || num_seen * 20 >= num_seeds;
+        let enough = num_seeds < 1000 || num_seen * least_one_in >= num_seeds;
         assert!(enough, "{what}: only {num_seen} of {num_seeds} seeds");
     }
 }

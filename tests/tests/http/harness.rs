@@ -399,6 +399,7 @@ fn scripted_engine(script: &Arc<Script>, info: &EngineInfo, plan: &Plan) -> Engi
         grid: None,
         max_drafts: 0,
         saves_within_rows: false,
+        draft_costs: Vec::new(),
     };
     let cache = CacheConfig {
         block_size: info.block_size,
