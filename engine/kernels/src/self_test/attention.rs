@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device};
 
-use super::compare::{TOLERANCE, kept_alone, outcome};
+use super::compare::{kept_alone, outcome};
 use super::inputs::{Numbers, scatter, upload, wide};
 use super::{Outcome, Shapes, kv, oracle};
 use crate::KvPool;
@@ -86,6 +86,6 @@ pub fn attention(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
     vec![
         kept_alone("cache_write: keys", &pool.keys, &keys_after),
         kept_alone("cache_write: values", &pool.values, &values_after),
-        outcome("paged_attention", &got, &want, TOLERANCE),
+        outcome("paged_attention", &got, &want, shapes.inner_tolerance()),
     ]
 }
