@@ -8,10 +8,18 @@ use burn::tensor::{Tensor, TensorData, s};
 use kernels::{KvPool, KvTensor, StatePool};
 use scheduler::{CacheConfig, HostBlockId, HostSlotId};
 
-/// Per slot and block, the bytes of all layers in their order; none until it is first written.
+/// By slot and by block, the bytes of all layers in their order; none until it is first written.
 pub(crate) struct HostCache {
-    slots: Vec<Vec<TensorData>>,
+    slots: Vec<Vec<SlotBytes>>,
     blocks: Vec<Vec<TensorData>>,
+}
+
+/// A state of one layer.
+#[derive(Clone)]
+struct SlotBytes {
+    conv: TensorData,
+    ssm: TensorData,
+    ring: Option<TensorData>,
 }
 
 impl HostCache {
@@ -28,7 +36,11 @@ impl HostCache {
         from: usize,
         to: HostSlotId,
     ) {
-        let bytes = pools.flat_map(|pool| [read_row(&pool.conv, from), read_row(&pool.ssm, from)]);
+        let bytes = pools.map(|pool| SlotBytes {
+            conv: read_row(&pool.conv, from),
+            ssm: read_row(&pool.ssm, from),
+            ring: pool.ring.as_ref().map(|ring| read_row(ring, from)),
+        });
         self.slots[to.0 as usize] = bytes.collect();
     }
 
@@ -40,10 +52,14 @@ impl HostCache {
         pool: StatePool,
         to: usize,
     ) -> StatePool {
-        let bytes = &self.slots[from.0 as usize][2 * layer..];
+        let bytes = &self.slots[from.0 as usize][layer];
         StatePool {
-            conv: write_row(pool.conv, &bytes[0], to),
-            ssm: write_row(pool.ssm, &bytes[1], to),
+            conv: write_row(pool.conv, &bytes.conv, to),
+            ssm: write_row(pool.ssm, &bytes.ssm, to),
+            ring: pool.ring.map(|ring| {
+                let bytes = bytes.ring.as_ref().expect("a pool keeps its ring");
+                write_row(ring, bytes, to)
+            }),
         }
     }
 
@@ -123,6 +139,7 @@ mod tests {
         let pools = [1, 2].map(|size| StatePool {
             conv: rows([3, size, 1], &device),
             ssm: rows([3, 1, size, 2], &device),
+            ring: (size == 2).then(|| rows([3, 2, 2], &device)),
         });
         host.store_slot(pools.iter(), 2, HostSlotId(1));
         for (layer, pool) in pools.into_iter().enumerate() {
@@ -134,6 +151,9 @@ mod tests {
             let ssm = numbers(&pool.ssm);
             assert_eq!(ssm[..2 * size], ssm[4 * size..]);
             assert_eq!(ssm[0], 20.0);
+            if let Some(ring) = &pool.ring {
+                assert_eq!(numbers(ring)[..4], [20.0, 21.0, 22.0, 23.0]);
+            }
         }
     }
 
