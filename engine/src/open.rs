@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use bytes::Bytes;
-use kernels::{Arithmetic, KvFormat};
+use kernels::{Arithmetic, Format, KvFormat};
 use scheduler::{Runner, SchedulerConfig, SchedulerOutput, StepResult, TokenMask};
 
 use crate::buckets::{decode_buckets, recorded_buckets};
@@ -243,6 +243,9 @@ impl Opened {
 
     fn arithmetic(&self, device: &Device) -> Arithmetic {
         match resolve_dtype(self.config.dtype, device) {
+            DtypeChoice::Bf16 if !self.config.deterministic && may_reorder(device) => {
+                Arithmetic::Bf16AnyOrder
+            }
             DtypeChoice::Bf16 => Arithmetic::Bf16,
             _ => Arithmetic::F32,
         }
@@ -403,6 +406,27 @@ fn describe(devices: &[Device], split: Option<Split>) -> String {
             format!("{num_ranks} ranks from {name} on{what}")
         }
     }
+}
+
+/// Whether products of many rows may go through an instruction of their own. They do once they have
+/// been held against plain loops on this very device: takes a second or two, where there is one.
+fn may_reorder(device: &Device) -> bool {
+    if !kernels::can_reorder(device) {
+        return false;
+    }
+    for format in [Format::Plain, Format::Fp8, Format::Nvfp4] {
+        for outcome in kernels::self_test::reordered(device, format, 1) {
+            if !outcome.is_ok() {
+                tracing::warn!(
+                    operation = outcome.operation,
+                    error = outcome.max_error,
+                    "large products are wrong on this device, the slower ones serve"
+                );
+                return false;
+            }
+        }
+    }
+    true
 }
 
 /// The grid of a deterministic engine. The CPU computes a token in one way however its prompt is cut.

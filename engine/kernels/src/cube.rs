@@ -176,6 +176,7 @@ impl From<Arithmetic> for cube_kernels::Arithmetic {
         match arithmetic {
             Arithmetic::F32 => Self::F32,
             Arithmetic::Bf16 => Self::Bf16,
+            Arithmetic::Bf16AnyOrder => Self::Bf16AnyOrder,
         }
     }
 }

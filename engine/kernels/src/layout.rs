@@ -325,8 +325,18 @@ pub enum Arithmetic {
     /// Activations stay f32, weights are widened exactly.
     #[default]
     F32,
-    /// Activations are rounded to bf16; products are exact in f32 and accumulated in f32.
+    /// Activations are rounded to bf16; products are exact in f32 and accumulated in f32. On a GPU
+    /// with tensor cores [`ssm_scan`](crate::ssm_scan()) rounds too, of long rows.
     Bf16,
+    /// The same, and sums over many rows may have another order than over few, where that is faster.
+    Bf16AnyOrder,
+}
+
+impl Arithmetic {
+    /// Whether activations are rounded to bf16.
+    pub fn is_rounded(self) -> bool {
+        self != Self::F32
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! | `paged_attention` | [`paged_attention()`] |
 //! | `causal_conv1d` | [`causal_conv1d()`] |
 //! | `ssm_scan` | [`ssm_scan()`], prefill and decode alike |
+//! | `conv_and_scan` | [`conv_and_scan()`], the two before it |
 //! | `router_topk` | [`router_topk()`] |
 //! | `moe_experts` | [`moe_experts()`], also of some of the experts only |
 //! | `all_reduce` | [`all_reduce()`], the sum over several GPUs |
@@ -38,6 +39,13 @@
 //!   second owner is refused, because writing it would copy the cache.
 //! - A NaN stays with its token.
 //!
+//! # What holds on a GPU
+//!
+//! - A token's result does not depend on the other rows of the step. Nor does their number tell,
+//!   unless the arithmetic is [`Arithmetic::Bf16AnyOrder`].
+//! - Where tensor cores scan prompts (arithmetic other than F32, rows of more than 16 tokens), how a
+//!   prompt was cut tells, unless on the grid of [`SCAN_CHUNK`].
+//!
 //! # What this crate does not know
 //!
 //! Sequences, requests, layers, checkpoints and their names: it sees tensors, shapes and a
@@ -58,6 +66,7 @@ mod bandwidth;
 mod cache;
 mod candidates;
 mod causal_conv1d;
+mod conv_and_scan;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(feature = "cuda")]
@@ -94,6 +103,7 @@ pub use bandwidth::measure_read_bandwidth;
 pub use cache::{PoolKind, cache_write, copy_block, copy_slot, zero_slot, zeros};
 pub use candidates::time_products;
 pub use causal_conv1d::causal_conv1d;
+pub use conv_and_scan::conv_and_scan;
 pub use embedding::embedding;
 pub use flex::{codes_from_shared, weight_from_shared, with_f32};
 pub use fused_norm::{add_rms_norm, gated_group_norm, rms_norm};
@@ -110,12 +120,12 @@ pub use random::{RANDOM_PIECE_BYTES, RandomForm, RandomPart, random_codes, rando
 pub use read_back::count_read_back;
 pub use recording::Recording;
 pub use roof::{count_launches, measure_bandwidth, measure_matrix_rate};
-pub use route::{force_reference, is_cpu, is_gpu, with_reference};
+pub use route::{can_reorder, force_reference, has_tensor_cores, is_cpu, is_gpu, with_reference};
 pub use router_topk::{RouterShape, Routing, router_topk};
 pub use shortlist::{
     Candidate, Decision, Draw, MAX_LIST, Noise, SampleRequest, Shortlist, decide, has_shortlists,
     shortlist,
 };
-pub use ssm_scan::ssm_scan;
+pub use ssm_scan::{ScanParameters, ssm_scan};
 pub use step_inputs::StepInputs;
 pub use team::{num_threads, set_num_threads, set_num_threads_here, share};

@@ -51,6 +51,31 @@ pub fn is_gpu(device: &Device) -> bool {
     }
 }
 
+/// Whether [`Arithmetic`](crate::Arithmetic)s that round go to tensor cores on this device.
+pub fn has_tensor_cores(device: &Device) -> bool {
+    #[cfg(feature = "cube")]
+    return crate::cube::client(device)
+        .is_some_and(|client| cube_kernels::tensor_core::supports(&client));
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
+/// Whether [`Arithmetic::Bf16AnyOrder`](crate::Arithmetic) is another on this device than `Bf16`.
+pub fn can_reorder(device: &Device) -> bool {
+    #[cfg(feature = "cube")]
+    return crate::cube::client(device).is_some_and(|client| {
+        cube_kernels::tensor_core::has(&client, cube_kernels::tensor_core::Unit::Wgmma)
+    });
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
 /// Kinds of tensors that a GPU can hold; all of them in builds for none.
 #[cfg(feature = "cube")]
 pub(crate) use crate::cube::Kind as OnGpu;

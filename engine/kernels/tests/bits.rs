@@ -293,7 +293,21 @@ fn check_mixer(shape: &MambaShape, len: usize, cuts: &[usize]) -> TestCaseResult
     );
     let step = |projected: &Tensor<2>, pool, layout: &Layout| {
         let (xbc, pool) = causal_conv1d(projected, &weight, None, pool, shape, layout);
-        ssm_scan(xbc, projected, &a, &d, &dt_bias, None, pool, shape, layout)
+        let parameters = ScanParameters {
+            a: &a,
+            d: &d,
+            dt_bias: &dt_bias,
+            time_step_limit: None,
+        };
+        ssm_scan(
+            xbc,
+            projected,
+            &parameters,
+            pool,
+            shape,
+            layout,
+            Arithmetic::F32,
+        )
     };
     let new_pool = || {
         let pool = StatePool {

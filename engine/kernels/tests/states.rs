@@ -83,17 +83,20 @@ impl Mixer {
 
     fn step(&self, inputs: &Tensor<2>, pool: StatePool, layout: &Layout) -> (Tensor<2>, StatePool) {
         let bias = Some(&self.bias);
-        let (xbc, pool) = causal_conv1d(inputs, &self.weight, bias, pool, &self.shape, layout);
-        ssm_scan(
-            xbc,
+        conv_and_scan(
             inputs,
-            &self.a,
-            &self.d,
-            &self.dt_bias,
-            None,
+            &self.weight,
+            bias,
+            &ScanParameters {
+                a: &self.a,
+                d: &self.d,
+                dt_bias: &self.dt_bias,
+                time_step_limit: None,
+            },
             pool,
             &self.shape,
             layout,
+            Arithmetic::F32,
         )
     }
 

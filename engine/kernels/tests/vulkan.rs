@@ -84,6 +84,23 @@ fn a_step_of_decoding_rows() {
     });
 }
 
+/// What the tensor cores would take in chunks, at a shape that they take.
+#[test]
+fn a_mixer_of_a_models_heads() {
+    let shapes = Shapes::default();
+    check(&Shapes {
+        mamba: kernels::MambaShape {
+            heads: 4,
+            head_dim: 64,
+            state: 128,
+            ..shapes.mamba
+        },
+        arithmetic: Arithmetic::Bf16,
+        seed: 10,
+        ..shapes
+    });
+}
+
 #[test]
 fn prompts_of_several_chunks() {
     check(&Shapes {

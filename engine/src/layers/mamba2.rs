@@ -2,7 +2,7 @@
 //! recurrence; the gate before a grouped norm; a projection out.
 
 use burn::tensor::Tensor;
-use kernels::{Layout, MambaShape};
+use kernels::{Arithmetic, Layout, MambaShape, ScanParameters};
 
 use super::linear::Linear;
 use super::norm::Norm;
@@ -24,6 +24,7 @@ pub(crate) struct Mamba2 {
     out_proj: Linear,
     time_step_limit: Option<(f32, f32)>,
     shape: MambaShape,
+    arithmetic: Arithmetic,
     /// Which of the cache's Mamba layers this is.
     index: usize,
 }
@@ -47,6 +48,7 @@ impl Mamba2 {
             out_proj: Linear::load(&weights.out_proj, loader),
             time_step_limit: config.time_step_limit,
             shape: shape(config),
+            arithmetic: loader.arithmetic,
             index,
         }
     }
@@ -60,24 +62,20 @@ impl Mamba2 {
     ) -> Tensor<2> {
         let projected = self.in_proj.forward(x);
         let y = cache.with_states(self.index, |pool| {
-            let (xbc, pool) = kernels::causal_conv1d(
+            kernels::conv_and_scan(
                 &projected,
                 &self.conv_weight,
                 self.conv_bias.as_ref(),
+                &ScanParameters {
+                    a: &self.a,
+                    d: &self.d,
+                    dt_bias: &self.dt_bias,
+                    time_step_limit: self.time_step_limit,
+                },
                 pool,
                 &self.shape,
                 layout,
-            );
-            kernels::ssm_scan(
-                xbc,
-                &projected,
-                &self.a,
-                &self.d,
-                &self.dt_bias,
-                self.time_step_limit,
-                pool,
-                &self.shape,
-                layout,
+                self.arithmetic,
             )
         });
         self.out_proj

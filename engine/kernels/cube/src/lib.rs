@@ -72,8 +72,18 @@ pub enum Arithmetic {
     /// They stay f32.
     #[default]
     F32,
-    /// They are rounded to bf16, to nearest even, before they are multiplied; sums stay f32.
+    /// They are rounded to bf16, to nearest even, before they are multiplied; sums stay f32. A row's
+    /// have one order for a matrix, whatever the number of rows.
     Bf16,
+    /// The same in the order that is fastest for the number of rows.
+    Bf16AnyOrder,
+}
+
+impl Arithmetic {
+    /// Whether activations are rounded to bf16.
+    pub fn is_rounded(self) -> bool {
+        self != Self::F32
+    }
 }
 
 /// What happens to a product before it is stored.

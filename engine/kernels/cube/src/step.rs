@@ -1,5 +1,7 @@
 //! How the rows of a step lie in its tokens, as index buffers.
 
+use std::sync::{Arc, OnceLock};
+
 use cubecl::client::Client;
 
 use crate::Buffer;
@@ -47,6 +49,8 @@ pub struct StepIndex {
     pub row_slots: Buffer,
     /// `[R, table_stride]`: block tables, padded with block 0.
     pub tables: Buffer,
+    /// See [`arrivals`](Self::arrivals()); shared by clones.
+    arrivals: Arc<OnceLock<Buffer>>,
 }
 
 impl StepIndex {
@@ -93,7 +97,20 @@ impl StepIndex {
             row_starts: Buffer::upload(client, &lists.row_starts),
             row_slots: Buffer::upload(client, &lists.row_slots),
             tables: Buffer::upload(client, &lists.tables),
+            arrivals: Arc::default(),
         }
+    }
+
+    /// `[R, groups]`: counters for cubes of a kernel that share a row's group, zero between launches.
+    /// Made when the first kernel asks, so a step must have run once before it is recorded.
+    ///
+    /// # Panics
+    /// If an earlier kernel of the step had fewer groups.
+    pub fn arrivals(&self, client: &Client, groups: usize) -> &Buffer {
+        let len = self.num_rows * groups;
+        let buffer = (self.arrivals).get_or_init(|| Buffer::upload(client, &vec![0_u32; len]));
+        assert!(buffer.len() >= len, "arrivals of {groups} groups");
+        buffer
     }
 
     /// Puts other rows of one token each in place; those that are missing become padding.

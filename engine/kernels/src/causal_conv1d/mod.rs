@@ -24,6 +24,24 @@ pub fn causal_conv1d(
     shape: &MambaShape,
     layout: &Layout,
 ) -> (Tensor<2>, StatePool) {
+    check(projected, weight, &pool, shape, layout);
+    route!(
+        projected,
+        cpu: cpu::causal_conv1d(projected, weight, bias, pool, shape, layout),
+        cube: cube::causal_conv1d(projected, weight, bias, pool, shape, layout),
+        reference: reference::causal_conv1d(projected, weight, bias, pool, shape, layout),
+    )
+}
+
+/// # Panics
+/// If the operands do not fit together.
+pub(crate) fn check(
+    projected: &Tensor<2>,
+    weight: &Tensor<3>,
+    pool: &StatePool,
+    shape: &MambaShape,
+    layout: &Layout,
+) {
     let [num_tokens, width] = projected.dims();
     let [num_slots, conv_dim, history] = pool.conv.dims();
     assert_eq!(width, shape.projected(), "projected width");
@@ -39,10 +57,4 @@ pub fn causal_conv1d(
     );
     layout.check_tokens(num_tokens);
     layout.check_states(num_slots, pool.max_ring());
-    route!(
-        projected,
-        cpu: cpu::causal_conv1d(projected, weight, bias, pool, shape, layout),
-        cube: cube::causal_conv1d(projected, weight, bias, pool, shape, layout),
-        reference: reference::causal_conv1d(projected, weight, bias, pool, shape, layout),
-    )
 }

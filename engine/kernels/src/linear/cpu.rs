@@ -116,7 +116,7 @@ impl RoundedInput {
     ) -> Self {
         match (arithmetic, weights) {
             (Arithmetic::F32, _) => Self::AsIs,
-            (Arithmetic::Bf16, Weights::Bf16(_)) if isa == Isa::Avx512Bf16 => {
+            (_, Weights::Bf16(_)) if isa == Isa::Avx512Bf16 => {
                 let stride = k.next_multiple_of(32);
                 let mut values = vec![bf16::ZERO; m * stride];
                 for row in 0..m {
@@ -127,9 +127,7 @@ impl RoundedInput {
                 }
                 Self::Bf16 { values, stride }
             }
-            (Arithmetic::Bf16, _) => {
-                Self::Widened(x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect())
-            }
+            (_, _) => Self::Widened(x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect()),
         }
     }
 

@@ -4,7 +4,7 @@ use burn::tensor::{FloatDType, Tensor, activation::relu};
 
 use crate::{Arithmetic, Matrix};
 
-/// `x @ w^T + bias` in f32; `Bf16` rounds `x` first, which leaves its products with bf16 and
+/// `x @ w^T + bias` in f32; `Bf16` and its like round `x` first, which leaves its products with bf16 and
 /// quantised weights exact in f32. The scale of a quantised matrix is applied to sums.
 pub(crate) fn linear(
     x: Tensor<2>,
@@ -12,9 +12,10 @@ pub(crate) fn linear(
     bias: Option<&Tensor<1>>,
     arithmetic: Arithmetic,
 ) -> Tensor<2> {
-    let x = match arithmetic {
-        Arithmetic::F32 => x,
-        Arithmetic::Bf16 => x.cast(FloatDType::BF16).cast(FloatDType::F32),
+    let x = if arithmetic.is_rounded() {
+        x.cast(FloatDType::BF16).cast(FloatDType::F32)
+    } else {
+        x
     };
     let y = x.matmul(w.unscaled().cast(FloatDType::F32).transpose());
     let y = match w.scale() {

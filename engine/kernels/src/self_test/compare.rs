@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::inputs::upload;
 use super::{Outcome, Shapes, kv};
-use crate::{Arithmetic, KvTensor, with_f32};
+use crate::{KvTensor, with_f32};
 
 /// f32 sums of some thousand terms stay within this.
 pub(super) const TOLERANCE: f64 = 1e-4;
@@ -31,9 +31,10 @@ impl Shapes {
     /// A rounding of an inner activation may fall the other way than in f64, and then differs by a
     /// 256th.
     pub(super) fn inner_tolerance(&self) -> f64 {
-        match self.arithmetic {
-            Arithmetic::F32 => TOLERANCE,
-            Arithmetic::Bf16 => 2e-2,
+        if self.arithmetic.is_rounded() {
+            2e-2
+        } else {
+            TOLERANCE
         }
     }
 }

@@ -1,23 +1,26 @@
 //! Cases of the Mamba-2 mixer and of moving its states.
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::compare::{TOLERANCE, kept_alone, outcome, untouched, worst};
 use super::inputs::{Numbers, scatter, upload, wide};
 use super::oracle::{self, HeadConstants, HeadToken};
 use super::{Outcome, Shapes, kv};
-use crate::{KvPool, Layout, StatePool, with_f32};
+use crate::{Arithmetic, KvPool, Layout, ScanParameters, StatePool, with_f32};
+
+/// Of an output, a sum over all tokens before it.
+const SCAN_TOLERANCE: f64 = 10.0 * TOLERANCE;
 
 /// State pools of the mixer whose slots are NaN but for the rows' own, and those rows' contents.
-struct States {
-    layout: Layout,
+pub(super) struct States {
+    pub(super) layout: Layout,
     num_slots: usize,
     conv: Vec<f32>,
     ssm: Vec<f32>,
 }
 
 impl States {
-    fn new(shapes: &Shapes, numbers: &mut Numbers) -> Self {
+    pub(super) fn new(shapes: &Shapes, numbers: &mut Numbers) -> Self {
         let (layout, _, num_slots) = scatter(&shapes.rows, shapes.block_size, numbers);
         let mamba = &shapes.mamba;
         let conv_len = mamba.conv_dim() * (mamba.conv_kernel - 1);
@@ -44,7 +47,7 @@ impl States {
         }
     }
 
-    fn upload(&self, shapes: &Shapes, device: &Device) -> StatePool {
+    pub(super) fn upload(&self, shapes: &Shapes, device: &Device) -> StatePool {
         let mamba = &shapes.mamba;
         StatePool {
             conv: upload(
@@ -64,52 +67,160 @@ impl States {
     }
 }
 
-/// The convolution and the recurrence, each with its state.
+/// A mixer's weights and the inputs of a step.
+pub(super) struct Mixer<'a> {
+    shapes: &'a Shapes,
+    projected: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    a: Vec<f32>,
+    d: Vec<f32>,
+    dt_bias: Vec<f32>,
+}
+
+impl<'a> Mixer<'a> {
+    /// With projections in `-scale..scale`.
+    pub(super) fn new(shapes: &'a Shapes, scale: f32, numbers: &mut Numbers) -> Self {
+        let mamba = &shapes.mamba;
+        let (channels, heads) = (mamba.conv_dim(), mamba.heads);
+        let num_projected = shapes.num_tokens() * mamba.projected();
+        let a_log = numbers.vector(heads, 2.0, DType::F32);
+        Self {
+            shapes,
+            projected: numbers.vector(num_projected, scale, DType::F32),
+            weight: numbers.vector(channels * mamba.conv_kernel, 1.0, shapes.weights),
+            bias: (shapes.seed.is_multiple_of(2))
+                .then(|| numbers.vector(channels, 1.0, shapes.weights)),
+            a: a_log.iter().map(|a_log| -a_log.exp()).collect(),
+            d: numbers.vector(heads, 1.0, DType::F32),
+            dt_bias: numbers.vector(heads, 3.0, DType::F32),
+        }
+    }
+
+    /// xbc, and the pool of convolution states after it.
+    fn want_conv(&self, states: &States) -> (Vec<f64>, Vec<f32>) {
+        let mamba = &self.shapes.mamba;
+        let (channels, kernel) = (mamba.conv_dim(), mamba.conv_kernel);
+        let history = kernel - 1;
+        let mut want = vec![0.0; self.shapes.num_tokens() * channels];
+        let mut want_state = states.conv.clone();
+        for row in &states.layout.rows {
+            for channel in 0..channels {
+                let state = &mut want_state[(row.slot * channels + channel) * history..][..history];
+                let mut window = state.to_vec();
+                window.extend(row.tokens.clone().map(|token| {
+                    self.projected[token * mamba.projected() + mamba.inner() + channel]
+                }));
+                let weight = wide(&self.weight[channel * kernel..][..kernel]);
+                let bias = (self.bias.as_ref()).map_or(0.0, |bias| f64::from(bias[channel]));
+                let out = oracle::conv(&wide(&window), &weight, bias);
+                for (token, value) in row.tokens.clone().zip(out) {
+                    want[token * channels + channel] = value;
+                }
+                state.copy_from_slice(&window[window.len() - history..]);
+            }
+        }
+        (want, want_state)
+    }
+
+    /// y, and the pool of recurrent states after it.
+    pub(super) fn want_scan(&self, xbc: &[f64], states: &States) -> (Vec<f64>, Vec<f64>) {
+        let mamba = &self.shapes.mamba;
+        let (heads, head_dim, n) = (mamba.heads, mamba.head_dim, mamba.state);
+        let (inner, channels) = (mamba.inner(), mamba.conv_dim());
+        let mut want = vec![0.0; self.shapes.num_tokens() * inner];
+        let mut want_state = wide(&states.ssm);
+        for row in &states.layout.rows {
+            for head in 0..heads {
+                let constants = HeadConstants {
+                    a: f64::from(self.a[head]),
+                    d: f64::from(self.d[head]),
+                    dt_bias: f64::from(self.dt_bias[head]),
+                    limit: self.shapes.time_step_limit,
+                };
+                let group = head / (heads / mamba.groups);
+                let state = &mut want_state[(row.slot * heads + head) * head_dim * n..];
+                for token in row.tokens.clone() {
+                    let now = &xbc[token * channels..][..channels];
+                    let dt = self.projected[token * mamba.projected() + inner + channels + head];
+                    let y = oracle::scan(
+                        &mut state[..head_dim * n],
+                        &HeadToken {
+                            x: &now[head * head_dim..][..head_dim],
+                            b: &now[inner + group * n..][..n],
+                            c: &now[inner + (mamba.groups + group) * n..][..n],
+                            dt: f64::from(dt),
+                        },
+                        &constants,
+                        mamba,
+                    );
+                    want[token * inner + head * head_dim..][..head_dim].copy_from_slice(&y);
+                }
+            }
+        }
+        (want, want_state)
+    }
+
+    pub(super) fn upload(&self, device: &Device) -> Uploaded {
+        let (shapes, mamba) = (self.shapes, &self.shapes.mamba);
+        let (channels, kernel) = (mamba.conv_dim(), mamba.conv_kernel);
+        let constants = |values: &[f32]| upload(values, [mamba.heads], DType::F32, device);
+        let projected = [shapes.num_tokens(), mamba.projected()];
+        Uploaded {
+            projected: upload(&self.projected, projected, DType::F32, device),
+            weight: shapes.vector(&self.weight, [channels, 1, kernel], device),
+            bias: (self.bias.as_ref()).map(|bias| shapes.vector(bias, [channels], device)),
+            a: constants(&self.a),
+            d: constants(&self.d),
+            dt_bias: constants(&self.dt_bias),
+            time_step_limit: shapes.time_step_limit,
+        }
+    }
+}
+
+/// The same on a device.
+pub(super) struct Uploaded {
+    pub(super) projected: Tensor<2>,
+    weight: Tensor<3>,
+    bias: Option<Tensor<1>>,
+    a: Tensor<1>,
+    d: Tensor<1>,
+    dt_bias: Tensor<1>,
+    time_step_limit: Option<(f32, f32)>,
+}
+
+impl Uploaded {
+    pub(super) fn parameters(&self) -> ScanParameters<'_> {
+        ScanParameters {
+            a: &self.a,
+            d: &self.d,
+            dt_bias: &self.dt_bias,
+            time_step_limit: self.time_step_limit,
+        }
+    }
+}
+
+/// The convolution and the recurrence, each with its state, then both as one operation in a step of
+/// one token per row.
 pub fn conv_and_scan(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
     let numbers = &mut Numbers::new(shapes.seed);
     let states = States::new(shapes, numbers);
     let mut outcomes = conv(device, shapes, &states, numbers);
     outcomes.extend(scan(device, shapes, &states, numbers));
+    outcomes.extend(decode(device, shapes, numbers));
     outcomes
 }
 
 fn conv(device: &Device, shapes: &Shapes, states: &States, numbers: &mut Numbers) -> Vec<Outcome> {
-    let mamba = &shapes.mamba;
-    let (m, channels, kernel) = (shapes.num_tokens(), mamba.conv_dim(), mamba.conv_kernel);
-    let (columns, history) = (mamba.projected(), kernel - 1);
-    let projected = numbers.vector(m * columns, 2.0, DType::F32);
-    let weight = numbers.vector(channels * kernel, 1.0, shapes.weights);
-    let bias =
-        (shapes.seed.is_multiple_of(2)).then(|| numbers.vector(channels, 1.0, shapes.weights));
-
-    let mut want = vec![0.0; m * channels];
-    let mut want_state = states.conv.clone();
-    for row in &states.layout.rows {
-        for channel in 0..channels {
-            let state = &mut want_state[(row.slot * channels + channel) * history..][..history];
-            let mut window = state.to_vec();
-            window.extend(
-                row.tokens
-                    .clone()
-                    .map(|token| projected[token * columns + mamba.inner() + channel]),
-            );
-            let weight = wide(&weight[channel * kernel..][..kernel]);
-            let bias = bias.as_ref().map_or(0.0, |bias| f64::from(bias[channel]));
-            let out = oracle::conv(&wide(&window), &weight, bias);
-            for (token, value) in row.tokens.clone().zip(out) {
-                want[token * channels + channel] = value;
-            }
-            state.copy_from_slice(&window[window.len() - history..]);
-        }
-    }
-
-    let bias = bias.map(|bias| shapes.vector(&bias, [channels], device));
+    let mixer = Mixer::new(shapes, 2.0, numbers);
+    let (want, want_state) = mixer.want_conv(states);
+    let on_device = mixer.upload(device);
     let (got, pool) = crate::causal_conv1d(
-        &upload(&projected, [m, columns], DType::F32, device),
-        &shapes.vector(&weight, [channels, 1, kernel], device),
-        bias.as_ref(),
+        &on_device.projected,
+        &on_device.weight,
+        on_device.bias.as_ref(),
         states.upload(shapes, device),
-        mamba,
+        &shapes.mamba,
         &states.layout,
     );
     vec![
@@ -120,94 +231,74 @@ fn conv(device: &Device, shapes: &Shapes, states: &States, numbers: &mut Numbers
 }
 
 fn scan(device: &Device, shapes: &Shapes, states: &States, numbers: &mut Numbers) -> Vec<Outcome> {
-    let mamba = &shapes.mamba;
-    let (m, heads, head_dim, n) = (
-        shapes.num_tokens(),
-        mamba.heads,
-        mamba.head_dim,
-        mamba.state,
-    );
-    let (inner, channels, columns) = (mamba.inner(), mamba.conv_dim(), mamba.projected());
-    let xbc = numbers.vector(m * channels, 1.0, DType::F32);
     // dt far beyond where the softplus turns linear, and far below.
-    let projected = numbers.vector(m * columns, 30.0, DType::F32);
-    let a: Vec<f32> = numbers
-        .vector(heads, 2.0, DType::F32)
-        .iter()
-        .map(|a_log| -a_log.exp())
-        .collect();
-    let d = numbers.vector(heads, 1.0, DType::F32);
-    let dt_bias = numbers.vector(heads, 3.0, DType::F32);
-
-    let mut want = vec![0.0; m * inner];
-    let mut want_state = wide(&states.ssm);
-    for row in &states.layout.rows {
-        for head in 0..heads {
-            let constants = HeadConstants {
-                a: f64::from(a[head]),
-                d: f64::from(d[head]),
-                dt_bias: f64::from(dt_bias[head]),
-                limit: shapes.time_step_limit,
-            };
-            let group = head / (heads / mamba.groups);
-            let state = &mut want_state[(row.slot * heads + head) * head_dim * n..];
-            for token in row.tokens.clone() {
-                let now = wide(&xbc[token * channels..][..channels]);
-                let y = oracle::scan(
-                    &mut state[..head_dim * n],
-                    &HeadToken {
-                        x: &now[head * head_dim..][..head_dim],
-                        b: &now[inner + group * n..][..n],
-                        c: &now[inner + (mamba.groups + group) * n..][..n],
-                        dt: f64::from(projected[token * columns + inner + channels + head]),
-                    },
-                    &constants,
-                    mamba,
-                );
-                want[token * inner + head * head_dim..][..head_dim].copy_from_slice(&y);
-            }
-        }
-    }
-
-    let constants = |values: &[f32]| upload(values, [heads], DType::F32, device);
+    let mixer = Mixer::new(shapes, 30.0, numbers);
+    let shape = [shapes.num_tokens(), shapes.mamba.conv_dim()];
+    let xbc = numbers.vector(shape[0] * shape[1], 1.0, DType::F32);
+    let (want, want_state) = mixer.want_scan(&wide(&xbc), states);
+    let on_device = mixer.upload(device);
     let (got, pool) = crate::ssm_scan(
-        upload(&xbc, [m, channels], DType::F32, device),
-        &upload(&projected, [m, columns], DType::F32, device),
-        &constants(&a),
-        &constants(&d),
-        &constants(&dt_bias),
-        shapes.time_step_limit,
+        upload(&xbc, shape, DType::F32, device),
+        &on_device.projected,
+        &on_device.parameters(),
         states.upload(shapes, device),
-        mamba,
+        &shapes.mamba,
         &states.layout,
+        Arithmetic::F32,
     );
-    // States may be near in every row's slot, and must be NaN still in every other.
-    let strangers_kept = with_f32(&pool.ssm, |got| {
-        got.iter()
-            .zip(&want_state)
-            .all(|(got, want)| got.is_nan() == want.is_nan())
-    });
-    let state_error = with_f32(&pool.ssm, |got| {
+    vec![
+        outcome("ssm_scan", &got, &want, SCAN_TOLERANCE),
+        near("ssm_scan: state", &pool.ssm, &want_state),
+    ]
+}
+
+fn decode(device: &Device, shapes: &Shapes, numbers: &mut Numbers) -> Vec<Outcome> {
+    let shapes = &Shapes {
+        rows: shapes.rows.iter().map(|&(start, _)| (start, 1)).collect(),
+        ..shapes.clone()
+    };
+    let states = States::new(shapes, numbers);
+    let mixer = Mixer::new(shapes, 2.0, numbers);
+    let (xbc, want_conv) = mixer.want_conv(&states);
+    let (want, want_ssm) = mixer.want_scan(&xbc, &states);
+    let on_device = mixer.upload(device);
+    let (got, pool) = crate::conv_and_scan(
+        &on_device.projected,
+        &on_device.weight,
+        on_device.bias.as_ref(),
+        &on_device.parameters(),
+        states.upload(shapes, device),
+        &shapes.mamba,
+        &states.layout,
+        shapes.arithmetic,
+    );
+    vec![
+        outcome("conv_and_scan", &got, &want, SCAN_TOLERANCE),
+        untouched("conv_and_scan: convolution", &pool.conv, &want_conv),
+        near("conv_and_scan: state", &pool.ssm, &want_ssm),
+    ]
+}
+
+/// States may be near in every row's slot, and must be NaN still in every other.
+fn near(operation: &'static str, pool: &Tensor<4>, want: &[f64]) -> Outcome {
+    let max_error = with_f32(pool, |got| {
+        let is_same = |(got, want): (&f32, &f64)| got.is_nan() == want.is_nan();
+        if !got.iter().zip(want).all(is_same) {
+            return f64::INFINITY;
+        }
         let (got, want): (Vec<f32>, Vec<f64>) = got
             .iter()
-            .zip(&want_state)
+            .zip(want)
             .filter(|(_, want)| !want.is_nan())
             .map(|(&got, &want)| (got, want))
             .unzip();
         worst(&got, &want)
     });
-    vec![
-        outcome("ssm_scan", &got, &want, 10.0 * TOLERANCE),
-        Outcome {
-            operation: "ssm_scan: state",
-            max_error: if strangers_kept {
-                state_error
-            } else {
-                f64::INFINITY
-            },
-            tolerance: TOLERANCE,
-        },
-    ]
+    Outcome {
+        operation,
+        max_error,
+        tolerance: TOLERANCE,
+    }
 }
 
 /// The slot and block moves of a plan.

@@ -12,6 +12,7 @@ mod mixer;
 mod mixture;
 mod oracle;
 mod packed;
+mod rounded;
 
 use burn::tensor::{DType, Device, Tensor};
 
@@ -19,6 +20,7 @@ pub use attention::attention;
 pub use dense::{embed, gated_norm, mlp, norms, product, product_with};
 pub use mixer::{conv_and_scan, copies};
 pub use mixture::{experts, router};
+pub use rounded::{reordered, rounded};
 
 use crate::{Arithmetic, Format, KvFormat, MambaShape, RouterShape};
 
@@ -152,6 +154,7 @@ pub fn self_test(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
     outcomes.extend(conv_and_scan(device, shapes));
     outcomes.push(router(device, shapes));
     outcomes.push(experts(device, shapes));
+    outcomes.extend(rounded(device, shapes));
     outcomes.extend(copies(device, shapes));
     outcomes
 }

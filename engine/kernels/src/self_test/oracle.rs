@@ -15,9 +15,10 @@ pub(super) fn linear(
     let n = w.len() / k;
     let mut out = Vec::with_capacity(x.len() / k * n);
     for x in x.chunks_exact(k) {
-        let x: Vec<f64> = match arithmetic {
-            Arithmetic::F32 => x.to_vec(),
-            Arithmetic::Bf16 => x.iter().map(|&x| bf16_round(x)).collect(),
+        let x: Vec<f64> = if arithmetic.is_rounded() {
+            x.iter().map(|&x| bf16_round(x)).collect()
+        } else {
+            x.to_vec()
         };
         for (column, w) in w.chunks_exact(k).enumerate() {
             let dot: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();

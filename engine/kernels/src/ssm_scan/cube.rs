@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::ScanParameters;
 use crate::cube::{NOT_PLAIN, elements, filled, view};
-use crate::{Layout, MambaShape, StatePool};
+use crate::{Arithmetic, Layout, MambaShape, StatePool};
 
 /// Scans and advances the slots of the pool in place.
 pub(super) fn ssm_scan(
@@ -14,6 +14,7 @@ pub(super) fn ssm_scan(
     states: StatePool,
     shape: &MambaShape,
     layout: &Layout,
+    arithmetic: Arithmetic,
 ) -> (Tensor<2>, StatePool) {
     assert!(layout.is_plain(), "{NOT_PLAIN}");
     let [num_tokens, _] = xbc.dims();
@@ -37,6 +38,7 @@ pub(super) fn ssm_scan(
             &elements(&pool),
             &shape.into(),
             layout.on(client),
+            arithmetic.into(),
             out,
         );
     });

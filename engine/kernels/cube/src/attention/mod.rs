@@ -118,7 +118,7 @@ pub fn paged_attention_within(
         head_dim,
         block_size: step.block_size,
     };
-    if arithmetic == Arithmetic::Bf16 && attends(client, &shape) {
+    if arithmetic.is_rounded() && attends(client, &shape) {
         let pools = [keys, values];
         return tensor_attention(client, q, pools, &shape, step, scratch, out);
     }

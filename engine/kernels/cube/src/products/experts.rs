@@ -27,7 +27,7 @@ const UNITS: u32 = 128;
 
 /// v is f32 `[t, l]`, `up` a stack `[e, i, l]`, `down` one of `[e, l, i]`, `ids` i32 `[t, top_k]`,
 /// their `weights` f32 `[t, top_k]`, `out` f32 `[t, l]`. A token's outputs are the same bits whatever
-/// the other tokens are. Ids of experts that are not here, below 0 or from `e` on, count for nothing:
+/// the other tokens are; how many they are tells with [`Arithmetic::Bf16AnyOrder`] alone. Ids of experts that are not here, below 0 or from `e` on, count for nothing:
 /// another rank has those.
 ///
 /// # Panics
@@ -57,7 +57,7 @@ pub fn experts(
     assert_eq!(weights.len(), t * top_k, "weights");
     assert_eq!(out.len(), t * up.k, "out");
     let takes = |w| tensor_core::takes(client, w);
-    let is_on_tensor_cores = arithmetic == Arithmetic::Bf16 && takes(up) && takes(down);
+    let is_on_tensor_cores = arithmetic.is_rounded() && takes(up) && takes(down);
     let max_tokens = if is_on_tensor_cores {
         MAX_TENSOR_EXPERT_TOKENS
     } else {
@@ -107,7 +107,15 @@ impl Pass<'_> {
                 sorted: &groups.order,
                 offsets: &groups.offsets,
             };
-            return tensor_core::tensor_experts(self.client, v, routed, self.up, self.down, out);
+            return tensor_core::tensor_experts(
+                self.client,
+                v,
+                routed,
+                self.up,
+                self.down,
+                self.arithmetic,
+                out,
+            );
         }
         let hidden = Buffer::empty::<f32>(self.client, num_pairs * self.up.n);
         let each = Buffer::empty::<f32>(self.client, num_pairs * self.up.k);

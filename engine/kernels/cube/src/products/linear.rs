@@ -4,7 +4,8 @@ use super::skinny::{MAX_TILE, Product, Source};
 use crate::{Arithmetic, Buffer, Client, Epilogue, Matrix, tensor_core};
 
 /// x is f32 `[t, k]`, the bias f32 `[n]`, `out` f32 `[t, n]`. A token's outputs are the same bits
-/// whatever the other tokens are. The weights are read once for every 8 tokens, on tensor cores
+/// whatever the other tokens are; how many they are tells with [`Arithmetic::Bf16AnyOrder`] alone,
+/// for device, format and shape decide between the kernels. The weights are read once for every 8 tokens, on tensor cores
 /// (`tensor_core`) for 64 or 128.
 ///
 /// # Panics
@@ -27,7 +28,7 @@ pub fn linear(
     if let Some(bias) = bias {
         assert_eq!(bias.len(), w.n, "bias");
     }
-    if arithmetic == Arithmetic::Bf16 && tensor_core::takes(client, w) {
+    if arithmetic.is_rounded() && tensor_core::takes(client, w) {
         return tensor_core::tensor_linear(client, x, t, w, bias, arithmetic, epilogue, out);
     }
     let tile = t.next_power_of_two().min(MAX_TILE);

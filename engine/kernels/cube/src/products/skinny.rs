@@ -53,7 +53,7 @@ pub(super) enum Source {
 pub(super) struct Plan {
     source: Source,
     format: Format,
-    arithmetic: Arithmetic,
+    is_rounded: bool,
     epilogue: Epilogue,
     has_bias: bool,
     /// Units of a plane.
@@ -164,7 +164,7 @@ impl Product<'_> {
         let mut plan = Plan {
             source: self.source,
             format,
-            arithmetic: self.arithmetic,
+            is_rounded: self.arithmetic.is_rounded(),
             epilogue: self.epilogue,
             has_bias: self.bias.is_some(),
             lanes: hardware.plane_size_max as usize,
@@ -438,7 +438,7 @@ fn stage<P: Size>(
                     if at < inside {
                         piece = x[(x_rows[token] + from) as usize];
                     }
-                    if comptime!(plan.arithmetic == Arithmetic::Bf16) {
+                    if plan.is_rounded {
                         #[unroll]
                         for column in 0..P::value() {
                             piece.insert(column, bf16_rounded(piece.extract(column)));

@@ -5,7 +5,7 @@
 //! A cube, one head of one row, convolves its own x and its group's B and C while its state is on
 //! the way. The heads of a group do the latter each for themselves; of the history of B and C,
 //! which all of them read, the last to arrive is the one to write the next: they count themselves
-//! in `arrivals`. Counting comes before the sums and asking after them, so nobody waits for it.
+//! in the step's `arrivals`. Counting comes before the sums and asking after them, so nobody waits for it.
 //!
 //! Bytes: as the two, less `8 C` a token; the redundant convolutions come from L2, a sixth of the
 //! state's bytes. Splitting by groups instead, one cube for all heads of one, needs no counting, but
@@ -21,7 +21,7 @@ use crate::conv::taps;
 use crate::math::{addresses, silu};
 use crate::{Buffer, MambaShape, StepIndex};
 
-/// `arrivals` is u32, at least `[num_rows, groups]`, all zero, and is so again afterwards.
+/// [`causal_conv1d`](crate::causal_conv1d()), then [`ssm_scan`](crate::ssm_scan()).
 ///
 /// # Panics
 /// If a row has more than one token, or a buffer is not what the shape and the step make it.
@@ -36,17 +36,11 @@ pub fn conv_and_update(
     ssm_pool: &Buffer,
     shape: &MambaShape,
     step: &StepIndex,
-    arrivals: &Buffer,
     out: &Buffer,
 ) {
     let (channels, kernel) = (shape.conv_dim(), shape.conv_kernel);
     assert!(step.max_row_tokens <= 1, "rows of more than one token");
     assert!(kernel > 1, "a convolution without a state");
-    assert!(
-        arrivals.len() >= step.num_rows * shape.groups,
-        "arrivals of {} rows",
-        step.num_rows
-    );
     assert_eq!(weight.len(), channels * kernel, "convolution weight");
     assert!(
         bias.is_none_or(|bias| bias.len() == channels),
@@ -82,7 +76,7 @@ pub fn conv_and_update(
             parameters.dt_bias.arg(),
             ssm_pool.vectors(width),
             step.row_slots.arg(),
-            arrivals.arg(),
+            step.arrivals(client, shape.groups).arg(),
             out.arg(),
             min,
             max,

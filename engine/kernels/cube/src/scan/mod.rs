@@ -17,7 +17,8 @@ use cubecl::client::Client;
 
 pub use decode::conv_and_update;
 
-use crate::{Buffer, MambaShape, StepIndex};
+use crate::tensor_core::{scan_fits, supports, tensor_scan};
+use crate::{Arithmetic, Buffer, MambaShape, StepIndex};
 
 /// Constants of a mixer's recurrence, all f32 `[heads]`.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +54,14 @@ impl Rest {
 /// For every token of every row, continuing from and advancing the row's slot of `pool`. Slots of
 /// a step's rows differ.
 ///
-/// A token's bits depend on its row alone, however that was cut.
+/// With [`Arithmetic::F32`] a token's bits depend on its row alone, however that was cut. With the
+/// others a row of more than 16 tokens goes to the tensor cores, where device and shape permit it,
+/// in chunks on a grid of 64 absolute positions ([`SCAN_REST`](crate::tensor_core::SCAN_REST)):
+/// - x, B, C, their weighted products and, where it makes an output, the state are rounded to bf16;
+///   sums and the state itself stay f32.
+/// - A token's bits still depend on its row alone, and if that was cut on the grid only, not on
+///   where. So a row of one token has the bits of [`Arithmetic::F32`] in any company.
+/// - A NaN stays in its row, but reaches back to the first token of its chunk.
 #[allow(clippy::too_many_arguments)] // The operands of one operation of the model.
 pub fn ssm_scan(
     client: &Client,
@@ -63,15 +71,20 @@ pub fn ssm_scan(
     pool: &Buffer,
     shape: &MambaShape,
     step: &StepIndex,
+    arithmetic: Arithmetic,
     out: &Buffer,
 ) {
-    let rest = Rest::ALL;
-    ssm_scan_rest(
-        client, xbc, projected, parameters, pool, shape, step, rest, out,
-    );
+    if arithmetic.is_rounded() && supports(client) && scan_fits(shape) {
+        tensor_scan(client, xbc, projected, parameters, pool, shape, step, out);
+    } else {
+        let rest = Rest::ALL;
+        ssm_scan_rest(
+            client, xbc, projected, parameters, pool, shape, step, rest, out,
+        );
+    }
 }
 
-/// [`ssm_scan`] for some of the tokens, by the same kernel. The others' outputs are left alone.
+/// [`ssm_scan`] in f32 for some of the tokens, by the same kernel. The others' outputs are left alone.
 #[allow(clippy::too_many_arguments)] // As above.
 pub fn ssm_scan_rest(
     client: &Client,

@@ -7,8 +7,8 @@
 //! - Activations are rounded to bf16, weights are exact in bf16 but for their matrix's scale, which
 //!   multiplies the sum; sums are f32.
 //! - A row's result depends on its inputs alone, not on the other rows nor on their number: every
-//!   tile adds up in the same order (`cuda/tensor_product.cu`). With [`allow_wgmma`] large products
-//!   have an order of their own, so there the number of rows matters.
+//!   tile adds up in the same order (`cuda/tensor_product.cu`). Hopper's own instruction, which
+//!   large products take, has another; so it is for [`Arithmetic::Bf16AnyOrder`] alone.
 //! - No atomics: the same bits every time.
 
 pub mod attention;
@@ -20,7 +20,8 @@ mod text;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use scan::{SCAN_REST, scan_fits, scan_text, tensor_scan};
+pub(crate) use scan::tensor_scan;
+pub use scan::{SCAN_REST, scan_fits, scan_text};
 pub use text::{Text, Unit};
 
 use crate::{Arithmetic, Buffer, Client, Epilogue, Matrix};
@@ -48,23 +49,16 @@ pub(crate) fn takes(client: &Client, w: &Matrix) -> bool {
     is_allowed() && supports(client) && fits(w)
 }
 
-static IS_WGMMA_ALLOWED: AtomicBool = AtomicBool::new(false);
-
-/// Whether large products may use Hopper's own instruction where there is one. Not unless this is
-/// called: it has run in the emulator only, and its sums are not those of the other tiles.
-pub fn allow_wgmma(is_allowed: bool) {
-    IS_WGMMA_ALLOWED.store(is_allowed, Ordering::Relaxed);
-}
-
-fn unit(client: &Client) -> Unit {
-    if IS_WGMMA_ALLOWED.load(Ordering::Relaxed) && has(client, Unit::Wgmma) {
+fn unit(client: &Client, arithmetic: Arithmetic) -> Unit {
+    if arithmetic == Arithmetic::Bf16AnyOrder && has(client, Unit::Wgmma) {
         Unit::Wgmma
     } else {
         Unit::Mma
     }
 }
 
-/// Whether the client's device has this instruction, for [`linear_with`].
+/// Whether the client's device has this instruction. Where it has Hopper's,
+/// [`Arithmetic::Bf16AnyOrder`] is another than [`Arithmetic::Bf16`].
 pub fn has(client: &Client, unit: Unit) -> bool {
     match unit {
         Unit::Mma => supports(client),
@@ -86,7 +80,7 @@ pub fn fits(w: &Matrix) -> bool {
 /// `out[t, n] = epilogue(x[t, k] @ w[n, k]^T + bias)`.
 ///
 /// # Panics
-/// If the arithmetic is not [`Arithmetic::Bf16`], the matrix does not [`fit`](fits), or sizes
+/// If the arithmetic is [`Arithmetic::F32`], the matrix does not [`fit`](fits), or sizes
 /// disagree.
 #[allow(clippy::too_many_arguments)]
 pub fn tensor_linear(
@@ -99,12 +93,9 @@ pub fn tensor_linear(
     epilogue: Epilogue,
     out: &Buffer,
 ) {
-    assert_eq!(
-        arithmetic,
-        Arithmetic::Bf16,
-        "tensor cores round activations"
-    );
-    linear_with(unit(client), client, x, t, w, bias, epilogue, out);
+    assert!(arithmetic.is_rounded(), "tensor cores round activations");
+    let unit = unit(client, arithmetic);
+    linear_with(unit, client, x, t, w, bias, epilogue, out);
 }
 
 /// [`tensor_linear`] by the instruction of the caller's choice, to compare them. Hopper's takes
@@ -161,15 +152,18 @@ pub struct Routed<'a> {
 /// past the stack add nothing.
 ///
 /// # Panics
-/// If a matrix does not [`fit`](fits), or sizes disagree.
+/// If the arithmetic is [`Arithmetic::F32`], a matrix does not [`fit`](fits), or sizes disagree.
+#[allow(clippy::too_many_arguments)]
 pub fn tensor_experts(
     client: &Client,
     x: &Buffer,
     routed: Routed<'_>,
     up: &Matrix,
     down: &Matrix,
+    arithmetic: Arithmetic,
     out: &Buffer,
 ) {
+    assert!(arithmetic.is_rounded(), "tensor cores round activations");
     up.check();
     down.check();
     let pairs = routed.num_tokens * routed.top_k;
@@ -179,7 +173,7 @@ pub fn tensor_experts(
     assert_eq!(routed.weights.len(), pairs, "expert weights");
     assert_eq!(routed.sorted.len(), pairs, "sorted pairs");
     assert_eq!(routed.offsets.len(), up.experts + 1, "offsets");
-    let unit = unit(client);
+    let unit = unit(client, arithmetic);
     let plan = plan::experts(
         routed.num_tokens,
         routed.top_k,

@@ -19,17 +19,12 @@ pub fn scan_fits(shape: &MambaShape) -> bool {
     shape.head_dim == 64 && shape.state == 128 && shape.heads.is_multiple_of(shape.groups)
 }
 
-/// [`ssm_scan`](crate::ssm_scan()) with long rows in chunks: x, B, C, their weighted products and,
-/// where it makes an output, the state are rounded to bf16; sums and the state itself are f32.
-///
-/// Chunks lie on a grid of absolute positions, 64 apart. A token's bits depend on its row alone,
-/// and if the row was cut on that grid only, not on where. A NaN stays in its row, but reaches back
-/// to the first token of its chunk.
+/// [`ssm_scan`](crate::ssm_scan()) with long rows in chunks, as it says.
 ///
 /// # Panics
 /// If the shape does not [`fit`](scan_fits) or a buffer is not what it and the step make it.
 #[allow(clippy::too_many_arguments)] // The operands of one operation of the model.
-pub fn tensor_scan(
+pub(crate) fn tensor_scan(
     client: &Client,
     xbc: &Buffer,
     projected: &Buffer,
@@ -40,9 +35,9 @@ pub fn tensor_scan(
     out: &Buffer,
 ) {
     assert!(scan_fits(shape), "no tensor core scan for {shape:?}");
-    check(xbc, projected, parameters, pool, shape, step, out);
     let short_tokens = SCAN_REST.short_tokens;
     if step.max_row_tokens > short_tokens {
+        check(xbc, projected, parameters, pool, shape, step, out);
         let (min, max) = parameters.time_step_limit.unwrap_or_default();
         let is_limited = u32::from(parameters.time_step_limit.is_some());
         launch_text(

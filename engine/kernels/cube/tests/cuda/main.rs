@@ -11,6 +11,7 @@ use std::path::Path;
 use cube_kernels::{Buffer, Client};
 
 mod attention;
+mod choice;
 mod mamba;
 mod norms;
 mod products;
@@ -75,6 +76,7 @@ pub(crate) fn words(client: &Client, len: usize) -> Buffer {
 
 #[test]
 fn every_kernel_has_cuda_text() {
+    let _turn = recorder::turn();
     let folder = std::env::var_os("NEMOSERVE_CUDA_TEXT");
     let only = std::env::var("NEMOSERVE_CUDA_ONLY").unwrap_or_default();
     let is_wanted = |entry: &&Entry| {

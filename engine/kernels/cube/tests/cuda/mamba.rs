@@ -1,8 +1,8 @@
 //! The Mamba-2 mixer.
 
-use cube_kernels::{Client, MambaShape, ScanParameters, StepIndex};
+use cube_kernels::{Arithmetic, Client, MambaShape, RowIndex, ScanParameters, StepIndex};
 
-use crate::{Entry, floats, words};
+use crate::{Entry, floats};
 
 /// Super's.
 const SHAPE: MambaShape = MambaShape {
@@ -13,23 +13,15 @@ const SHAPE: MambaShape = MambaShape {
     conv_kernel: 4,
 };
 
-/// `rows` rows of `tokens` tokens, without values.
+/// `rows` rows of `tokens` tokens.
 fn step(client: &Client, rows: usize, tokens: usize) -> StepIndex {
-    StepIndex {
-        num_tokens: rows * tokens,
-        num_rows: rows,
-        num_single_rows: if tokens == 1 { rows } else { 0 },
-        max_row_tokens: tokens,
-        max_context: tokens,
-        block_size: 64,
-        table_stride: 1,
-        token_rows: words(client, rows * tokens),
-        token_positions: words(client, rows * tokens),
-        row_tokens: words(client, rows + 1),
-        row_starts: words(client, rows),
-        row_slots: words(client, rows),
-        tables: words(client, rows),
-    }
+    let row = RowIndex {
+        num_tokens: tokens,
+        start: 0,
+        slot: 1,
+        blocks: vec![1; tokens.div_ceil(64)],
+    };
+    StepIndex::upload(client, &vec![row; rows], 64)
 }
 
 fn conv(client: &Client, rows: usize, tokens: usize) {
@@ -51,12 +43,7 @@ fn scan(client: &Client, rows: usize, tokens: usize) {
     let step = step(client, rows, tokens);
     let t = step.num_tokens;
     let [a, d, dt_bias] = [(); 3].map(|()| floats(client, SHAPE.heads));
-    let scan = if tokens == 1 {
-        cube_kernels::ssm_scan
-    } else {
-        cube_kernels::tensor_core::tensor_scan
-    };
-    scan(
+    cube_kernels::ssm_scan(
         client,
         &floats(client, t * SHAPE.conv_dim()),
         &floats(client, t * SHAPE.projected()),
@@ -69,6 +56,7 @@ fn scan(client: &Client, rows: usize, tokens: usize) {
         &floats(client, rows * SHAPE.inner() * SHAPE.state),
         &SHAPE,
         &step,
+        Arithmetic::Bf16,
         &floats(client, t * SHAPE.inner()),
     );
 }
@@ -90,7 +78,6 @@ fn decode(client: &Client, rows: usize) {
         &floats(client, rows * SHAPE.inner() * SHAPE.state),
         &SHAPE,
         &step(client, rows, 1),
-        &words(client, rows * SHAPE.groups),
         &floats(client, rows * SHAPE.inner()),
     );
 }

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // The trait's launch is an unsafe function; this one runs nothing.
 
 use std::any::Any;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cube_kernels::Client;
 use cubecl::MemoryAllocationMode;
@@ -62,6 +62,12 @@ pub(crate) fn client(arch: u16) -> Client {
         type_id: 0,
         index_id: arch,
     })
+}
+
+/// Launches are written down in one place, so tests take turns.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What was launched since the last call.

@@ -1,34 +1,25 @@
 //! The tensor core products: their texts are written by hand, so every one is listed, at the shape
 //! that it is for.
 
-use cube_kernels::tensor_core::{Unit, allow_wgmma, linear_with};
 use cube_kernels::{Arithmetic, Client, Epilogue, Format};
 
 use crate::products::matrix;
 use crate::{Entry, floats, words};
 
-fn linear(client: &Client, t: usize, format: Format, n: usize, k: usize) {
+fn linear(client: &Client, arithmetic: Arithmetic, t: usize, format: Format, n: usize, k: usize) {
     let w = matrix(client, format, 1, n, k);
     let (x, out) = (floats(client, t * k), floats(client, t * n));
-    let (arithmetic, epilogue) = (Arithmetic::Bf16, Epilogue::None);
+    let epilogue = Epilogue::None;
     cube_kernels::linear(client, &x, t, &w, None, arithmetic, epilogue, &out);
 }
 
-fn linear_wgmma(client: &Client, t: usize, format: Format, n: usize, k: usize) {
-    let w = matrix(client, format, 1, n, k);
-    let (x, out) = (floats(client, t * k), floats(client, t * n));
-    let (unit, epilogue) = (Unit::Wgmma, Epilogue::None);
-    linear_with(unit, client, &x, t, &w, None, epilogue, &out);
-}
-
 /// Super's routed experts, and how they are grouped.
-fn experts(client: &Client, t: usize, format: Format) {
+fn experts(client: &Client, arithmetic: Arithmetic, t: usize, format: Format) {
     let (top_k, experts, latent, width) = (22, 512, 1024, 2688);
     let up = matrix(client, format, experts, width, latent);
     let down = matrix(client, format, experts, latent, width);
     let (x, out) = (floats(client, t * latent), floats(client, t * latent));
     let (ids, weights) = (words(client, t * top_k), floats(client, t * top_k));
-    let arithmetic = Arithmetic::Bf16;
     cube_kernels::experts(
         client, &x, t, &up, &down, &ids, &weights, top_k, arithmetic, &out,
     );
@@ -41,7 +32,7 @@ macro_rules! entries {
     ($($name:literal $call:ident($t:expr, $($argument:expr),*)),* $(,)?) => {
         &[$(Entry {
             spill_bytes: if $t >= 64 { SPILL_BYTES } else { 0 },
-            ..Entry::new($name, |client| $call(client, $t, $($argument),*))
+            ..Entry::new($name, |client| $call(client, Arithmetic::Bf16, $t, $($argument),*))
         }),*]
     };
 }
@@ -80,25 +71,21 @@ pub(crate) const EXPERTS: &[Entry] = entries![
     "tensor_experts_bf16_2048" experts(2048, Format::Bf16),
 ];
 
-fn experts_wgmma(client: &Client, t: usize, format: Format) {
-    allow_wgmma(true);
-    experts(client, t, format);
-    allow_wgmma(false);
-}
-
 macro_rules! hopper_entries {
     ($($name:literal $call:ident($($argument:expr),*)),* $(,)?) => {
         &[$(Entry {
             arches: &[90],
-            ..Entry::new($name, |client| $call(client, $($argument),*))
+            ..Entry::new($name, |client| {
+                $call(client, Arithmetic::Bf16AnyOrder, $($argument),*);
+            })
         }),*]
     };
 }
 
 pub(crate) const HOPPER: &[Entry] = hopper_entries![
-    "tensor_linear_wgmma_bf16_8192x18560x4096" linear_wgmma(8192, Format::Bf16, 18_560, 4096),
-    "tensor_linear_wgmma_fp8_8192x18560x4096" linear_wgmma(8192, Format::Fp8, 18_560, 4096),
-    "tensor_linear_wgmma_nvfp4_8192x18560x4096" linear_wgmma(8192, Format::Nvfp4, 18_560, 4096),
-    "tensor_experts_wgmma_fp8_2048" experts_wgmma(2048, Format::Fp8),
-    "tensor_experts_wgmma_nvfp4_2048" experts_wgmma(2048, Format::Nvfp4),
+    "tensor_linear_wgmma_bf16_8192x18560x4096" linear(8192, Format::Bf16, 18_560, 4096),
+    "tensor_linear_wgmma_fp8_8192x18560x4096" linear(8192, Format::Fp8, 18_560, 4096),
+    "tensor_linear_wgmma_nvfp4_8192x18560x4096" linear(8192, Format::Nvfp4, 18_560, 4096),
+    "tensor_experts_wgmma_fp8_2048" experts(2048, Format::Fp8),
+    "tensor_experts_wgmma_nvfp4_2048" experts(2048, Format::Nvfp4),
 ];

@@ -1,9 +1,9 @@
 //! The scan in chunks on tensor cores, its very text on the processor.
 
 use cube_kernels::tensor_core::{SCAN_REST, scan_text};
-use cube_kernels::{MambaShape, RowIndex};
+use cube_kernels::{Client, MambaShape, RowIndex};
 
-use crate::common::Numbers;
+use crate::common::{self, Numbers};
 use crate::emulated::{Emulator, Launch};
 use crate::scan::{Case, bits};
 use crate::states;
@@ -285,5 +285,79 @@ fn neither_cuts_on_the_grid_nor_company_nor_warps_are_seen() {
         let slot = rows[1].slot * len..(rows[1].slot + 1) * len;
         let (pool, whole_pool) = (&pool[slot.clone()], &whole_pool[slot]);
         assert_eq!(bits(pool), bits(whole_pool), "{cuts:?}");
+    }
+}
+
+/// The whole operation, as `ssm_scan` launches it: chunks, then what they leave.
+fn run_both(
+    emulator: &Emulator,
+    client: &Client,
+    case: &Case,
+    rows: &[RowIndex],
+) -> (Vec<f32>, Vec<f32>) {
+    let (mut y, pool) = run(emulator, case, rows, 1);
+    let left = Case {
+        pool,
+        ..case.clone()
+    };
+    let (rest, pool) = left.got_rest(client, rows, Some(SCAN_REST));
+    for (y, rest) in y.iter_mut().zip(rest) {
+        assert!(y.is_nan() != rest.is_nan(), "one of the two makes a token");
+        if y.is_nan() {
+            *y = rest;
+        }
+    }
+    (y, pool)
+}
+
+#[test]
+fn a_row_keeps_its_bits_in_a_mixed_step_and_cut_on_the_grid() {
+    let (Some(emulator), Some(client)) = (emulator("scan_mixed"), common::client()) else {
+        return;
+    };
+    // Two that decode, a prompt whose last chunk is left to the recurrence, one whose is not, a
+    // short one.
+    let starts = [30, 64, 200, 1000, 7];
+    let lengths = [1, 140, 20, 1, 5];
+    let (rows, case) = case(&starts, &lengths, 4);
+    let (whole, whole_pool) = run_both(&emulator, &client, &case, &rows);
+    let spans = states::spans(&rows);
+    let inner = SHAPE.inner();
+    let check = |at: usize, cuts: &[usize]| {
+        let mut part = case.clone();
+        let mut y = Vec::new();
+        for cut in cuts.windows(2) {
+            let first = spans[at].start;
+            let row = RowIndex {
+                num_tokens: cut[1] - cut[0],
+                start: rows[at].start + cut[0],
+                ..rows[at].clone()
+            };
+            let tokens = Case {
+                pool: part.pool,
+                ..case.part(first + cut[0]..first + cut[1])
+            };
+            let (out, pool) = run_both(&emulator, &client, &tokens, &[row]);
+            y.extend(out);
+            part = Case { pool, ..tokens };
+        }
+        let together = &whole[spans[at].start * inner..spans[at].end * inner];
+        assert_eq!(bits(&y), bits(together), "row {at} cut at {cuts:?}");
+        let len = inner * SHAPE.state;
+        let slot = rows[at].slot * len..(rows[at].slot + 1) * len;
+        let (pool, whole_pool) = (&part.pool[slot.clone()], &whole_pool[slot]);
+        assert_eq!(bits(pool), bits(whole_pool), "row {at} cut at {cuts:?}");
+    };
+    for (at, &length) in lengths.iter().enumerate() {
+        check(at, &[0, length]);
+    }
+    for cuts in [&[0, 64, 140][..], &[0, 128, 140], &[0, 64, 128, 140]] {
+        check(1, cuts);
+    }
+    // Decode is the recurrence in f32, in any arithmetic.
+    let (walked, _) = case.got(&client, &rows);
+    for at in [0, 3] {
+        let tokens = spans[at].start * inner..spans[at].end * inner;
+        assert_eq!(bits(&whole[tokens.clone()]), bits(&walked[tokens]));
     }
 }

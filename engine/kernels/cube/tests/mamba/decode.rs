@@ -1,7 +1,8 @@
 //! Convolution and recurrence in one launch: the bits of the two, which have tests of their own.
 
 use cube_kernels::{
-    Buffer, Client, MambaShape, RowIndex, ScanParameters, causal_conv1d, conv_and_update, ssm_scan,
+    Arithmetic, Buffer, Client, MambaShape, RowIndex, ScanParameters, causal_conv1d,
+    conv_and_update, ssm_scan,
 };
 
 use crate::common::{self, Numbers, poisoned};
@@ -52,7 +53,6 @@ impl Inputs {
         let (projected, weight) = (upload(&self.projected), upload(&self.weight));
         let bias = self.bias.as_deref().map(upload);
         let (conv, ssm) = (upload(&self.conv), upload(&self.ssm));
-        let arrivals = Buffer::upload(client, &vec![0_u32; rows.len() * shape.groups]);
         let out = poisoned(client, rows.len() * shape.inner());
         if is_fused {
             conv_and_update(
@@ -65,7 +65,6 @@ impl Inputs {
                 &ssm,
                 shape,
                 &step,
-                &arrivals,
                 &out,
             );
         } else {
@@ -88,6 +87,7 @@ impl Inputs {
                 &ssm,
                 shape,
                 &step,
+                Arithmetic::F32,
                 &out,
             );
         }
@@ -95,7 +95,7 @@ impl Inputs {
             bits(&out.read::<f32>(client)),
             bits(&conv.read::<f32>(client)),
             bits(&ssm.read::<f32>(client)),
-            arrivals.read(client),
+            step.arrivals(client, shape.groups).read(client),
         ]
     }
 }

@@ -1,7 +1,7 @@
 //! The recurrence.
 
 use cube_kernels::{
-    Buffer, Client, MambaShape, Rest, RowIndex, ScanParameters, ssm_scan, ssm_scan_rest,
+    Arithmetic, Buffer, Client, MambaShape, Rest, RowIndex, ScanParameters, ssm_scan, ssm_scan_rest,
 };
 
 use crate::common::{self, Numbers, assert_near, poisoned};
@@ -123,7 +123,7 @@ impl Case {
         self.got_rest(client, rows, None)
     }
 
-    fn got_rest(
+    pub(crate) fn got_rest(
         &self,
         client: &Client,
         rows: &[RowIndex],
@@ -150,6 +150,7 @@ impl Case {
                 &pool,
                 shape,
                 &step,
+                Arithmetic::F32,
                 &out,
             ),
             Some(rest) => ssm_scan_rest(

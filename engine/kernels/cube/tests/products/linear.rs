@@ -40,9 +40,10 @@ impl Case {
             let (token, row) = (at / w.n, at % w.n);
             let (mut expected, mut magnitude) = (0.0, 0.0);
             for (&x, w) in x[token * w.k..][..w.k].iter().zip(self.weights.row(0, row)) {
-                let x = match self.arithmetic {
-                    Arithmetic::F32 => f64::from(x),
-                    Arithmetic::Bf16 => f64::from(bf16::from_f32(x)),
+                let x = if self.arithmetic.is_rounded() {
+                    f64::from(bf16::from_f32(x))
+                } else {
+                    f64::from(x)
                 };
                 expected += x * w;
                 magnitude += (x * w).abs();

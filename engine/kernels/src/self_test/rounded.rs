@@ -1,0 +1,138 @@
+//! Cases of bf16 arithmetic: the kernels that a GPU has for it alone, whatever the rest runs in.
+
+use burn::tensor::{DType, Device, Tensor};
+
+use super::compare::TOLERANCE;
+use super::inputs::{Numbers, upload, wide};
+use super::mixer::{Mixer, States};
+use super::{Outcome, Shapes, dense, mixture};
+use crate::{Arithmetic, Format, with_f32};
+
+/// Products with rounded activations, and the scan of a long row. Nothing on a CPU, whose kernels do
+/// not depend on the arithmetic.
+pub fn rounded(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
+    if !crate::is_gpu(device) {
+        return Vec::new();
+    }
+    let shapes = Shapes {
+        arithmetic: Arithmetic::Bf16,
+        ..shapes.clone()
+    };
+    let named = |outcome, operation| Outcome {
+        operation,
+        ..outcome
+    };
+    let mut outcomes = vec![
+        named(dense::product(device, &shapes), "linear in bf16"),
+        named(dense::mlp(device, &shapes), "mlp_relu2 in bf16"),
+        named(mixture::experts(device, &shapes), "moe_experts in bf16"),
+    ];
+    outcomes.extend(long_row(device, &shapes));
+    if crate::can_reorder(device) {
+        outcomes.extend(reordered(device, shapes.format, shapes.seed));
+    }
+    outcomes
+}
+
+/// Products of enough rows for tiles of 128, in the order of all others and in their own.
+pub fn reordered(device: &Device, format: Format, seed: u64) -> Vec<Outcome> {
+    let mut shapes = Shapes {
+        hidden: 128,
+        intermediate: 8192,
+        num_experts: 4,
+        expert_hidden: 128,
+        expert_intermediate: 192,
+        rows: vec![(0, 130)],
+        format,
+        seed,
+        ..Shapes::default()
+    };
+    shapes.router.top_k = 2;
+    let mut outcomes = Vec::new();
+    for (arithmetic, linear, moe_experts) in [
+        (
+            Arithmetic::Bf16,
+            "linear in bf16, many rows",
+            "moe_experts in bf16, many rows",
+        ),
+        (
+            Arithmetic::Bf16AnyOrder,
+            "linear in bf16, any order",
+            "moe_experts in bf16, any order",
+        ),
+    ] {
+        shapes.arithmetic = arithmetic;
+        for (operation, outcome) in [
+            (linear, dense::product(device, &shapes)),
+            (moe_experts, mixture::experts(device, &shapes)),
+        ] {
+            outcomes.push(Outcome {
+                operation,
+                ..outcome
+            });
+        }
+    }
+    outcomes
+}
+
+/// The scan of rows that tensor cores take in chunks, beside one of decode.
+fn long_row(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
+    /// What roundings to bf16 leave, as a part of the whole.
+    const ROUNDED: f64 = 1e-2;
+    let shapes = &Shapes {
+        rows: vec![(60, 90), (37, 1), (0, 70)],
+        ..shapes.clone()
+    };
+    let numbers = &mut Numbers::new(shapes.seed);
+    let states = States::new(shapes, numbers);
+    let mixer = Mixer::new(shapes, 4.0, numbers);
+    let shape = [shapes.num_tokens(), shapes.mamba.conv_dim()];
+    let xbc = numbers.vector(shape[0] * shape[1], 1.0, DType::F32);
+    let (want, want_state) = mixer.want_scan(&wide(&xbc), &states);
+    let on_device = mixer.upload(device);
+    let (got, pool) = crate::ssm_scan(
+        upload(&xbc, shape, DType::F32, device),
+        &on_device.projected,
+        &on_device.parameters(),
+        states.upload(shapes, device),
+        &shapes.mamba,
+        &states.layout,
+        shapes.arithmetic,
+    );
+    // Without chunks it is as exact as in f32.
+    let tolerance = if crate::has_tensor_cores(device) {
+        ROUNDED
+    } else {
+        TOLERANCE
+    };
+    vec![
+        Outcome {
+            operation: "ssm_scan in bf16",
+            max_error: part_of_whole(&got, &want),
+            tolerance,
+        },
+        Outcome {
+            operation: "ssm_scan in bf16: state",
+            max_error: part_of_whole(&pool.ssm, &want_state),
+            tolerance,
+        },
+    ]
+}
+
+/// Root of the mean square of the errors, in that of the wanted values: single outputs are sums that
+/// may cancel. Infinite for a NaN where none is wanted, or none where one is.
+fn part_of_whole<const D: usize>(got: &Tensor<D>, want: &[f64]) -> f64 {
+    with_f32(got, |got| {
+        let (mut errors, mut squares) = (0.0, 0.0);
+        for (&got, &want) in got.iter().zip(want) {
+            if got.is_nan() != want.is_nan() {
+                return f64::INFINITY;
+            }
+            if !want.is_nan() {
+                errors += (f64::from(got) - want).powi(2);
+                squares += want * want;
+            }
+        }
+        (errors / squares).sqrt()
+    })
+}
