@@ -14,11 +14,12 @@ const ONE: u64 = 1 << 16;
 const STEP: u64 = 1 << 10;
 /// What is believed beforehand weighs like so many observations.
 const PRIOR_WEIGHT: u64 = 8;
-/// The same of all sequences together, beyond which is only a guess at one half.
-const GLOBAL_PRIOR_WEIGHT: u64 = 16;
+/// What is believed while nothing is known: enough to try in all but the fullest steps. Who never tries
+/// never learns; who tries in vain knows it after a few steps.
+const FIRST_BELIEF: u64 = ONE * 9 / 10;
 /// Observations after which older ones count half.
 const WINDOW: u32 = 64;
-const GLOBAL_WINDOW: u32 = 1024;
+const GLOBAL_WINDOW: u32 = 256;
 /// After so many first drafts a sequence may be given up for good.
 const MIN_TRIES: u32 = 8;
 /// Steps without drafts until one is tried, the first time; twice as many each further time.
@@ -28,6 +29,9 @@ const PROBE_EVERY: u32 = 16;
 
 /// Chances that the first, the first two, .. drafts all come true; zero where there can be none.
 type Odds = [u64; MAX_DRAFTS];
+
+/// What is believed of a sequence that tries where nobody else has any luck: enough for a few tries.
+const PROBE_BELIEF: u64 = ONE / 2;
 
 /// What has come true so far, for all sequences.
 #[derive(Debug)]
@@ -43,7 +47,7 @@ pub(crate) struct Depth {
 #[derive(Debug)]
 pub(crate) struct Guesser {
     observed: Observed,
-    /// It believes in what a new process would believe, not in what all the others saw.
+    /// It does not believe in what all the others saw.
     is_probe: bool,
     /// For good: it never passes through the draft block again.
     is_off: bool,
@@ -141,11 +145,15 @@ impl Depth {
 
     fn odds(&self, guesser: &Guesser, limit: u32) -> Odds {
         let limit = if guesser.is_off { 0 } else { limit };
-        let mut believed = ONE / 2;
+        let mut believed = if guesser.is_probe {
+            PROBE_BELIEF
+        } else {
+            FIRST_BELIEF
+        };
         let mut all = ONE;
         self.cumulate(limit, |depth| {
             if !guesser.is_probe {
-                believed = self.observed.rate(depth, believed, GLOBAL_PRIOR_WEIGHT);
+                believed = self.observed.rate(depth, believed, PRIOR_WEIGHT);
             }
             all = all * guesser.observed.rate(depth, believed, PRIOR_WEIGHT) / ONE;
             all
@@ -154,10 +162,10 @@ impl Depth {
 
     /// Those of a sequence of which nothing is known.
     fn common_odds(&self, limit: u32) -> Odds {
-        let mut believed = ONE / 2;
+        let mut believed = FIRST_BELIEF;
         let mut all = ONE;
         self.cumulate(limit, |depth| {
-            believed = self.observed.rate(depth, believed, GLOBAL_PRIOR_WEIGHT);
+            believed = self.observed.rate(depth, believed, PRIOR_WEIGHT);
             all = all * believed / ONE;
             all
         })
