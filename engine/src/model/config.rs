@@ -141,7 +141,7 @@ pub struct MoeConfig {
 
 impl ModelConfig {
     /// The text of a `config.json`, if it is small enough to be one.
-    pub(crate) fn read_text(path: &Path) -> Result<String, EngineError> {
+    pub fn read_text(path: &Path) -> Result<String, EngineError> {
         let io = |source| EngineError::Io {
             path: path.to_owned(),
             source,
