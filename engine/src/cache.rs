@@ -3,11 +3,12 @@
 //! A pool has one owner: it is taken out, written and put back. A second handle to it would turn
 //! every write into a copy of the whole pool.
 
-use burn::tensor::{DType, Device};
-use kernels::{KvFormat, KvPool, KvTensor, StatePool};
+use burn::tensor::{DType, Device, Tensor};
+use kernels::{KvFormat, KvPool, KvTensor, Layout, StatePool};
 use scheduler::{CacheConfig, StateOp};
 
 use crate::host_cache::HostCache;
+use crate::model::nemotron_h::select;
 use crate::model::{LayerKind, ModelConfig};
 
 /// All cached state of all sequences.
@@ -16,6 +17,9 @@ pub(crate) struct DeviceCache {
     blocks: Vec<Option<KvPool>>,
     /// Per Mamba layer.
     states: Vec<Option<StatePool>>,
+    /// What the model made of the last token of each slot, `[num_slots, H]`, F32: the draft block goes
+    /// on from there. `None` without drafts, or while it is written.
+    hidden: Option<Tensor<2>>,
     host: HostCache,
     pub(crate) block_size: usize,
 }
@@ -72,9 +76,11 @@ impl DeviceCache {
                 ring: ring.map(|ring| kernels::zeros(ring, DType::F32, device)),
             })
         });
+        let hidden = (max_drafts > 0).then_some([num_slots, model.hidden_size]);
         Self {
             blocks: blocks.map(Some).collect(),
             states: states.map(Some).collect(),
+            hidden: hidden.map(|hidden| kernels::zeros(hidden, DType::F32, device)),
             host: HostCache::new(cache),
             block_size,
         }
@@ -85,11 +91,14 @@ impl DeviceCache {
         for op in ops {
             match *op {
                 StateOp::ZeroSlot(slot) => {
-                    self.each_state(|pool| kernels::zero_slot(pool, slot.0 as usize));
+                    let slot = slot.0 as usize;
+                    self.each_state(|pool| kernels::zero_slot(pool, slot));
+                    self.with_hidden(|hidden| kernels::zero_row(hidden, slot));
                 }
                 StateOp::CopySlot { from, to } => {
                     let (from, to) = (from.0 as usize, to.0 as usize);
                     self.each_state(|pool| kernels::copy_slot(pool, from, to));
+                    self.with_hidden(|hidden| kernels::copy_row(hidden, from, to));
                 }
                 StateOp::CopyBlock { from, to } => {
                     let (from, to) = (from.0 as usize, to.0 as usize);
@@ -101,7 +110,8 @@ impl DeviceCache {
                 StateOp::SlotToHost { from, to } => {
                     let pools = self.states.iter();
                     let pools = pools.map(|layer| layer.as_ref().expect(PUT_BACK));
-                    self.host.store_slot(pools, from.0 as usize, to);
+                    let (hidden, from) = (self.hidden.as_ref(), from.0 as usize);
+                    self.host.store_slot(pools, hidden, from, to);
                 }
                 StateOp::BlockToHost { from, to } => {
                     let pools = self.blocks.iter();
@@ -113,6 +123,9 @@ impl DeviceCache {
                         let pool = layer.take().expect(PUT_BACK);
                         *layer = Some(self.host.load_slot(from, index, pool, to.0 as usize));
                     }
+                    let hidden = self.hidden.take();
+                    self.hidden =
+                        hidden.map(|hidden| self.host.load_hidden(from, hidden, to.0 as usize));
                 }
                 StateOp::HostToBlock { from, to } => {
                     for (index, layer) in self.blocks.iter_mut().enumerate() {
@@ -146,6 +159,35 @@ impl DeviceCache {
         let (result, pool) = f(pool);
         self.states[layer] = Some(pool);
         result
+    }
+
+    #[allow(dead_code)] // Until there is a draft block.
+    /// The hidden vectors of some slots, `[slots, H]`; `None` without drafts.
+    pub(crate) fn hidden(&self, slots: &[usize]) -> Option<Tensor<2>> {
+        self.hidden.as_ref().map(|hidden| select(hidden, slots))
+    }
+
+    /// Puts rows of `hidden`, `[T, H]`, into slots, as `(row, slot)`. Without drafts nobody asks for
+    /// them and nothing happens.
+    pub(crate) fn set_hidden(&mut self, hidden: &Tensor<2>, moves: &[(usize, usize)]) {
+        self.with_hidden(|kept| kernels::write_rows(kept, hidden, moves));
+    }
+
+    /// Puts the hidden vector of every row's last token into its slot, and those of the tokens that
+    /// copies were made after into theirs. A row with drafts has to wait until it is known which of
+    /// them came true.
+    pub(crate) fn keep_hidden(&mut self, hidden: &Tensor<2>, layout: &Layout) {
+        let absorbed = layout.rows.iter().filter(|row| row.is_absorbed());
+        let moves = absorbed.flat_map(|row| {
+            let saves = row.saves.iter();
+            let saved = saves.map(|save| (row.tokens.start + save.num_tokens - 1, save.slot));
+            saved.chain([(row.tokens.end - 1, row.slot)])
+        });
+        self.set_hidden(hidden, &moves.collect::<Vec<_>>());
+    }
+
+    fn with_hidden(&mut self, f: impl FnOnce(Tensor<2>) -> Tensor<2>) {
+        self.hidden = self.hidden.take().map(f);
     }
 
     fn each_state(&mut self, f: impl Fn(StatePool) -> StatePool) {

@@ -166,6 +166,9 @@ pub struct EngineConfig {
     /// of up to 64 tokens per prefix hit and of answers, and products that suit the size of the
     /// batch. Default false.
     pub deterministic: bool,
+    /// Most guesses at tokens to come that a sequence makes and checks in one step, 0 to 7. 0: no
+    /// speculative decoding. Default 0.
+    pub max_drafts: u32,
 }
 
 impl EngineConfig {
@@ -190,6 +193,7 @@ impl EngineConfig {
             kernel_cache: None,
             warm_up: true,
             deterministic: false,
+            max_drafts: 0,
         }
     }
 }

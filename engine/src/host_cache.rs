@@ -10,8 +10,15 @@ use scheduler::{CacheConfig, HostBlockId, HostSlotId};
 
 /// By slot and by block, the bytes of all layers in their order; none until it is first written.
 pub(crate) struct HostCache {
-    slots: Vec<Vec<SlotBytes>>,
+    slots: Vec<HostSlot>,
     blocks: Vec<Vec<TensorData>>,
+}
+
+#[derive(Clone, Default)]
+struct HostSlot {
+    layers: Vec<SlotBytes>,
+    /// With drafts.
+    hidden: Option<TensorData>,
 }
 
 /// A state of one layer.
@@ -25,7 +32,7 @@ struct SlotBytes {
 impl HostCache {
     pub(crate) fn new(cache: &CacheConfig) -> Self {
         Self {
-            slots: vec![Vec::new(); cache.num_host_slots as usize],
+            slots: vec![HostSlot::default(); cache.num_host_slots as usize],
             blocks: vec![Vec::new(); cache.num_host_blocks as usize],
         }
     }
@@ -33,6 +40,7 @@ impl HostCache {
     pub(crate) fn store_slot<'a>(
         &mut self,
         pools: impl Iterator<Item = &'a StatePool>,
+        hidden: Option<&Tensor<2>>,
         from: usize,
         to: HostSlotId,
     ) {
@@ -41,7 +49,10 @@ impl HostCache {
             ssm: read_row(&pool.ssm, from),
             ring: pool.ring.as_ref().map(|ring| read_row(ring, from)),
         });
-        self.slots[to.0 as usize] = bytes.collect();
+        self.slots[to.0 as usize] = HostSlot {
+            layers: bytes.collect(),
+            hidden: hidden.map(|hidden| read_row(hidden, from)),
+        };
     }
 
     /// `layer` counts Mamba layers.
@@ -52,7 +63,7 @@ impl HostCache {
         pool: StatePool,
         to: usize,
     ) -> StatePool {
-        let bytes = &self.slots[from.0 as usize][layer];
+        let bytes = &self.slots[from.0 as usize].layers[layer];
         StatePool {
             conv: write_row(pool.conv, &bytes.conv, to),
             ssm: write_row(pool.ssm, &bytes.ssm, to),
@@ -61,6 +72,11 @@ impl HostCache {
                 write_row(ring, bytes, to)
             }),
         }
+    }
+
+    pub(crate) fn load_hidden(&self, from: HostSlotId, hidden: Tensor<2>, to: usize) -> Tensor<2> {
+        let bytes = self.slots[from.0 as usize].hidden.as_ref();
+        write_row(hidden, bytes.expect("slots keep their hidden vectors"), to)
     }
 
     pub(crate) fn store_block<'a>(
@@ -141,7 +157,13 @@ mod tests {
             ssm: rows([3, 1, size, 2], &device),
             ring: (size == 2).then(|| rows([3, 2, 2], &device)),
         });
-        host.store_slot(pools.iter(), 2, HostSlotId(1));
+        let hidden = rows([3, 4], &device);
+        host.store_slot(pools.iter(), Some(&hidden), 2, HostSlotId(1));
+        let hidden = numbers(&host.load_hidden(HostSlotId(1), hidden, 1));
+        assert_eq!(
+            hidden[4..],
+            [20.0, 21.0, 22.0, 23.0, 20.0, 21.0, 22.0, 23.0]
+        );
         for (layer, pool) in pools.into_iter().enumerate() {
             let size = layer + 1;
             let pool = host.load_slot(HostSlotId(1), layer, pool, 0);

@@ -164,7 +164,7 @@ pub(crate) fn plan(
 ) -> Result<MemoryPlan, EngineError> {
     let block_size = u64::from(config.block_size);
     let block_bytes = block_size * kv_bytes_per_token(model, kv_bytes);
-    let slot_bytes = slot_bytes(model);
+    let slot_bytes = slot_bytes(model, config.max_drafts);
     let wished_len = u64::from(match config.max_model_len {
         Some(len) => len,
         None => MAX_MODEL_LEN.min(model.max_position_embeddings as u32),
@@ -269,15 +269,22 @@ fn kv_bytes_per_token(model: &ModelConfig, kv_bytes: u64) -> u64 {
     2 * layers * (attention.num_kv_heads * attention.head_dim) as u64 * kv_bytes
 }
 
-/// SSM and convolution state of one sequence over all Mamba layers, in f32.
-fn slot_bytes(model: &ModelConfig) -> u64 {
-    let Some(mamba) = &model.mamba else {
-        return 0;
+/// A slot, all in f32: over the Mamba layers the SSM and convolution state of one sequence and, with
+/// drafts, the inputs of as many tokens and one more; then also one hidden vector.
+pub(crate) fn slot_bytes(model: &ModelConfig, max_drafts: u32) -> u64 {
+    let num_inputs = match max_drafts {
+        0 => 0,
+        _ => max_drafts as usize + 1,
     };
     let layers = model.num_layers(LayerKind::Mamba) as u64;
-    let ssm = mamba.inner_size() * mamba.state_size;
-    let conv = mamba.conv_dim() * (mamba.conv_kernel - 1);
-    4 * layers * (ssm + conv) as u64
+    let layer = model.mamba.as_ref().map_or(0, |mamba| {
+        let ssm = mamba.inner_size() * mamba.state_size;
+        let conv = mamba.conv_dim() * (mamba.conv_kernel - 1);
+        let ring = num_inputs * (mamba.conv_dim() + mamba.num_heads);
+        (ssm + conv + ring) as u64
+    });
+    let hidden = if max_drafts > 0 { model.hidden_size } else { 0 };
+    4 * (layers * layer + hidden as u64)
 }
 
 /// For people.
@@ -424,6 +431,21 @@ mod tests {
         let plan = plan(&config(Some(1 << 30), None), &model("M*M"), 4, free(0)).expect("it fits");
         assert_eq!(plan.block_bytes, 32 * 2 * 4 * 128 * 4);
         assert_eq!(plan.slot_bytes, 2 * 4 * (512 * 128 + (512 + 512) * 3));
+    }
+
+    #[test]
+    fn drafts_take_a_ring_and_a_hidden_vector() {
+        let (model, plain) = (model("M*M"), config(Some(1 << 30), None));
+        let drafting = EngineConfig {
+            max_drafts: 3,
+            ..plain.clone()
+        };
+        let [plain, drafting] =
+            [plain, drafting].map(|config| plan(&config, &model, 4, free(0)).expect("it fits"));
+        let ring = 2 * 4 * 4 * (512 + 512 + 8);
+        assert_eq!(drafting.slot_bytes, plain.slot_bytes + ring + 64 * 4);
+        assert_eq!(drafting.block_bytes, plain.block_bytes);
+        assert!(used(&drafting) <= 1 << 30);
     }
 
     #[test]

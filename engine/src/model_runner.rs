@@ -156,6 +156,7 @@ impl Runner for ModelRunner {
                 let (ids, layout) = (&batch.ids, &batch.layout);
                 self.model.forward(ids, layout, &mut self.cache)
             });
+            self.cache.keep_hidden(&hidden, &batch.layout);
             Some((batch, hidden))
         };
         self.in_flight = Some(InFlight {

@@ -223,7 +223,8 @@ impl Opened {
             &self.model,
             &self.weights,
             self.info.weight_bytes,
-            self.plan.slot_bytes,
+            // What a step reads and writes of a slot; the rest is for drafts.
+            memory::slot_bytes(&self.model, 0),
             per_token,
         )
     }
@@ -235,7 +236,7 @@ impl Opened {
             max_queue: self.config.max_queue,
             max_model_len: self.plan.max_model_len,
             grid: self.grid,
-            max_drafts: 0,
+            max_drafts: self.config.max_drafts,
             saves_within_rows: false,
             draft_costs: Vec::new(),
         }
@@ -319,7 +320,7 @@ impl Opened {
         let cache = DeviceCache::new(
             model,
             &self.plan.cache,
-            self.scheduler_config().max_drafts,
+            self.config.max_drafts,
             self.kv_format,
             kv_scales,
             device,
@@ -484,6 +485,11 @@ fn check_options(config: &EngineConfig) -> Result<(), EngineError> {
         config.max_num_seqs.into()..=65_536,
     )?;
     in_range("block-size", config.block_size.into(), 1..=1024)?;
+    in_range(
+        "speculative-tokens",
+        config.max_drafts.into(),
+        0..=kernels::MAX_DRAFTS.into(),
+    )?;
     in_range("max-queue", config.max_queue.into(), 1..=1_000_000)
 }
 

@@ -13,7 +13,7 @@
 //! | `embedding` | [`embedding()`] |
 //! | `fused_norm` | [`rms_norm`], [`add_rms_norm`], [`gated_group_norm`] |
 //! | `linear` | [`linear()`], [`mlp_relu2`] |
-//! | `cache` | [`cache_write`], [`zero_slot`], [`copy_slot`], [`copy_block`] |
+//! | `cache` | [`cache_write`], [`zero_slot`], [`copy_slot`], [`copy_block`], [`write_rows`] |
 //! | `paged_attention` | [`paged_attention()`] |
 //! | `causal_conv1d` | [`causal_conv1d()`] |
 //! | `ssm_scan` | [`ssm_scan()`], prefill and decode alike |
@@ -61,6 +61,10 @@
 /// device: the chunks of the scan lie on this grid.
 pub const SCAN_CHUNK: u32 = 64;
 
+/// Most drafts of a row. Its tokens and as many pending ones are then so few that every device takes
+/// them one by one.
+pub const MAX_DRAFTS: u32 = 7;
+
 mod all_reduce;
 mod bandwidth;
 mod cache;
@@ -100,7 +104,9 @@ mod team;
 
 pub use all_reduce::{all_reduce, can_all_reduce};
 pub use bandwidth::measure_read_bandwidth;
-pub use cache::{PoolKind, cache_write, copy_block, copy_slot, zero_slot, zeros};
+pub use cache::{
+    PoolKind, cache_write, copy_block, copy_row, copy_slot, write_rows, zero_row, zero_slot, zeros,
+};
 pub use candidates::time_products;
 pub use causal_conv1d::causal_conv1d;
 pub use conv_and_scan::conv_and_scan;

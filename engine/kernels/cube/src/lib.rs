@@ -17,6 +17,7 @@
 //! | `noise` | random bits by key and counter |
 //! | `random` | random weights, for models that are only measured |
 //! | `moves` | words cleared and copied within a buffer, rows gathered |
+//! | `rows` | parts of rows copied from one matrix into another |
 //! | `attention` | attention over the paged cache |
 //! | `kv` | the paged cache's formats, and writes into it |
 //! | `sampling` | shortlists of logits, and draws finished from them |
@@ -41,6 +42,7 @@ mod norms;
 mod products;
 mod random;
 mod router;
+mod rows;
 mod sampling;
 mod scan;
 mod step;
@@ -57,6 +59,7 @@ pub use norms::{add, add_rms_norm, gated_group_norm, rms_norm};
 pub use products::{MAX_EXPERT_TOKENS, embedding, experts, linear};
 pub use random::{RandomForm, fill_random};
 pub use router::{RouterShape, router_topk};
+pub use rows::{Columns, RowMoves, copy_rows};
 pub use sampling::{
     Candidate, Decision, Draw, MASS_ERROR, MAX_LIST, Noise, Pending, SampleRequest, Shortlist,
     decide, shortlist,

@@ -1,6 +1,6 @@
 //! Words are cleared, copied and gathered, and their neighbours stay.
 
-use cube_kernels::{Buffer, copy_words, gather_rows, zero_words};
+use cube_kernels::{Buffer, Columns, RowMoves, copy_rows, copy_words, gather_rows, zero_words};
 
 mod common;
 
@@ -92,4 +92,43 @@ fn overlapping_copies_are_refused() {
         panic!("ranges overlap, and there is no device to ask");
     };
     copy_words(&client, &Buffer::upload(&client, &words(16)), 0, 3, 4);
+}
+
+#[test]
+fn parts_of_rows_find_their_places() {
+    let Some(client) = common::client() else {
+        return;
+    };
+    // `(rows, stride, first column)` of both, and the width.
+    for (from, to, width, moves) in [
+        ((5, 8, 4), (6, 12, 8), 4, vec![(4, 0), (1, 5), (1, 3)]),
+        ((5, 7, 2), (3, 5, 0), 5, vec![(0, 2), (3, 0)]),
+        ((4, 300, 0), (4, 300, 0), 300, vec![(3, 3), (2, 0)]),
+        ((2, 3, 1), (2, 3, 1), 1, vec![]),
+    ] {
+        let floats =
+            |len: usize| -> Vec<f32> { words(len).into_iter().map(|word| word as f32).collect() };
+        let source = floats(from.0 * from.1);
+        let mut expect: Vec<f32> = floats(to.0 * to.1).iter().map(|x| -x).collect();
+        let [a, b] = [&source, &expect].map(|values| Buffer::upload(&client, values));
+        let columns = |buffer, (_, stride, first): (usize, usize, usize)| Columns {
+            buffer,
+            stride,
+            first,
+        };
+        let uploaded = RowMoves::upload(&client, &moves);
+        copy_rows(
+            &client,
+            columns(&a, from),
+            columns(&b, to),
+            width,
+            &uploaded,
+        );
+        for (x, y) in moves {
+            let values = &source[x * from.1 + from.2..][..width];
+            expect[y * to.1 + to.2..][..width].copy_from_slice(values);
+        }
+        assert_eq!(b.read::<f32>(&client), expect, "{from:?} {to:?}");
+        assert_eq!(a.read::<f32>(&client), source);
+    }
 }

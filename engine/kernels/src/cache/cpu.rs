@@ -91,6 +91,22 @@ pub(super) fn copy_row<const D: usize, K: OnFlex>(
     flex::tensor(pool)
 }
 
+/// Writes rows of `values` over rows of the pool.
+pub(super) fn write_rows_of(
+    pool: Tensor<2>,
+    values: &Tensor<2>,
+    moves: &[(usize, usize)],
+) -> Tensor<2> {
+    let len = row_len(&pool);
+    let mut pool = flex::pool(pool);
+    let values = flex::view(values);
+    let (to, from) = (pool.storage_mut::<f32>(), flex::f32s(&values));
+    for (row, place) in moves {
+        to[place * len..][..len].copy_from_slice(&from[row * len..][..len]);
+    }
+    flex::tensor(pool)
+}
+
 fn row_len<const D: usize, K: OnFlex>(pool: &Tensor<D, K>) -> usize {
     pool.dims()[1..].iter().product()
 }

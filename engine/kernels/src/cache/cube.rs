@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_dispatch::DispatchDevice;
-use cube_kernels::{cache_write, copy_words, zero_words};
+use cube_kernels::{Columns, RowMoves, cache_write, copy_rows, copy_words, zero_words};
 
 use crate::cube::{Kind, elements, side, view, words};
 use crate::{KvPool, Layout};
@@ -63,6 +63,30 @@ pub(super) fn copy_row<const D: usize, K: Kind>(
     let buffer = view(&pool);
     let len = row_words(&buffer);
     copy_words(&buffer.client, &words(&buffer), from * len, to * len, len);
+    pool
+}
+
+/// Writes rows of `values` over rows of the pool.
+pub(super) fn write_rows_of(
+    pool: Tensor<2>,
+    values: &Tensor<2>,
+    moves: &[(usize, usize)],
+) -> Tensor<2> {
+    let [_, stride] = pool.dims();
+    let (to, from) = (view(&pool), view(values));
+    let columns = |buffer| Columns {
+        buffer,
+        stride,
+        first: 0,
+    };
+    let moves = RowMoves::upload(&to.client, moves);
+    copy_rows(
+        &to.client,
+        columns(&elements(&from)),
+        columns(&elements(&to)),
+        stride,
+        &moves,
+    );
     pool
 }
 

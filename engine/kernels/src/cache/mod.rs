@@ -106,7 +106,8 @@ pub fn copy_block(pool: KvPool, from: usize, to: usize) -> KvPool {
     }
 }
 
-fn zero_row<const D: usize>(pool: Tensor<D>, row: usize) -> Tensor<D> {
+/// Zeroes one entry of the first dimension.
+pub fn zero_row<const D: usize>(pool: Tensor<D>, row: usize) -> Tensor<D> {
     route!(
         &pool,
         cpu: cpu::zero_row(pool, row),
@@ -115,7 +116,8 @@ fn zero_row<const D: usize>(pool: Tensor<D>, row: usize) -> Tensor<D> {
     )
 }
 
-fn copy_row<const D: usize, K: PoolKind>(
+/// Copies one entry of the first dimension over another.
+pub fn copy_row<const D: usize, K: PoolKind>(
     pool: Tensor<D, K>,
     from: usize,
     to: usize,
@@ -125,5 +127,24 @@ fn copy_row<const D: usize, K: PoolKind>(
         cpu: cpu::copy_row(pool, from, to),
         cube: cube::copy_row(pool, from, to),
         reference: reference::copy_row(pool, from, to),
+    )
+}
+
+/// Writes rows of `values` over rows of the pool, as `(from, to)`: F32 `[T, H]` to F32 `[n, H]`. Every
+/// `to` is another.
+pub fn write_rows(pool: Tensor<2>, values: &Tensor<2>, moves: &[(usize, usize)]) -> Tensor<2> {
+    let ([num_rows, width], [num_values, len]) = (pool.dims(), values.dims());
+    assert_eq!(width, len, "width of rows");
+    for (from, to) in moves {
+        assert!(
+            *from < num_values && *to < num_rows,
+            "row {from} of {num_values} to row {to} of {num_rows}"
+        );
+    }
+    route!(
+        values,
+        cpu: cpu::write_rows_of(pool, values, moves),
+        cube: cube::write_rows_of(pool, values, moves),
+        reference: reference::write_rows_of(pool, values, moves),
     )
 }

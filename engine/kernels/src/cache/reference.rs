@@ -95,6 +95,17 @@ pub(crate) fn copy_row<const D: usize, K: Numeric>(
     assign_row(pool, to, values)
 }
 
+/// Writes rows of `values` over rows of the pool.
+pub(crate) fn write_rows_of(
+    pool: Tensor<2>,
+    values: &Tensor<2>,
+    moves: &[(usize, usize)],
+) -> Tensor<2> {
+    moves.iter().fold(pool, |pool, &(from, to)| {
+        assign_row(pool, to, values.clone().narrow(0, from, 1))
+    })
+}
+
 fn assign_row<const D: usize, K: Numeric>(
     pool: Tensor<D, K>,
     row: usize,
