@@ -19,8 +19,8 @@
 //
 // Partial results are the sums, then largest score and sum of weights of each.
 //
-// A weight of zero does not hide a NaN among the values: one of a later token of the same block
-// reaches back to the tokens beside it.
+// A NaN among the values is hidden from the warps that do not see it; where a warp has several
+// tokens it reaches those of them before it, for a weight of zero hides none.
 //
 // Bytes: keys and values once per block (TOKENS tokens), from L2 but for the first. Operations:
 // 4 HEAD_DIM a query and key. Bound by mma.sync in prefill (128 rows of queries do 128 FLOP per byte
@@ -29,7 +29,7 @@
 // each warp decoded its own fragments.
 // A thread of a walk holds two sets of sums (its split's, and all splits'), which takes all 255
 // registers and one block of 8 warps an SM; two of 4 would read L2 twice as much, more than it
-// gives. There the assembler spills nothing on sm_90a, and up to 28 bytes of a thread elsewhere.
+// gives. There the assembler spills nothing on sm_90a, and up to 24 bytes of a thread elsewhere.
 // Copies unrolled by two are at most 16 everywhere, but on sm_90a too.
 // Tried on paper: 128 keys a tile need 64 KiB of shared memory, more than a text may declare.
 constexpr u32 KEYS = 64, THREADS = WARPS * 32, HEADS = KV_HEADS * GROUP;
@@ -251,6 +251,7 @@ ENTRY(Global<const u8> q, Global<const u8> keys, Global<const u8> values, Global
                     for (u32 i = 0; i < 4; i++) {
                         u32 key = step * 16 + i / 2 * 8 + lane_c * 2 + i % 2;
                         uint4 words = shared_load16(memory, VALUES_AT + value_place(key, part * 8 + lane_g));
+                        if (start + key > warp_last) words = {0, 0, 0, 0};  // a weight of zero hides no NaN
                         v[i][0] = words.x, v[i][1] = words.y, v[i][2] = words.z, v[i][3] = words.w;
                     }
                     u32(&a)[4] = weights[step];

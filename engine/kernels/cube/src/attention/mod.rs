@@ -26,8 +26,9 @@
 //!
 //! In [`Arithmetic::Bf16`] on NVIDIA, shapes that [`fit`](AttentionShape::fits) go to tensor cores
 //! (`cuda/tensor_attention.cu`), every row of the step: 16 queries are one tile of theirs. The
-//! promise above holds there as well, between single tokens and chunks too, except that a NaN among
-//! the values of a chunk reaches the tokens of its own tile before it. The two ways have bits of
+//! promise above holds there as well, between single tokens and chunks too, except that with less
+//! than 16 queries per kv head a NaN among the values reaches the few tokens before it that share
+//! its tile. The two ways have bits of
 //! their own, but a step's arithmetic, device and shape choose one for all of its tokens.
 #![allow(unsafe_code)]
 

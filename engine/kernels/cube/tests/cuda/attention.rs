@@ -100,7 +100,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
 ];
 
 /// See tensor_attention.cu.
-const WALK_SPILL_BYTES: usize = 28;
+const WALK_SPILL_BYTES: usize = 24;
 
 const FP8: KvFormat = KvFormat::Fp8 {
     k_scale: 1.0,
