@@ -3,6 +3,8 @@
 use kernels::{Layout, RowLayout, StateSave, TokenIds};
 use scheduler::{Row, Save};
 
+use crate::verify;
+
 /// One step's rows, one after the other in the flat token dimension `T`.
 pub(crate) struct Batch {
     /// Input ids, `[T]`.
@@ -48,11 +50,12 @@ fn of_row(row: &Row, save: &Save) -> StateSave {
 }
 
 /// Which of a row's input positions need logits: those with a prompt token to score, and the last
-/// if it is sampled. A position may be both, or be followed by unscored ones.
+/// known one and the drafts if the row is sampled. A position may be both, or be followed by unscored
+/// ones.
 ///
 /// ```text
-/// |-- targets --|-- not needed --|-- sampled --|
-/// 0             targets.len()    len - 1       len
+/// |-- targets --|-- not needed --|-- sampled: a token, drafts --|
+/// 0             targets.len()    num_known - 1                  len
 /// ```
 pub(crate) fn scored(row: &Row) -> impl Iterator<Item = usize> {
     let len = row.input_ids.len();
@@ -60,6 +63,9 @@ pub(crate) fn scored(row: &Row) -> impl Iterator<Item = usize> {
         .prompt_logprobs
         .as_ref()
         .map_or(0, |prompt| prompt.targets.len());
-    let sampled = row.sample.is_some() && num_targets < len;
-    (0..num_targets).chain(sampled.then_some(len - 1))
+    let first_sampled = match row.sample {
+        Some(_) => verify::num_known(row) - 1,
+        None => len,
+    };
+    (0..num_targets).chain(first_sampled.max(num_targets)..len)
 }

@@ -6,9 +6,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use constraint::{Guide, GuideError, GuideState, TokenMask};
+use constraint::{Guide, GuideError, GuideState};
 use parking_lot::Mutex;
-use scheduler::{RequestId, RowFault, SchedulerOutput, StepResult};
+use scheduler::{RequestId, RowFault, RowMasks, SchedulerOutput, StepResult};
 
 /// Guides of the requests in flight.
 #[derive(Default)]
@@ -25,10 +25,19 @@ struct Choice {
     exhausted: Option<GuideError>,
 }
 
-/// The rows of a plan that sample under a guide: row, request, choice.
+/// The rows of a plan that sample under a guide.
 pub(crate) struct Constrained {
     num_rows: usize,
-    rows: Vec<(usize, RequestId, usize)>,
+    rows: Vec<ConstrainedRow>,
+}
+
+struct ConstrainedRow {
+    /// Where it is in the plan.
+    at: usize,
+    request: RequestId,
+    choice: usize,
+    /// Guesses that it runs at the tokens that it draws.
+    drafts: Vec<u32>,
 }
 
 impl Constraints {
@@ -67,7 +76,13 @@ impl Constraints {
             let sample = row.sample.as_ref()?;
             let choice = sample.choice as usize;
             self.requests.get(&sample.request)?[choice].as_ref()?;
-            Some((at, sample.request, choice))
+            let num_known = row.input_ids.len() - row.drafting.num_drafts as usize;
+            Some(ConstrainedRow {
+                at,
+                request: sample.request,
+                choice,
+                drafts: row.input_ids[num_known..].to_vec(),
+            })
         });
         Constrained {
             num_rows: plan.rows.len(),
@@ -76,70 +91,70 @@ impl Constraints {
     }
 
     /// What the rows of the plan may draw, in its order, made while the runner works.
-    pub(crate) fn masks(&mut self, constrained: &Constrained) -> Vec<Option<TokenMask>> {
+    pub(crate) fn masks(&mut self, constrained: &Constrained) -> Vec<RowMasks> {
         // A mask costs some ten microseconds, more than handing it over.
         const COST: usize = 1 << 20;
-        let num_constrained = constrained.rows.len();
-        let jobs: Vec<_> = constrained
-            .rows
+        let rows = &constrained.rows;
+        let jobs: Vec<_> = rows
             .iter()
-            .map(|(_, id, choice)| Mutex::new((self.take(*id, *choice), None)))
+            .map(|row| Mutex::new((self.take(row), RowMasks::Free)))
             .collect();
-        kernels::share(num_constrained, num_constrained * COST, |at| {
-            let (choice, mask) = &mut *jobs[at].lock();
-            *mask = choice.mask();
+        kernels::share(rows.len(), rows.len() * COST, |at| {
+            let (choice, masks) = &mut *jobs[at].lock();
+            *masks = choice.masks(&rows[at].drafts);
         });
-        let mut masks = vec![None; constrained.num_rows];
-        for ((row, id, at), job) in constrained.rows.iter().zip(jobs) {
-            let (choice, mask) = job.into_inner();
-            masks[*row] = mask;
-            self.choice(*id, *at).replace(choice);
+        let mut all = vec![RowMasks::Free; constrained.num_rows];
+        for (row, job) in rows.iter().zip(jobs) {
+            let (choice, masks) = job.into_inner();
+            all[row.at] = masks;
+            self.choice(row).replace(choice);
         }
-        masks
+        all
     }
 
     /// Moves on by what was sampled. A choice whose next mask was beyond the limits of a step ends
     /// here: what it has is the beginning of a text that obeys. A token that its own guide refuses is
     /// a fault.
     pub(crate) fn advance(&mut self, constrained: &Constrained, result: &mut StepResult) {
-        for (row, id, at) in &constrained.rows {
-            let choice = self.choice(*id, *at);
+        for row in &constrained.rows {
+            let choice = self.choice(row);
             let choice = choice.as_mut().expect("masks put it back");
-            let outcome = &mut result.rows[*row].outcome;
+            let outcome = &mut result.rows[row.at].outcome;
+            let (request, at) = (row.request.0, row.choice);
             let Ok(output) = outcome else { continue };
             if let Some(error) = &choice.exhausted {
-                tracing::warn!(request = id.0, choice = at, %error, "a grammar ended a choice");
+                tracing::warn!(request, choice = at, %error, "a grammar ended a choice");
                 output.tokens.clear();
                 output.logprobs.clear();
             } else if let Err(error) = choice.advance(&output.tokens) {
-                tracing::error!(request = id.0, choice = at, %error, "a guide failed");
+                tracing::error!(request, choice = at, %error, "a guide failed");
                 *outcome = Err(RowFault::Constraint);
             }
         }
     }
 
-    fn take(&mut self, id: RequestId, choice: usize) -> Choice {
-        self.choice(id, choice)
+    fn take(&mut self, row: &ConstrainedRow) -> Choice {
+        self.choice(row)
             .take()
             .expect("found when the plan was made, and nobody ends meanwhile")
     }
 
-    fn choice(&mut self, id: RequestId, choice: usize) -> &mut Option<Choice> {
-        let choices = self.requests.get_mut(&id);
-        &mut choices.expect("found when the plan was made, and nobody ends meanwhile")[choice]
+    fn choice(&mut self, row: &ConstrainedRow) -> &mut Option<Choice> {
+        let choices = self.requests.get_mut(&row.request);
+        &mut choices.expect("found when the plan was made, and nobody ends meanwhile")[row.choice]
     }
 }
 
 impl Choice {
-    fn mask(&mut self) -> Option<TokenMask> {
+    fn masks(&mut self, drafts: &[u32]) -> RowMasks {
         let state = self
             .state
             .get_or_insert_with(|| GuideState::new(&self.guide));
-        match state.mask() {
-            Ok(mask) => mask,
+        match state.masks(drafts) {
+            Ok(masks) => RowMasks::Each(masks),
             Err(error) => {
                 self.exhausted = Some(error);
-                None
+                RowMasks::Each(Vec::new())
             }
         }
     }

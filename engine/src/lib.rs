@@ -18,6 +18,7 @@
 //! | `batch`, `buckets` | plan to flat index lists; which positions need logits; sizes of steps |
 //! | `read_out` | what logits say: from shortlists that a GPU makes, else from whole rows |
 //! | `sampler/`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
+//! | `verify` | rows with drafts: what is drawn where, how far the drafts come true |
 //! | `decode` | decode steps recorded per bucket and replayed as one launch, on GPUs |
 //! | `model_runner` | implements `scheduler::Runner`; decides nothing |
 //! | `quantize/` | a checkpoint written anew in FP8 or NVFP4 |
@@ -69,6 +70,7 @@ mod sampler;
 mod shapes;
 mod tally;
 mod verdict;
+mod verify;
 mod workbench;
 
 pub use config::{DtypeChoice, DummyMix, EngineConfig, KvDtypeChoice, ModelSource};

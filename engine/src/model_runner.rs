@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use scheduler::{
-    BlockId, Drafting, RequestId, Row, RowFault, RowOutput, RowResult, Runner, Sample,
-    SamplingParams, SchedulerOutput, SequenceId, SlotId, StateOp, StepId, StepResult, TokenMask,
+    BlockId, Drafting, RequestId, Row, RowFault, RowMasks, RowOutput, RowResult, Runner, Sample,
+    SamplingParams, SchedulerOutput, SequenceId, SlotId, StateOp, StepId, StepResult,
 };
 
 use crate::batch::{self, Batch};
@@ -14,6 +14,7 @@ use crate::decode::DecodeGraphs;
 use crate::error::EngineError;
 use crate::model::nemotron_h::NemotronH;
 use crate::read_out::{Position, logits_at_once, read_out};
+use crate::verify::{self, Draws};
 
 /// The model with its caches.
 pub(crate) struct ModelRunner {
@@ -77,16 +78,26 @@ impl ModelRunner {
     fn read_out(
         &self,
         rows: &[Row],
-        masks: &[Option<TokenMask>],
+        masks: &[RowMasks],
         (batch, hidden): &(Batch, Tensor<2>),
     ) -> Vec<RowResult> {
-        // Which row each position belongs to, and what is wanted there.
-        let (owners, wanted): (Vec<usize>, Vec<Position<'_>>) = rows
+        let masks = |at| RowMasks::of(masks, at);
+        let draws: Vec<Draws<'_>> = rows
             .iter()
             .enumerate()
-            .flat_map(|(at, row)| {
-                let wanted = move |input| (at, Position::of(row, mask(masks, at), input));
-                batch::scored(row).map(wanted)
+            .map(|(at, row)| verify::draws(row, masks(at)))
+            .collect();
+        // Which row each position belongs to, its draw, and what is wanted there.
+        let (owners, wanted): (Vec<_>, Vec<Position<'_>>) = rows
+            .iter()
+            .zip(&draws)
+            .enumerate()
+            .flat_map(|(at, (row, draws))| {
+                batch::scored(row).map(move |input| {
+                    let nth = verify::draw_at(row, input);
+                    let draw = nth.and_then(|nth| Some((&**draws.get(nth)?, masks(at).get(nth))));
+                    ((at, nth), Position::of(row, input, draw))
+                })
             })
             .unzip();
         let mut outcomes: Vec<Result<RowOutput, RowFault>> =
@@ -96,8 +107,9 @@ impl ModelRunner {
         let chunks = batch.positions.chunks(at_once);
         for (positions, wanted) in chunks.zip(wanted.chunks(at_once)) {
             let logits = self.model.logits(hidden, positions);
-            for (read, row) in read_out(&logits, wanted).into_iter().zip(&mut owners) {
-                append(&mut outcomes[row], read);
+            let read = read_out(&logits, wanted).into_iter();
+            for (read, (at, nth)) in read.zip(&mut owners) {
+                verify::append(&rows[at], &mut outcomes[at], nth, read);
             }
         }
         rows.iter()
@@ -167,7 +179,7 @@ impl Runner for ModelRunner {
         Ok(())
     }
 
-    fn collect(&mut self, masks: &[Option<TokenMask>]) -> Result<StepResult, EngineError> {
+    fn collect(&mut self, masks: &[RowMasks]) -> Result<StepResult, EngineError> {
         let step = self.in_flight.take().expect("a step was submitted");
         let rows = step.forward.map(|forward| {
             if self.draws {
@@ -217,24 +229,6 @@ fn padding_step(warm_up: &WarmUp, block_size: usize) -> SchedulerOutput {
         step: StepId(0),
         ops: rows.iter().map(|row| StateOp::ZeroSlot(row.slot)).collect(),
         rows,
-    }
-}
-
-/// The mask of a row; rows beyond the end are free.
-fn mask(masks: &[Option<TokenMask>], row: usize) -> Option<&TokenMask> {
-    masks.get(row)?.as_ref()
-}
-
-/// Adds what the next position said. After a fault the rest of the row is nobody's.
-fn append(row: &mut Result<RowOutput, RowFault>, next: Result<RowOutput, RowFault>) {
-    match (&mut *row, next) {
-        (Err(_), _) => {}
-        (Ok(_), Err(fault)) => *row = Err(fault),
-        (Ok(row), Ok(next)) => {
-            row.tokens.extend(next.tokens);
-            row.logprobs.extend(next.logprobs);
-            row.prompt_logprobs.extend(next.prompt_logprobs);
-        }
     }
 }
 

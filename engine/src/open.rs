@@ -7,7 +7,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use bytes::Bytes;
 use kernels::{Arithmetic, Format, KvFormat};
-use scheduler::{Runner, SchedulerConfig, SchedulerOutput, StepResult, TokenMask};
+use scheduler::{RowMasks, Runner, SchedulerConfig, SchedulerOutput, StepResult};
 
 use crate::buckets::{decode_buckets, recorded_buckets};
 use crate::cache::{DeviceCache, KvScales};
@@ -389,7 +389,7 @@ impl Runner for Ranks {
         }
     }
 
-    fn collect(&mut self, masks: &[Option<TokenMask>]) -> Result<StepResult, EngineError> {
+    fn collect(&mut self, masks: &[RowMasks]) -> Result<StepResult, EngineError> {
         match self {
             Self::One(runner) => runner.collect(masks),
             Self::Many(runner) => runner.collect(masks),

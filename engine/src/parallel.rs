@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 
 use burn::tensor::{Device, Tensor};
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use scheduler::{Runner, SchedulerOutput, StepResult, TokenMask};
+use scheduler::{RowMasks, Runner, SchedulerOutput, StepResult};
 
 pub(crate) use self::meeting::Meeting;
 use crate::engine_core::LoadProgress;
@@ -102,7 +102,7 @@ struct Rank {
 enum Order {
     WarmUp,
     Submit(Arc<SchedulerOutput>),
-    Collect(Arc<[Option<TokenMask>]>),
+    Collect(Arc<[RowMasks]>),
 }
 
 /// What a rank says once it has loaded, once per step, or with its last breath.
@@ -207,8 +207,8 @@ impl Runner for ParallelRunner {
         Ok(())
     }
 
-    fn collect(&mut self, masks: &[Option<TokenMask>]) -> Result<StepResult, EngineError> {
-        let masks: Arc<[Option<TokenMask>]> = masks.into();
+    fn collect(&mut self, masks: &[RowMasks]) -> Result<StepResult, EngineError> {
+        let masks: Arc<[RowMasks]> = masks.into();
         self.tell(|| Order::Collect(Arc::clone(&masks)));
         let result = self.gather()?;
         Ok(result.expect("rank 0 reports what it drew"))

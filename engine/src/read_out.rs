@@ -20,7 +20,7 @@ const LOGIT_ROWS: usize = 64;
 const SHORTLIST_COST: usize = 20_000;
 
 /// What is wanted at one position.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Position<'a> {
     /// The prompt's next token, and with how many alternatives it is scored.
     target: Option<(u32, u32)>,
@@ -33,16 +33,27 @@ pub(crate) struct Position<'a> {
 type Outcome = Result<RowOutput, RowFault>;
 
 impl<'a> Position<'a> {
-    /// The `input`th input position of a row.
-    pub(crate) fn of(row: &'a Row, mask: Option<&'a TokenMask>, input: usize) -> Self {
+    /// The `input`th input position of a row, and what is drawn there under which mask.
+    pub(crate) fn of(
+        row: &'a Row,
+        input: usize,
+        draw: Option<(&'a Sample, Option<&'a TokenMask>)>,
+    ) -> Self {
         let target = row.prompt_logprobs.as_ref().and_then(|prompt| {
             let target = prompt.targets.get(input)?;
             Some((*target, prompt.top))
         });
-        let is_last = input + 1 == row.input_ids.len();
         Self {
             target,
-            sample: row.sample.as_ref().filter(|_| is_last),
+            ..draw.map_or_else(Self::default, |(sample, mask)| Self::draw(sample, mask))
+        }
+    }
+
+    /// A token is drawn and nothing else wanted.
+    pub(crate) fn draw(sample: &'a Sample, mask: Option<&'a TokenMask>) -> Self {
+        Self {
+            target: None,
+            sample: Some(sample),
             mask,
         }
     }

@@ -19,7 +19,7 @@
 //! | `preempt` | who yields and what is given back |
 //! | `stop` | stop ids, length |
 //! | `output` | [`SchedulerOutput`], the plan; [`StepResult`]; [`RequestOutput`] |
-//! | `mask` | [`TokenMask`]: which tokens a row may draw, decided outside |
+//! | `mask` | [`TokenMask`], [`RowMasks`]: which tokens a row may draw, decided outside |
 //! | `runner` | [`Runner`]: plan in, result out |
 //! | `stats` | [`SchedulerStats`]: plain numbers |
 //! | `check` | [`Standing`] and `check_invariants`, for tests |
@@ -98,7 +98,7 @@ pub use config::{DraftCost, MAX_DRAFTS, SchedulerConfig};
 pub use kvcache::{
     BlockId, CacheConfig, Held, HostBlockId, HostSlotId, SlotId, SnapshotKind, StateOp, Tier,
 };
-pub use mask::TokenMask;
+pub use mask::{RowMasks, TokenMask};
 pub use output::{
     Drafting, History, PromptLogprobs, RequestOutput, Row, RowFault, RowOutput, RowResult, Sample,
     Save, SchedulerOutput, SequenceId, StepId, StepResult, TokenLogprobs,

@@ -4,6 +4,41 @@ use std::sync::Arc;
 
 const WORD_BITS: usize = u32::BITS as usize;
 
+/// Which tokens a row of a plan may draw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum RowMasks {
+    /// Any, wherever it draws.
+    #[default]
+    Free,
+    /// One for each position that may draw, in order; any token where there is `None`. The first is
+    /// that of the row's known token, then one for each of its drafts. Positions beyond the end draw
+    /// nothing: a draft before them is not allowed, or no mask could be made.
+    Each(Vec<Option<TokenMask>>),
+}
+
+impl RowMasks {
+    /// The mask of the `nth` position that draws.
+    pub fn get(&self, nth: usize) -> Option<&TokenMask> {
+        match self {
+            Self::Free => None,
+            Self::Each(masks) => masks.get(nth)?.as_ref(),
+        }
+    }
+
+    /// Of so many positions, how many may draw.
+    pub fn num_drawing(&self, num_positions: usize) -> usize {
+        match self {
+            Self::Free => num_positions,
+            Self::Each(masks) => num_positions.min(masks.len()),
+        }
+    }
+
+    /// The masks of the `row`th row of a plan; rows beyond the end are free.
+    pub fn of(rows: &[Self], row: usize) -> &Self {
+        rows.get(row).unwrap_or(&Self::Free)
+    }
+}
+
 /// One bit for each token of the vocabulary. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenMask {

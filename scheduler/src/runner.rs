@@ -1,6 +1,6 @@
 //! The seam between deciding and computing.
 
-use crate::mask::TokenMask;
+use crate::mask::RowMasks;
 use crate::output::{SchedulerOutput, StepResult};
 
 /// Carries out plans. The model runner does it on a device, the toy model in pretend memory.
@@ -23,7 +23,7 @@ pub trait Runner {
     fn submit(&mut self, plan: SchedulerOutput) -> Result<(), Self::Error>;
 
     /// Waits for the step in flight and draws its tokens. `masks[i]` says which tokens row `i` of the
-    /// plan may draw; a row with `None`, or beyond the end, may draw any. Masks come this late because
+    /// plan may draw at each of its positions; a row beyond the end may draw any. Masks come this late because
     /// they are made while the device works.
-    fn collect(&mut self, masks: &[Option<TokenMask>]) -> Result<StepResult, Self::Error>;
+    fn collect(&mut self, masks: &[RowMasks]) -> Result<StepResult, Self::Error>;
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use scheduler::{
-    BlockId, PromptLogprobs, Row, RowOutput, RowResult, Runner, Sample, SchedulerOutput,
+    BlockId, PromptLogprobs, Row, RowMasks, RowOutput, RowResult, Runner, Sample, SchedulerOutput,
     SequenceId, StateOp, StepResult, TokenLogprobs, TokenMask,
 };
 
@@ -165,7 +165,7 @@ impl<A: Author> Runner for PromptedRunner<A> {
         Ok(())
     }
 
-    fn collect(&mut self, masks: &[Option<TokenMask>]) -> Result<StepResult, Never> {
+    fn collect(&mut self, masks: &[RowMasks]) -> Result<StepResult, Never> {
         std::thread::sleep(self.step_time);
         let plan = self.plan.take().expect("submit comes first");
         for op in plan.ops {
@@ -173,7 +173,7 @@ impl<A: Author> Runner for PromptedRunner<A> {
         }
         let rows = plan.rows.iter().enumerate().map(|(at, row)| RowResult {
             sequence: row.sequence,
-            outcome: Ok(self.play(row, masks.get(at).and_then(Option::as_ref))),
+            outcome: Ok(self.play(row, RowMasks::of(masks, at).get(0))),
         });
         Ok(StepResult {
             step: plan.step,

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 
 use scheduler::{
-    PromptLogprobs, Row, RowFault, RowOutput, RowResult, Runner, Sample, SchedulerOutput,
+    PromptLogprobs, Row, RowFault, RowMasks, RowOutput, RowResult, Runner, Sample, SchedulerOutput,
     StepResult, TokenLogprobs, TokenMask,
 };
 
@@ -111,7 +111,7 @@ impl Runner for ScriptedRunner {
         Ok(())
     }
 
-    fn collect(&mut self, masks: &[Option<TokenMask>]) -> Result<StepResult, ScriptedFailure> {
+    fn collect(&mut self, masks: &[RowMasks]) -> Result<StepResult, ScriptedFailure> {
         let lines = self.script.lines();
         if lines.fails {
             return Err(ScriptedFailure);
@@ -121,9 +121,7 @@ impl Runner for ScriptedRunner {
             step: plan.step,
             rows: (0..)
                 .zip(&plan.rows)
-                .map(|(at, row): (usize, _)| {
-                    lines.play(row, masks.get(at).and_then(Option::as_ref))
-                })
+                .map(|(at, row): (usize, _)| lines.play(row, RowMasks::of(masks, at).get(0)))
                 .collect(),
         })
     }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use engine::{DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineError, Machine, ModelSource};
 use scheduler::{
-    BlockId, Drafting, History, PromptLogprobs, RequestId, Row, RowFault, RowOutput, Runner,
-    Sample, SamplingParams, SchedulerOutput, SequenceId, SlotId, StateOp, StepId, TokenLogprobs,
-    TokenMask,
+    BlockId, Drafting, History, PromptLogprobs, RequestId, Row, RowFault, RowMasks, RowOutput,
+    Runner, Sample, SamplingParams, SchedulerOutput, SequenceId, SlotId, StateOp, StepId,
+    TokenLogprobs, TokenMask,
 };
 
 /// Two chunks of the device's selection, the second not full.
@@ -280,7 +280,7 @@ type Outcomes = Vec<Result<RowOutput, RowFault>>;
 fn run(
     runner: &mut impl Runner<Error = EngineError>,
     plan: SchedulerOutput,
-    masks: &[Option<TokenMask>],
+    masks: &[RowMasks],
 ) -> (Outcomes, u64) {
     runner.submit(plan).expect("it runs");
     let (result, num_bytes) = kernels::count_read_back(|| runner.collect(masks));
@@ -354,7 +354,8 @@ fn shortlists_say_what_rows_say() {
         .expect("the configuration is sound")
         .into_runner()
         .expect("the weights are made");
-    let masks: Vec<Option<TokenMask>> = cases.iter().map(|case| case.mask.clone()).collect();
+    let mask = |case: &Case| RowMasks::Each(vec![case.mask.clone()]);
+    let masks: Vec<RowMasks> = cases.iter().map(mask).collect();
     let (mut num_drawn, mut num_faults) = (0, 0);
     for round in 0..6 {
         let of = |step, top: &dyn Fn(usize) -> Option<u32>| {

@@ -42,6 +42,15 @@ struct Opening {
     must_answer: bool,
 }
 
+/// How things stood before a token that may be taken back.
+enum Before {
+    Phase(Phase),
+    /// In the grammar's text, whose walk has taken the token.
+    Walked(Opening),
+    /// In the grammar's text, before a newline that belongs to the marker.
+    Opening(Opening),
+}
+
 /// The masks that do not depend on a grammar's state, made when first needed.
 #[derive(Default)]
 struct FixedMasks {
@@ -113,6 +122,67 @@ impl GuideState {
                 Some(mask.clone())
             }
         })
+    }
+
+    /// What may come next, and what behind each of `drafts` if those before it come. Ends with a mask
+    /// that does not allow its draft, or where no further one can be made; the first error is that of
+    /// [`mask`](Self::mask). Nothing is taken.
+    pub fn masks(&mut self, drafts: &[u32]) -> Result<Vec<Option<TokenMask>>, GuideError> {
+        let mut masks = vec![self.mask()?];
+        let mut trail = Vec::new();
+        for draft in drafts {
+            let last = masks.last().expect("there is a first").as_ref();
+            if last.is_some_and(|mask| !mask.allows(*draft)) {
+                break;
+            }
+            let (before, taken) = self.attempt(*draft);
+            trail.push(before);
+            match taken.and_then(|()| self.mask()) {
+                Ok(mask) => masks.push(mask),
+                Err(_) => break,
+            }
+        }
+        while let Some(before) = trail.pop() {
+            self.retract(before)?;
+        }
+        Ok(masks)
+    }
+
+    /// Takes a token for now.
+    fn attempt(&mut self, token: u32) -> (Before, Result<(), GuideError>) {
+        let guide = &*self.guide;
+        let before = match &mut self.phase {
+            Phase::Thinking(thought) => Before::Phase(Phase::Thinking(thought.clone())),
+            Phase::Free(opening) => Before::Phase(Phase::Free(*opening)),
+            Phase::Ended => Before::Phase(Phase::Ended),
+            Phase::Grammar { opening, .. } => {
+                if opening.newline && newline(guide) == Some(token) {
+                    Before::Opening(*opening)
+                } else if guide.vocabulary.end_ids().contains(&token) {
+                    let phase = std::mem::replace(&mut self.phase, Phase::Ended);
+                    return (Before::Phase(phase), Ok(()));
+                } else {
+                    Before::Walked(*opening)
+                }
+            }
+        };
+        let taken = self.advance(token);
+        (before, taken)
+    }
+
+    fn retract(&mut self, before: Before) -> Result<(), GuideError> {
+        match (before, &mut self.phase) {
+            (Before::Phase(before), phase) => *phase = before,
+            (Before::Opening(before), Phase::Grammar { opening, .. }) => *opening = before,
+            (Before::Walked(before), Phase::Grammar { walk, opening }) => {
+                *opening = before;
+                walk.retract().map_err(GuideError)?;
+            }
+            (Before::Opening(_) | Before::Walked(_), _) => {
+                unreachable!("a phase that ended was put back")
+            }
+        }
+        Ok(())
     }
 
     /// Takes the token that was sampled. An error means that it was not one of those allowed.

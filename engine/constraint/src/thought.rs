@@ -3,6 +3,7 @@
 use crate::{ThinkingGuide, Vocabulary};
 
 /// A thought in progress.
+#[derive(Clone)]
 pub(crate) struct Thought {
     num_tokens: u32,
     /// The last tokens, at most as many as the marker has.

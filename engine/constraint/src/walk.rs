@@ -45,6 +45,16 @@ impl Walk {
         }
     }
 
+    /// Takes the last token back.
+    pub(crate) fn retract(&mut self) -> Result<(), String> {
+        self.tokens.pop().expect("a token was taken");
+        match self.matcher.rollback(1) {
+            Ok(()) => Ok(()),
+            // Some grammars cannot.
+            Err(_) => self.begin_anew(),
+        }
+    }
+
     fn begin_anew(&mut self) -> Result<(), String> {
         self.matcher = self.grammar.matcher();
         let tokens = self.matcher.consume_tokens(&self.tokens);

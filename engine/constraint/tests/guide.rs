@@ -306,7 +306,69 @@ fn a_marker_ends_where_its_token_ends_if_a_grammar_follows() {
     talk.say(62).may(49).must_not(97).say(10).say(49).may(256);
 }
 
+/// A talk as masks and tokens, one pick after the other.
+fn spoken(guide: &Arc<Guide>, picks: &[u32]) -> (Vec<Option<TokenMask>>, Vec<u32>) {
+    let mut state = GuideState::new(guide);
+    let (mut masks, mut tokens) = (Vec::new(), Vec::new());
+    for pick in picks {
+        let mask = state.mask().expect("the guide holds");
+        let size = guide.vocabulary.size();
+        let mut allowed = mask.clone().unwrap_or_else(|| TokenMask::all(size));
+        // Ends, markers and calls come as often as all the rest together.
+        let special: Vec<u32> = [END, CLOSE, CALL, CALL + 1]
+            .into_iter()
+            .filter(|token| allowed.allows(*token))
+            .collect();
+        if pick % 2 == 0 && !special.is_empty() {
+            allowed = TokenMask::only(&special, size);
+        }
+        let token = allowed
+            .iter()
+            .nth(*pick as usize / 2 % allowed.num_allowed() as usize);
+        let token = token.expect("counted above");
+        state.advance(token).expect("it was allowed");
+        masks.push(mask);
+        tokens.push(token);
+    }
+    (masks, tokens)
+}
+
+fn check_drafts(guide: Guide, picks: &[u32], num_drafts: usize) {
+    let guide = Arc::new(guide);
+    let (masks, tokens) = spoken(&guide, picks);
+    let mut state = GuideState::new(&guide);
+    for at in 0..tokens.len() {
+        let end = (at + num_drafts).min(tokens.len() - 1);
+        let ahead = state.masks(&tokens[at..end]).expect("the guide holds");
+        assert_eq!(ahead, masks[at..=end], "at {at} of {tokens:?}");
+        // A draft that may not come ends the masks, and leaves nothing behind either.
+        if let Some(mask) = &masks[at]
+            && let Some(wrong) = (0..guide.vocabulary.size()).find(|token| !mask.allows(*token))
+        {
+            let ahead = state.masks(&[wrong, tokens[at]]).expect("the guide holds");
+            assert_eq!(ahead, masks[at..=at]);
+        }
+        state.advance(tokens[at]).expect("it was allowed");
+    }
+}
+
 proptest! {
+    /// Masks behind drafts are those that come if the drafts do, and nothing of it stays.
+    #[test]
+    fn drafts_change_no_mask(
+        budget in prop::option::of(0_u32..6),
+        num_drafts in 1_usize..6,
+        picks in prop::collection::vec(any::<u32>(), 20),
+    ) {
+        let calls = |trigger| grammar("start: <tool_call> /[a-c]+/ </tool_call>", trigger);
+        check_drafts(guide(Some(thinking(budget)), Some(digits())), &picks, num_drafts);
+        check_drafts(guide(Some(thinking(budget)), Some(calls(Some(CALL)))), &picks, num_drafts);
+        check_drafts(guide(Some(thinking(budget)), Some(calls(None))), &picks, num_drafts);
+        check_drafts(guide(None, Some(calls(None))), &picks, num_drafts);
+        let spelled = Guide { thinking: Some(plain_thinking(budget)), ..Guide::new(plain()) };
+        check_drafts(spelled, &picks, num_drafts);
+    }
+
     /// However a model behaves that obeys masks, budgets hold and grammars parse.
     #[test]
     fn every_path_ends_well(budget in 0_u32..6, picks in prop::collection::vec(any::<u32>(), 60)) {

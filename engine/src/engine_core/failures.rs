@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use scheduler::{RequestId, SamplingParams, SchedulerOutput, StepResult, TokenMask};
+use scheduler::{RequestId, RowMasks, SamplingParams, SchedulerOutput, StepResult};
 
 use super::*;
 use crate::error::Cause;
@@ -72,7 +72,7 @@ impl Runner for Doomed {
         self.reach(When::Submit)
     }
 
-    fn collect(&mut self, _masks: &[Option<TokenMask>]) -> Result<StepResult, Said> {
+    fn collect(&mut self, _masks: &[RowMasks]) -> Result<StepResult, Said> {
         self.reach(When::Collect)?;
         unreachable!("it fails before")
     }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use crossbeam::channel::{bounded, unbounded};
-use scheduler::{RowOutput, RowResult, SamplingParams, SchedulerOutput, StepResult, TokenMask};
+use scheduler::{RowMasks, RowOutput, RowResult, SamplingParams, SchedulerOutput, StepResult};
 
 use super::*;
 use crate::handle::{RequestStream, STREAM_CAPACITY, SubmitError};
@@ -39,7 +39,7 @@ impl<F: FnMut(&SchedulerOutput) -> Result<(), OnFire>> Runner for FakeRunner<F> 
         Ok(())
     }
 
-    fn collect(&mut self, _masks: &[Option<TokenMask>]) -> Result<StepResult, OnFire> {
+    fn collect(&mut self, _masks: &[RowMasks]) -> Result<StepResult, OnFire> {
         Ok(self.result.take().expect("a step was submitted"))
     }
 }

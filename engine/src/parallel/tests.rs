@@ -81,7 +81,7 @@ impl Runner for Scripted {
         self.step(At::Submit, step)
     }
 
-    fn collect(&mut self, _masks: &[Option<TokenMask>]) -> Result<StepResult, EngineError> {
+    fn collect(&mut self, _masks: &[RowMasks]) -> Result<StepResult, EngineError> {
         let plan = self.plan.take().expect("a step was submitted");
         self.step(At::Collect, plan.step.0)?;
         // Only rank 0 is asked.
@@ -228,7 +228,7 @@ fn shapes_that_differ_fail_instead_of_hanging() {
             Ok(())
         }
 
-        fn collect(&mut self, _masks: &[Option<TokenMask>]) -> Result<StepResult, EngineError> {
+        fn collect(&mut self, _masks: &[RowMasks]) -> Result<StepResult, EngineError> {
             unreachable!("submit failed")
         }
     }

@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 
 use scheduler::{
-    BlockId, CacheConfig, Row, RowFault, RowOutput, RowResult, Runner, Sample, Save,
-    SchedulerOutput, StateOp, StepResult, TokenMask,
+    BlockId, CacheConfig, Row, RowFault, RowMasks, RowOutput, RowResult, Runner, Sample, Save,
+    SchedulerOutput, StateOp, StepResult,
 };
 
 use crate::reference::{self, Poison};
@@ -316,7 +316,7 @@ impl Runner for ToyModel {
 
     /// All the work happens here: what is freed too early is overwritten by then. Its tokens follow
     /// from the context alone, so it has no use for masks.
-    fn collect(&mut self, _masks: &[Option<TokenMask>]) -> Result<StepResult, Infallible> {
+    fn collect(&mut self, _masks: &[RowMasks]) -> Result<StepResult, Infallible> {
         let plan = self.in_flight.take().expect("a step is in flight");
         for op in plan.ops {
             self.apply(op);

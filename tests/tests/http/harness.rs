@@ -19,8 +19,8 @@ use nemoserve::receipts::Receipts;
 use nemoserve::router::route_labels;
 use nemoserve::state::{AppState, Phase, ServerConfig};
 use scheduler::{
-    CacheConfig, RowOutput, RowResult, Runner, SchedulerConfig, SchedulerOutput, StepResult,
-    TokenLogprobs, TokenMask,
+    CacheConfig, RowMasks, RowOutput, RowResult, Runner, SchedulerConfig, SchedulerOutput,
+    StepResult, TokenLogprobs,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -132,7 +132,7 @@ impl Runner for ScriptedRunner {
         Ok(())
     }
 
-    fn collect(&mut self, _masks: &[Option<TokenMask>]) -> Result<StepResult, Scripted> {
+    fn collect(&mut self, _masks: &[RowMasks]) -> Result<StepResult, Scripted> {
         if self.script.wait_for_step() {
             return Err(Scripted);
         }
