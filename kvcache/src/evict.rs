@@ -96,7 +96,8 @@ impl KvCacheManager {
     fn swap_out(&mut self, id: SnapshotId, spared: Option<SnapshotId>) -> bool {
         let snapshot = self.prefix.get(id);
         let candidate = self.candidate(snapshot);
-        if !self.policy.is_worth_moving(&candidate) {
+        let block_size = self.config.block_size;
+        if !self.policy.is_worth_moving(&candidate, block_size) {
             return false;
         }
         let worth = self.policy.score(&candidate, self.prefix.now());
@@ -107,6 +108,10 @@ impl KvCacheManager {
         let (num_known, mut blocks) = self.prefix.known_blocks(Tier::Host, num_full, |num| {
             device.key(from[num - 1]).expect("a full block has a path")
         });
+        let mut pairs = from.iter().zip(&blocks);
+        let is_same = pairs.all(|(&from, &to)| device.tokens(from) == self.prefix.host.tokens(to));
+        let num_known = if is_same { num_known } else { 0 };
+        blocks.truncate(num_known);
         let num_new = (from.len() - num_known) as u32;
         for &block in &blocks {
             self.host_blocks.add_lease(block);

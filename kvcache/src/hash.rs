@@ -14,8 +14,8 @@ pub struct BlockHash(pub u64);
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
 impl BlockHash {
-    /// The empty prefix.
-    const ROOT: Self = Self(0);
+    /// The empty prefix. Not zero, which a block of zeros would leave as it is.
+    const ROOT: Self = Self(SPREAD);
 
     /// Stands for a salt.
     pub fn of_salt(salt: &str) -> Self {
@@ -162,6 +162,13 @@ mod tests {
         assert_eq!(ahead.extend(&tokens, 18, 100), 0);
         assert_eq!(ahead.extend(&tokens, 5, 100), 0, "it never forgets");
         assert_eq!(ahead.at(&tokens, 30), chain("").at(&tokens, 30));
+    }
+
+    #[test]
+    fn zeros_count() {
+        let (mut chain, zeros) = (chain(""), [0; 12]);
+        assert_ne!(chain.at(&zeros, 4), chain.at(&zeros, 0));
+        assert_ne!(chain.at(&zeros, 4), chain.at(&zeros, 8));
     }
 
     #[test]

@@ -231,12 +231,22 @@ impl KvCacheManager {
         };
         self.append(&mut lease, num_new, hit);
         self.push_start(source, &lease, num_shared);
+        self.drop_yielded(hit);
         Some(Start {
             lease,
             num_hit,
             num_common: num_common * self.config.block_size,
             miss,
         })
+    }
+
+    /// Who yielded is back: nobody else is likely to go on from there. What is in it stays as it is until
+    /// the operations pushed before have read it.
+    fn drop_yielded(&mut self, hit: Option<SnapshotId>) {
+        let yielded = hit.filter(|&id| self.prefix.kind(id) == Some(SnapshotKind::Yielded));
+        if let Some(id) = yielded {
+            self.drop_snapshot(id);
+        }
     }
 
     /// The movements that make a lease hold what `source` holds: a state, and the blocks behind those

@@ -60,8 +60,8 @@ pub struct Policy {
     pub max_uses: u32,
     /// Age at which half of the worth is left, in uses of the whole cache.
     pub half_life: u64,
-    /// Less than this is not worth moving to the host and back.
-    pub min_swap_tokens: u32,
+    /// To save less than so many blocks of tokens is not worth a move to the host and back.
+    pub min_swap_blocks: u32,
 }
 
 impl Default for Policy {
@@ -77,7 +77,7 @@ impl Default for Policy {
             per_use: 1.0,
             max_uses: 8,
             half_life: 128,
-            min_swap_tokens: 64,
+            min_swap_blocks: 4,
         }
     }
 }
@@ -109,8 +109,8 @@ impl Policy {
     }
 
     /// Whether bringing it back is likely to be cheaper than computing it again.
-    pub fn is_worth_moving(&self, candidate: &Candidate) -> bool {
-        candidate.num_saved_tokens >= self.min_swap_tokens
+    pub fn is_worth_moving(&self, candidate: &Candidate, block_size: u32) -> bool {
+        candidate.num_saved_tokens >= self.min_swap_blocks * block_size
     }
 }
 
@@ -171,7 +171,7 @@ mod tests {
             num_saved_tokens,
             ..USUAL
         };
-        assert!(policy.is_worth_moving(&with(64)));
-        assert!(!policy.is_worth_moving(&with(63)));
+        assert!(policy.is_worth_moving(&with(64), 16));
+        assert!(!policy.is_worth_moving(&with(63), 16));
     }
 }

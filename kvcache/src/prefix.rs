@@ -198,8 +198,10 @@ impl PrefixCache {
         let holder = self.snapshots.values().find(|snapshot| {
             snapshot.tier == tier && snapshot.blocks.get(known - 1) == Some(&last)
         });
-        let holder = holder.expect("a findable block has a snapshot");
-        (known, holder.blocks[..known].to_vec())
+        // None only if two paths of different lengths have the same hash.
+        holder.map_or((0, Vec::new()), |holder| {
+            (known, holder.blocks[..known].to_vec())
+        })
     }
 
     /// Why a prompt whose longest hit has `num_hit` tokens has none of up to `max_hit`, and how many
@@ -247,6 +249,11 @@ impl PrefixCache {
     /// The snapshot born as `id`.
     pub(crate) fn get(&self, id: SnapshotId) -> &Snapshot {
         self.snapshots.get(&id).expect("a snapshot is there")
+    }
+
+    /// Why a snapshot was made, if it is still there.
+    pub(crate) fn kind(&self, id: SnapshotId) -> Option<SnapshotKind> {
+        self.snapshots.get(&id).map(|snapshot| snapshot.kind)
     }
 
     fn get_mut(&mut self, id: SnapshotId) -> &mut Snapshot {

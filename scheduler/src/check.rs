@@ -1,5 +1,7 @@
 //! What tests look at: where a choice stands, and whether the books agree.
 
+use kvcache::SlotId;
+
 use crate::request::RequestId;
 use crate::scheduler::Scheduler;
 use crate::sequence::{Sequence, Status};
@@ -43,7 +45,7 @@ impl Scheduler {
     pub fn check_invariants(&self) {
         self.cache.check_invariants(
             self.sequences.values().filter_map(Sequence::lease),
-            std::iter::empty(),
+            self.saves_in_flight(),
         );
         for (&id, sequence) in &self.sequences {
             let waits = sequence.status() == Status::Waiting;
@@ -98,6 +100,12 @@ impl Scheduler {
             "{} run",
             self.running.len()
         );
+    }
+
+    /// Slots that rows in flight write to.
+    fn saves_in_flight(&self) -> impl Iterator<Item = SlotId> {
+        let saves = self.in_flight.iter().flat_map(|step| step.saves.values());
+        saves.flatten().map(|save| save.to)
     }
 
     fn check_progress(&self, sequence: &Sequence) {

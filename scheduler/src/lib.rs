@@ -18,6 +18,8 @@
 //! | `update` | `update`: what a result changes |
 //! | `preempt` | who yields and what is given back |
 //! | `stop` | stop ids, length |
+//! | `marks` | where the state of a prompt is worth a snapshot |
+//! | `saves` | snapshots on the way: who writes them, who waits for them |
 //! | `output` | [`SchedulerOutput`], the plan; [`StepResult`]; [`RequestOutput`] |
 //! | `mask` | [`TokenMask`], [`RowMasks`]: which tokens a row may draw, decided outside |
 //! | `runner` | [`Runner`]: plan in, result out |
@@ -78,6 +80,7 @@ mod check;
 mod config;
 mod depth;
 mod drafts;
+mod marks;
 mod mask;
 mod output;
 mod plan;
@@ -86,6 +89,7 @@ mod prepare;
 mod queue;
 mod request;
 mod runner;
+mod saves;
 mod scheduler;
 mod sequence;
 mod stats;

@@ -54,9 +54,12 @@ impl Scheduler {
             num_drafts: row.drafting.num_drafts,
             max_drafts: row.drafting.max_drafts,
         });
+        let rows_in_flight = rows.collect();
+        let saves = self.plan_saves(&mut plan.rows);
         self.in_flight = Some(InFlight {
             step,
-            rows: rows.collect(),
+            rows: rows_in_flight,
+            saves,
         });
         Some(SchedulerOutput {
             step,
@@ -98,7 +101,7 @@ impl Scheduler {
                 return;
             }
             next = self.waiting.after(id);
-            if self.waits_for_sibling(id) {
+            if self.waits_for_save(id) {
                 continue;
             }
             // Whoever starts runs: it may not hold memory for a later step's budget.
@@ -118,7 +121,7 @@ impl Scheduler {
     }
 
     fn span(&self, sequence: &Sequence) -> Span {
-        sequence.span(self.cache.has_spare_slot())
+        sequence.span(!self.config.saves_within_rows && self.cache.has_spare_slot())
     }
 
     fn plan_chunk(&mut self, plan: &mut Plan, id: SequenceId) {
@@ -134,14 +137,6 @@ impl Scheduler {
         plan.rows.push(sequence.row(len));
     }
 
-    /// An older choice of the same request is about to save the state that this one can start from.
-    /// Choices of a prompt of one token have nothing to wait for.
-    fn waits_for_sibling(&self, id: SequenceId) -> bool {
-        let sequence = &self.sequences[&id];
-        let eldest = self.requests[&sequence.request.id].sequences[0];
-        eldest != id && !self.sequences[&eldest].reached_prompt_end()
-    }
-
     /// Gives memory to one who waits; `false` if it must go on waiting.
     fn start(&mut self, id: SequenceId) -> bool {
         let sequence = self.sequences.get_mut(&id).expect("who waits is known");
@@ -154,10 +149,11 @@ impl Scheduler {
         let Start {
             lease,
             num_hit,
+            num_common,
             miss,
-            ..
         } = start;
-        sequence.start(lease, num_hit);
+        let within_rows = self.config.saves_within_rows;
+        sequence.start(lease, (num_hit, num_common), within_rows);
         self.waiting.remove(id);
         self.running.insert(id);
 

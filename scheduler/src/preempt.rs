@@ -32,11 +32,12 @@ impl Scheduler {
         }
     }
 
-    /// Takes all memory back. Tokens are kept; what was computed of them is computed again.
+    /// Takes all memory back. Tokens are kept; what was computed of them becomes a snapshot, which goes
+    /// like all others when memory is short, to the host if there is room. As far as it is still there
+    /// when its turn comes, it goes on from there; the rest is computed again.
     fn preempt(&mut self, id: SequenceId) {
         let sequence = self.sequences.get_mut(&id).expect("who runs is known");
-        let lease = sequence.yield_memory();
-        self.cache.release(lease);
+        sequence.yield_memory(&mut self.cache);
         self.running.remove(&id);
         self.waiting.insert(id);
         self.counters.preemptions += 1;

@@ -11,6 +11,7 @@ use crate::depth::Depth;
 use crate::output::{SequenceId, StepId};
 use crate::queue::WaitingQueue;
 use crate::request::{Request, RequestId};
+use crate::saves::PlannedSaves;
 use crate::sequence::Sequence;
 use crate::stats::{ByMiss, SchedulerStats};
 
@@ -46,6 +47,7 @@ pub(crate) struct Choices {
 pub(crate) struct InFlight {
     pub(crate) step: StepId,
     pub(crate) rows: Vec<PlannedRow>,
+    pub(crate) saves: PlannedSaves,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -2,16 +2,13 @@
 
 use std::sync::Arc;
 
-use kvcache::{BlockId, HashChain, KvCacheManager, Lease, Reservation, SnapshotKind};
+use kvcache::{BlockHash, BlockId, HashChain, KvCacheManager, Lease, Reservation, SnapshotKind};
 
 use crate::budget::Span;
 use crate::depth::Guesser;
+use crate::marks::{Mark, Stretch};
 use crate::output::{Drafting, History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
 use crate::request::Request;
-
-/// Shorter prompts are not saved: up to 64 tokens, with the usual blocks of 16, a step of a few tokens
-/// costs as much as a step of one, because weights dominate.
-const MIN_SNAPSHOT_BLOCKS: u32 = 4;
 
 /// Generated tokens for which room is made at first.
 const MAX_ROOM: u32 = 1024;
@@ -50,9 +47,10 @@ pub(crate) struct Sequence {
     num_computed: u32,
     /// Set by the first start.
     num_cached: Option<u32>,
-    /// Whether the prompt's end less one was ever computed: who waits for our snapshot need wait no
-    /// longer.
-    reached_prompt_end: bool,
+    /// Where its state is worth a snapshot, ahead of what is computed.
+    marks: Vec<Mark>,
+    /// While it waits: for whose snapshot, and where.
+    pub(crate) awaited: Option<(SequenceId, u32)>,
     /// Scores of prompt tokens so far, as long as they are wanted and undelivered.
     scores: Option<Vec<TokenLogprobs>>,
     status: Status,
@@ -88,13 +86,14 @@ impl Sequence {
         guesser: Guesser,
     ) -> Self {
         let wants_scores = choice == 0 && request.sampling.prompt_logprobs.is_some();
-        let mut sequence = Self {
+        Self {
             id,
             choice,
             own_tokens: Vec::new(),
             num_computed: 0,
             num_cached: None,
-            reached_prompt_end: false,
+            marks: Vec::new(),
+            awaited: None,
             scores: wants_scores.then(Vec::new),
             status: Status::Waiting,
             lease: None,
@@ -108,9 +107,7 @@ impl Sequence {
                 guesser,
             },
             request,
-        };
-        sequence.note_prompt_end();
-        sequence
+        }
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -148,8 +145,32 @@ impl Sequence {
         self.num_cached.is_some()
     }
 
-    pub(crate) fn reached_prompt_end(&self) -> bool {
-        self.reached_prompt_end
+    /// Where its state is worth a snapshot, ahead of what is computed; ascending.
+    pub(crate) fn marks(&self) -> &[Mark] {
+        &self.marks
+    }
+
+    /// Somebody waits for the snapshot there.
+    pub(crate) fn await_mark(&mut self, at: u32) {
+        let mark = self.marks.iter_mut().find(|mark| mark.at == at);
+        mark.expect("a mark is awaited").is_awaited = true;
+    }
+
+    /// Stands for its first `len` tokens and its salt.
+    pub(crate) fn prefix_hash(&mut self, len: u32) -> BlockHash {
+        let tokens = known(&self.request, &self.own_tokens);
+        let len = len as usize;
+        let hash = self.chain.at(tokens, len);
+        hash.child(&tokens[len - len % self.block_size as usize..len])
+    }
+
+    /// The longest hit it could use.
+    pub(crate) fn max_hit(&self) -> u32 {
+        // Scores are of computed positions, so nothing may be skipped.
+        match self.scores {
+            Some(_) => 0,
+            None => self.num_wanted() - 1,
+        }
     }
 
     /// How many tokens it may still draw.
@@ -171,17 +192,31 @@ impl Sequence {
         }
     }
 
-    /// The prompt without its last token, which must run again to give logits, or without what lies
-    /// beyond the last line of the grid: a snapshot here serves the next request with this prompt.
-    pub(crate) fn prompt_end(&self) -> u32 {
-        let end = self.num_prompt() - 1;
-        end - end % self.grid.unwrap_or(1)
+    /// What decides where its state is worth a snapshot.
+    fn stretch(&self, (num_hit, num_common): (u32, u32), within_rows: bool) -> Stretch<'_> {
+        Stretch {
+            num_hit,
+            num_common,
+            num_prompt: self.num_prompt(),
+            num_wanted: self.num_wanted(),
+            boundaries: &self.request.boundaries,
+            has_siblings: self.request.num_choices > 1,
+            block_size: self.block_size,
+            grid: self.grid,
+            within_rows,
+        }
     }
 
-    /// What it could run next. `can_save`: whether a snapshot can be kept.
-    pub(crate) fn span(&self, can_save: bool) -> Span {
+    /// Where a chunk ends for the sake of a snapshot if rows cannot be saved on their way, and with a
+    /// grid always: there, what follows is computed apart.
+    pub(crate) fn prompt_end(&self) -> u32 {
+        self.stretch((0, 0), false).prompt_end()
+    }
+
+    /// What it could run next. `cuts`: whether a chunk should end where a snapshot is to be made.
+    pub(crate) fn span(&self, cuts: bool) -> Span {
         let (start, num_wanted) = (self.num_computed, self.num_wanted());
-        let saves = self.saves_prompt() && can_save;
+        let saves = cuts && self.stretch((0, 0), false).saves_prompt();
         let Some(grid) = self.grid else {
             return Span {
                 start,
@@ -204,22 +239,10 @@ impl Sequence {
         }
     }
 
-    /// Whether that snapshot is worth a step of its own for the last token. For siblings always; for
-    /// others where the prompt is long enough that a step with all of it costs more.
-    pub(crate) fn saves_prompt(&self) -> bool {
-        let is_long = self.prompt_end() >= MIN_SNAPSHOT_BLOCKS * self.block_size;
-        is_long || self.request.num_choices > 1
-    }
-
     /// What it needs to run.
     pub(crate) fn reservation(&mut self, num_spare_blocks: u32) -> Reservation<'_> {
         let num_wanted = self.num_wanted() as usize;
-        // Scores are of computed positions, so nothing may be skipped.
-        let max_hit = if self.scores.is_some() {
-            0
-        } else {
-            num_wanted - 1
-        };
+        let max_hit = self.max_hit() as usize;
         let tokens = known(&self.request, &self.own_tokens);
         Reservation {
             chain: &mut self.chain,
@@ -229,28 +252,49 @@ impl Sequence {
         }
     }
 
-    /// `Waiting` to `Running`, with this many tokens computed.
-    pub(crate) fn start(&mut self, lease: Lease, num_hit: u32) {
+    /// `Waiting` to `Running`, with `num_hit` tokens computed, on a path of which `num_common` are
+    /// known. `within_rows`: whether rows can be saved on their way.
+    pub(crate) fn start(
+        &mut self,
+        lease: Lease,
+        (num_hit, num_common): (u32, u32),
+        within_rows: bool,
+    ) {
         assert_eq!(self.status, Status::Waiting, "{:?} starts", self.id);
         self.status = Status::Running;
         self.lease = Some(lease);
         self.num_computed = num_hit;
-        self.note_prompt_end();
+        self.awaited = None;
+        self.marks = self.stretch((num_hit, num_common), within_rows).marks();
         self.num_cached.get_or_insert(num_hit);
     }
 
-    /// `Running` to `Waiting`: keeps its tokens, loses what was computed.
-    pub(crate) fn yield_memory(&mut self) -> Lease {
+    /// `Running` to `Waiting`: keeps its tokens, leaves what was computed as a snapshot.
+    pub(crate) fn yield_memory(&mut self, cache: &mut KvCacheManager) {
         assert_eq!(self.status, Status::Running, "{:?} yields", self.id);
+        let lease = self.lease.take().expect("a running sequence has a lease");
+        self.give_back(lease, cache, SnapshotKind::Yielded);
         self.status = Status::Waiting;
         self.num_computed = 0;
+        self.marks.clear();
         self.next_table.clear();
         self.guesses.drafts.clear();
         self.guesses.is_drafted = false;
         if let Some(scores) = &mut self.scores {
             scores.clear();
         }
-        self.lease.take().expect("a running sequence has a lease")
+    }
+
+    /// Publishes what was computed, unless decoding made it and that is not the state that a prompt
+    /// makes.
+    fn give_back(&mut self, lease: Lease, cache: &mut KvCacheManager, kind: SnapshotKind) {
+        if self.grid.is_some() {
+            cache.release(lease);
+            return;
+        }
+        let tokens = known(&self.request, &self.own_tokens);
+        let computed = &tokens[..self.num_computed as usize];
+        cache.retire(lease, &mut self.chain, computed, kind);
     }
 
     /// `Running` to `Leaving`.
@@ -269,16 +313,7 @@ impl Sequence {
     /// Gives back what it holds, and publishes its state if that is good.
     pub(crate) fn end(mut self, cache: &mut KvCacheManager, publish: bool) {
         match self.lease.take() {
-            // A state that decoding made is not the one that a prompt makes.
-            Some(lease) if publish && self.grid.is_none() => {
-                let tokens = known(&self.request, &self.own_tokens);
-                cache.retire(
-                    lease,
-                    &mut self.chain,
-                    &tokens[..self.num_computed as usize],
-                    SnapshotKind::Finish,
-                );
-            }
+            Some(lease) if publish => self.give_back(lease, cache, SnapshotKind::Finish),
             Some(lease) => cache.release(lease),
             None => {}
         }
@@ -318,7 +353,10 @@ impl Sequence {
         self.num_computed += len;
         let lease = self.lease.as_mut().expect("a running sequence has a lease");
         lease.set_num_pending(if has_drafts { len } else { 0 });
-        self.note_prompt_end();
+        let num_passed = self
+            .marks
+            .partition_point(|mark| mark.at <= self.num_computed);
+        self.marks.drain(..num_passed);
         if let Some(sum) = &mut self.scores {
             sum.extend(scores);
         }
@@ -397,10 +435,6 @@ impl Sequence {
     #[cfg(test)]
     pub(crate) fn lose_lease(&mut self) -> Lease {
         self.lease.take().expect("a running sequence has a lease")
-    }
-
-    fn note_prompt_end(&mut self) {
-        self.reached_prompt_end |= self.num_computed >= self.prompt_end();
     }
 
     fn sample(&self, end: usize) -> Option<Sample> {

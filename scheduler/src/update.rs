@@ -12,7 +12,7 @@ impl Scheduler {
     /// Takes a plan's result; returns news for clients. From here on all memory of the step is ours
     /// again.
     pub fn update(&mut self, result: StepResult) -> Vec<RequestOutput> {
-        let in_flight = self.in_flight.take().expect("a result follows its plan");
+        let mut in_flight = self.in_flight.take().expect("a result follows its plan");
         assert_eq!(result.step, in_flight.step, "a result is its plan's");
         assert_eq!(
             result.rows.len(),
@@ -25,11 +25,21 @@ impl Scheduler {
                 row.sequence, planned.sequence,
                 "a result has its plan's order"
             );
+            let saves = in_flight.saves.remove(&planned.sequence);
+            let saves = saves.unwrap_or_default();
             // A sibling's fault in this very step may have ended it.
             let Some(sequence) = self.sequences.get(&planned.sequence) else {
+                self.cancel_saves(saves);
                 continue;
             };
-            match (sequence.status(), row.outcome) {
+            let status = sequence.status();
+            let is_good = row.outcome.is_ok() && status != (Status::Leaving { publish: false });
+            if is_good {
+                self.finish_saves(planned.sequence, saves);
+            } else {
+                self.cancel_saves(saves);
+            }
+            match (status, row.outcome) {
                 (Status::Running, Ok(output)) => news.extend(self.accept(planned, output)),
                 (Status::Running, Err(fault)) => {
                     self.fail_request(planned.sequence, fault, &mut news);
@@ -61,6 +71,8 @@ impl Scheduler {
             .get_mut(&id)
             .expect("looked up by our caller");
         let num_told = output.tokens.len() as u32;
+        let reached = sequence.num_computed() + planned.len;
+        let reached_mark = sequence.marks().iter().any(|mark| mark.at == reached);
         let finish = append(sequence, &mut output, self.config.max_model_len);
         let num_kept = output.tokens.len() as u32;
         self.counters.generation_tokens += u64::from(num_kept);
@@ -90,7 +102,7 @@ impl Scheduler {
         if finish.is_some() {
             self.forget_choice(id);
             self.remove(id, true);
-        } else if sequence.saves_prompt() && sequence.num_computed() == sequence.prompt_end() {
+        } else if reached_mark && !self.config.saves_within_rows {
             let num_computed = sequence.num_computed() as usize;
             let (lease, chain, tokens) = sequence.cache_parts();
             // Without a spare slot there is no snapshot, and who waits for it computes by itself.

@@ -237,13 +237,10 @@ fn no_tokens_and_no_scores_cost_one_token() {
         .iter()
         .map(|row| (row.input_ids.len(), row.sample.clone()))
         .collect();
-    assert_eq!(rows, [(1, None)]);
+    assert_eq!(rows, [(1, None), (1, None)]);
     let news = scheduler.update(answer(&plan, 0));
-    assert_eq!(ends(&news), [(7, 0, Some(FinishReason::Length))]);
-    assert_eq!(
-        ends(&step(&mut scheduler, 0)),
-        [(7, 1, Some(FinishReason::Length))]
-    );
+    let length = Some(FinishReason::Length);
+    assert_eq!(ends(&news), [(7, 0, length), (7, 1, length)]);
     assert_eq!(scheduler.schedule(), None);
 }
 

@@ -131,6 +131,9 @@ pub(crate) fn check_plan(scenario: &Scenario, plan: &SchedulerOutput) {
         }
     }
     for row in &plan.rows {
+        check_saves(scenario, row, &mut slots);
+    }
+    for row in &plan.rows {
         let first_written = (row.start / cache.block_size) as usize;
         for id in &row.block_table[first_written..] {
             assert_eq!(num_holders[id], 1, "{id:?} has a writer and another reader");
@@ -158,6 +161,25 @@ fn check_drafting(config: &SchedulerConfig, row: &Row) {
         let num_known = row.input_ids.len() as u32 - drafting.num_drafts;
         assert_eq!(num_known, 1, "{id:?}: drafts follow one token");
         assert!(row.sample.is_some() && row.saves.is_empty(), "{id:?}");
+    }
+}
+
+/// Saves lie within their rows and go to slots that nobody runs in.
+fn check_saves(scenario: &Scenario, row: &Row, slots: &mut BTreeSet<SlotId>) {
+    let (config, cache) = (&scenario.config, &scenario.cache);
+    let end = row.start + row.input_ids.len() as u32;
+    let is_plain = config.saves_within_rows && row.drafting.num_drafts == 0;
+    assert!(row.saves.is_empty() || is_plain, "{:?}", row.sequence);
+    assert!(row.saves.is_sorted_by(|a, b| a.at < b.at));
+    for save in &row.saves {
+        assert!(
+            row.start < save.at && save.at <= end,
+            "{:?}: {save:?}",
+            row.sequence
+        );
+        assert!(save.at.is_multiple_of(config.grid.unwrap_or(1)), "{save:?}");
+        assert!((1..cache.num_slots).contains(&save.to.0), "{save:?}");
+        assert!(slots.insert(save.to), "{save:?}: its slot is in use");
     }
 }
 

@@ -80,13 +80,14 @@ impl Scenario {
         for id in 0..num_requests {
             turn += rng.range(0, max_gap);
             let prompt = self.draw_prompt(rng, &bases, &earlier);
+            let boundaries = draw_boundaries(rng, prompt.len() as u32);
             let request = Request {
                 id: RequestId(u64::from(id)),
                 prompt: prompt.into(),
                 sampling: Arc::new(self.draw_sampling(rng)),
                 num_choices: if rng.one_in(3) { rng.range(2, 4) } else { 1 },
                 cache_salt: (*rng.pick(&salts)).into(),
-                boundaries: Arc::default(),
+                boundaries: boundaries.into(),
                 priority: 0,
             };
             earlier.push(request.clone());
@@ -162,6 +163,12 @@ impl Scenario {
     }
 }
 
+/// Ascending positions within the prompt, or none.
+fn draw_boundaries(rng: &mut Rng, num_prompt: u32) -> Vec<u32> {
+    let one_in = *rng.pick(&[1, 3, 8, 1000]);
+    (0..num_prompt).filter(|_| rng.one_in(one_in)).collect()
+}
+
 fn draw_cache(rng: &mut Rng) -> CacheConfig {
     let block_size = *rng.pick(&[1, 2, 3, 4, 8, 16]);
     // Enough tokens for one to four sequences of a usual length, or for all.
@@ -170,9 +177,9 @@ fn draw_cache(rng: &mut Rng) -> CacheConfig {
         block_size,
         num_blocks: num_tokens / block_size + rng.range(2, 4),
         num_slots: *rng.pick(&[2, 3, 5, 8, 20]),
-        num_host_slots: 0,
-        num_host_blocks: 0,
-        blocks_per_slot: 1,
+        num_host_slots: *rng.pick(&[0, 2, 10, 10, 10]),
+        num_host_blocks: 2 * num_tokens / block_size + rng.range(0, 4),
+        blocks_per_slot: *rng.pick(&[1, 4, 100]),
     }
 }
 
@@ -202,6 +209,6 @@ fn draw_limits(rng: &mut Rng) -> SchedulerConfig {
         },
         grid,
         draft_costs,
-        saves_within_rows: false,
+        saves_within_rows: !rng.one_in(5),
     }
 }

@@ -29,6 +29,8 @@ pub struct Report {
     pub num_cached_tokens: u64,
     /// Restores and saves of state.
     pub num_slot_copies: u64,
+    /// States saved while a row ran.
+    pub num_saves: u64,
     /// States that went to the host, and states that came back.
     pub num_swaps: [u64; 2],
     /// Hits of snapshots with pending tokens.
@@ -207,6 +209,8 @@ impl World<'_> {
             let is_hit = is_first && row.drafting.num_pending > 0;
             self.report.num_pending_hits += u64::from(is_hit);
         }
+        let saves = plan.rows.iter().map(|row| row.saves.len() as u64);
+        self.report.num_saves += saves.sum::<u64>();
         for op in &plan.ops {
             match op {
                 StateOp::CopySlot { .. } => self.report.num_slot_copies += 1,

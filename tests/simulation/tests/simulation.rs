@@ -76,6 +76,13 @@ fn seeds() {
         sighting("exhaustion", |report| report.num_exhausted_steps > 0),
         sighting("a prefix hit", |report| report.num_cached_tokens > 0),
         sighting("a state copied", |report| report.num_slot_copies > 0),
+        sighting("a state saved on the way", |report| report.num_saves > 0),
+        sighting("a state moved to the host", |report| {
+            report.num_swaps[0] > 0
+        }),
+        sighting("a state brought back from the host", |report| {
+            report.num_swaps[1] > 0
+        }),
         sighting("a draft that came true", |report| {
             report.stats.num_accepted_by_position[0] > 0
         }),

@@ -1,0 +1,307 @@
+//! Where the state of a prompt is worth a snapshot.
+//!
+//! ```text
+//! |-- hit --|---- message ----|---- message ----|---- text ----|-- last token --|
+//!                         boundary          boundary           end
+//! ```
+//!
+//! - where messages begin: the next turn, or another question, repeats all before;
+//! - at the prompt's end less one (the last token must run to give logits): the same prompt again;
+//! - where a path that others have taken is left: who has parted there once may do so again;
+//! - now and then in long stretches without any of these.
+
+use kvcache::SnapshotKind;
+
+/// Shorter prefixes are not saved: up to 64 tokens, with the usual blocks of 16, a step of a few tokens
+/// costs as much as a step of one, because weights dominate.
+const MIN_SNAPSHOT_BLOCKS: u32 = 4;
+
+/// Tokens between snapshots that nothing else asks for.
+const INTERVAL: u32 = 8192;
+
+/// A place worth a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// Tokens absorbed.
+    pub(crate) at: u32,
+    pub(crate) kind: SnapshotKind,
+    /// Whether somebody waits for it.
+    pub(crate) is_awaited: bool,
+}
+
+/// What decides about marks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stretch<'a> {
+    /// Tokens that need no computing.
+    pub(crate) num_hit: u32,
+    /// Tokens of the path that others have taken, in whole blocks.
+    pub(crate) num_common: u32,
+    pub(crate) num_prompt: u32,
+    /// Tokens to be computed, as far as is known.
+    pub(crate) num_wanted: u32,
+    /// Beginnings of messages, ascending.
+    pub(crate) boundaries: &'a [u32],
+    /// Whether other choices of the same prompt wait for its end.
+    pub(crate) has_siblings: bool,
+    pub(crate) block_size: u32,
+    /// Snapshots are kept at its multiples only, and only inside prompts.
+    pub(crate) grid: Option<u32>,
+    /// Whether a row can be saved on its way. If not, nothing but the prompt's end is worth a cut.
+    pub(crate) within_rows: bool,
+}
+
+impl Stretch<'_> {
+    /// The prompt without its last token, or without what lies beyond the last line of the grid.
+    pub(crate) fn prompt_end(&self) -> u32 {
+        self.on_grid(self.num_prompt - 1)
+    }
+
+    /// Whether a snapshot there is worth it. For siblings always.
+    pub(crate) fn saves_prompt(&self) -> bool {
+        self.prompt_end() >= self.min_len() || self.has_siblings
+    }
+
+    /// All marks beyond the hit, ascending.
+    pub(crate) fn marks(&self) -> Vec<Mark> {
+        let mut marks: Vec<Mark> = Vec::new();
+        let end = self.prompt_end();
+        if self.within_rows {
+            let mut last = self.num_hit;
+            for &boundary in self.boundaries {
+                let at = self.on_grid(boundary);
+                // One that lies behind the beginning of the same block serves as well.
+                let is_served = at - at % self.block_size <= last;
+                if at >= self.min_len() && at <= end && !is_served {
+                    marks.push(mark(at, SnapshotKind::Boundary));
+                    last = at;
+                }
+            }
+            let branch = self.on_grid(self.num_common);
+            let below = self.nearest_below(&marks, branch);
+            if branch >= below + self.min_len() && branch < end {
+                insert(&mut marks, mark(branch, SnapshotKind::Branch));
+            }
+        }
+        let last = marks.last().map_or(self.num_hit, |mark| mark.at);
+        let is_served = end - end % self.block_size <= last && !self.has_siblings;
+        if self.saves_prompt() && end > last && (!is_served || !self.within_rows) {
+            marks.push(mark(end, SnapshotKind::PromptEnd));
+        }
+        if self.within_rows {
+            self.fill(&mut marks);
+        }
+        marks.retain(|mark| (self.num_hit + 1..=self.num_wanted).contains(&mark.at));
+        marks
+    }
+
+    /// Marks in stretches that have none.
+    fn fill(&self, marks: &mut Vec<Mark>) {
+        let last = match self.grid {
+            Some(_) => self.prompt_end(),
+            None => self.num_wanted - 1,
+        };
+        let mut filled = Vec::new();
+        for line in (self.num_hit / INTERVAL + 1)..=(last / INTERVAL) {
+            let at = self.on_grid(line * INTERVAL);
+            let below = self.nearest_below(marks, at);
+            let above = marks.iter().find(|mark| mark.at >= at);
+            let is_far =
+                at >= below + INTERVAL / 2 && above.is_none_or(|mark| mark.at >= at + INTERVAL / 2);
+            if is_far {
+                filled.push(mark(at, SnapshotKind::Interval));
+            }
+        }
+        for mark in filled {
+            insert(marks, mark);
+        }
+    }
+
+    fn nearest_below(&self, marks: &[Mark], at: u32) -> u32 {
+        let below = marks.iter().rev().find(|mark| mark.at <= at);
+        below.map_or(self.num_hit, |mark| mark.at)
+    }
+
+    fn min_len(&self) -> u32 {
+        MIN_SNAPSHOT_BLOCKS * self.block_size
+    }
+
+    fn on_grid(&self, at: u32) -> u32 {
+        at - at % self.grid.unwrap_or(1)
+    }
+}
+
+/// How much longer than one's own hit another's snapshot must be to be worth waiting for.
+pub(crate) fn min_gain(block_size: u32, are_siblings: bool) -> u32 {
+    if are_siblings {
+        1
+    } else {
+        MIN_SNAPSHOT_BLOCKS * block_size
+    }
+}
+
+fn mark(at: u32, kind: SnapshotKind) -> Mark {
+    Mark {
+        at,
+        kind,
+        is_awaited: false,
+    }
+}
+
+fn insert(marks: &mut Vec<Mark>, mark: Mark) {
+    let index = marks.partition_point(|other| other.at < mark.at);
+    marks.insert(index, mark);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Stretch<'_> = Stretch {
+        num_hit: 0,
+        num_common: 0,
+        num_prompt: 1000,
+        num_wanted: 1000,
+        boundaries: &[],
+        has_siblings: false,
+        block_size: 16,
+        grid: None,
+        within_rows: true,
+    };
+
+    /// `B`oundary, `E`nd, branc`H`, `I`nterval.
+    fn shown(stretch: &Stretch<'_>) -> String {
+        let marks = stretch.marks();
+        assert!(marks.is_sorted_by(|a, b| a.at < b.at), "{marks:?}");
+        let words = marks.iter().map(|mark| {
+            let letter = match mark.kind {
+                SnapshotKind::Boundary => 'B',
+                SnapshotKind::PromptEnd => 'E',
+                SnapshotKind::Branch => 'H',
+                SnapshotKind::Interval => 'I',
+                kind => panic!("{kind:?} is no mark"),
+            };
+            format!("{letter}{}", mark.at)
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn prompts_are_marked_at_their_ends() {
+        let prompt = |num_prompt| Stretch {
+            num_prompt,
+            num_wanted: num_prompt,
+            ..LONG
+        };
+        assert_eq!(shown(&LONG), "E999");
+        assert_eq!(shown(&prompt(65)), "E64");
+        assert_eq!(shown(&prompt(64)), "", "too short");
+        let siblings = |num_prompt| Stretch {
+            has_siblings: true,
+            ..prompt(num_prompt)
+        };
+        assert_eq!(shown(&siblings(2)), "E1");
+        assert_eq!(shown(&siblings(1)), "", "nothing to share");
+        let hit = Stretch {
+            num_hit: 999,
+            ..LONG
+        };
+        assert_eq!(shown(&hit), "", "it is there already");
+    }
+
+    #[test]
+    fn messages_are_marked_where_they_begin() {
+        let with = |boundaries: &'static [u32], num_hit| Stretch {
+            boundaries,
+            num_hit,
+            ..LONG
+        };
+        assert_eq!(shown(&with(&[0, 63, 64, 500], 0)), "B64 B500 E999");
+        assert_eq!(shown(&with(&[64, 79, 80, 96], 0)), "B64 B80 B96 E999");
+        assert_eq!(
+            shown(&with(&[64, 70, 81], 0)),
+            "B64 B81 E999",
+            "rounded down to a block, 70 is served by 64"
+        );
+        assert_eq!(shown(&with(&[100, 500, 993], 200)), "B500 B993");
+        assert_eq!(
+            shown(&with(&[500], 499)),
+            "E999",
+            "496 is served by the hit"
+        );
+        assert_eq!(shown(&with(&[999], 0)), "B999");
+    }
+
+    #[test]
+    fn branches_are_marked_where_they_part() {
+        let common = |num_common, num_hit| Stretch {
+            num_common,
+            num_hit,
+            boundaries: &[300],
+            ..LONG
+        };
+        assert_eq!(shown(&common(256, 0)), "H256 B300 E999");
+        assert_eq!(shown(&common(304, 0)), "B300 E999", "near enough");
+        assert_eq!(shown(&common(400, 300)), "H400 E999");
+        assert_eq!(shown(&common(352, 300)), "E999", "near the hit");
+        assert_eq!(shown(&common(992, 300)), "H992");
+    }
+
+    #[test]
+    fn long_stretches_are_marked_in_between() {
+        let long = |num_prompt, num_hit, boundaries: &'static [u32]| Stretch {
+            num_prompt,
+            num_wanted: num_prompt,
+            num_hit,
+            boundaries,
+            ..LONG
+        };
+        assert_eq!(shown(&long(20_000, 0, &[])), "I8192 E19999");
+        assert_eq!(shown(&long(24_576, 0, &[])), "I8192 I16384 E24575");
+        assert_eq!(shown(&long(20_000, 5000, &[])), "E19999");
+        assert_eq!(
+            shown(&long(40_000, 0, &[9000, 17_000])),
+            "B9000 B17000 I24576 I32768 E39999"
+        );
+        // Who resumes has generated tokens to compute again.
+        let resumed = Stretch {
+            num_wanted: 40_000,
+            ..LONG
+        };
+        assert_eq!(shown(&resumed), "E999 I8192 I16384 I24576 I32768");
+        let on_grid = Stretch {
+            grid: Some(64),
+            ..resumed
+        };
+        assert_eq!(shown(&on_grid), "E960");
+    }
+
+    #[test]
+    fn the_grid_takes_what_lies_on_it() {
+        let stretch = Stretch {
+            grid: Some(64),
+            boundaries: &[63, 100, 127, 130, 990],
+            num_common: 496,
+            ..LONG
+        };
+        assert_eq!(shown(&stretch), "B64 B128 H448 B960");
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_not_marked() {
+        let scores = Stretch {
+            num_wanted: 1,
+            boundaries: &[100],
+            ..LONG
+        };
+        assert_eq!(shown(&scores), "");
+        let cut = Stretch {
+            within_rows: false,
+            boundaries: &[100, 990],
+            num_common: 320,
+            num_prompt: 20_000,
+            num_wanted: 20_000,
+            ..LONG
+        };
+        assert_eq!(shown(&cut), "E19999", "a cut is for the prompt's end");
+    }
+}
