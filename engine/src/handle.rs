@@ -109,6 +109,8 @@ pub struct EngineInfo {
     pub workspace_bytes: u64,
     /// Bytes left to others.
     pub reserve_bytes: u64,
+    /// Most drafts of tokens to come that a sequence runs in one step; 0: it never does.
+    pub max_drafts: u32,
     /// For people: "cpu (AVX-512 BF16, 2 threads)".
     pub device: String,
     /// Arithmetic: "f32" or "bf16".

@@ -64,9 +64,9 @@
 //!    first position. Drafts are guests: they count against the budget after everyone's first token,
 //!    take blocks that are free or cached and give them back in `update`; nobody yields, or waits for
 //!    memory, for their sake.
-//! 8. *Drafts and bits.* A token that runs behind others in a row is computed in another way than one
-//!    that runs alone, on devices whose result depends on it. Those have a `grid`, and with a grid
-//!    there are no drafts.
+//! 8. *Drafts and bits.* On a device whose result depends on how many tokens run together, a token
+//!    that runs behind others may come out otherwise than alone where two are about as likely, as it
+//!    may in another batch. A `grid` rules that out, so with a grid there are no drafts.
 //!
 //! # What this crate does not know
 //!

@@ -53,6 +53,22 @@ const ALIASES: &[(&str, &str)] = &[
         "vllm:e2e_request_latency_seconds",
     ),
     ("nemoserve_cache_config_info", "vllm:cache_config_info"),
+    (
+        "nemoserve_drafted_rows_total",
+        "vllm:spec_decode_num_drafts_total",
+    ),
+    (
+        "nemoserve_draft_tokens_total",
+        "vllm:spec_decode_num_draft_tokens_total",
+    ),
+    (
+        "nemoserve_accepted_draft_tokens_total",
+        "vllm:spec_decode_num_accepted_tokens_total",
+    ),
+    (
+        "nemoserve_accepted_draft_tokens_by_position_total",
+        "vllm:spec_decode_num_accepted_tokens_per_pos_total",
+    ),
 ];
 
 /// `content-type` of the exposition format.
@@ -102,6 +118,11 @@ struct EngineMetrics {
     slots: IntGaugeVec,
     preemptions: IntCounter,
     steps: IntCounter,
+    drafted_rows: IntCounter,
+    draft_tokens: IntCounter,
+    accepted_drafts: IntCounter,
+    /// By position, as many as a row can have drafts.
+    accepted_by_position: Vec<IntCounter>,
     heartbeat_age: Gauge,
 }
 
@@ -179,6 +200,11 @@ impl Metrics {
         ] {
             memory.with_label_values(&[part]).set(bytes as i64);
         }
+        let by_position = of.counters(
+            "accepted_draft_tokens_by_position_total",
+            "Drafts that came true, by their position in their row, from 0.",
+            &["position"],
+        );
         let engine = EngineMetrics {
             running: of.gauge("requests_running", "Choices with a live state slot."),
             waiting: of.gauge(
@@ -204,6 +230,19 @@ impl Metrics {
                 "Sequences sent back to the queue for want of memory.",
             ),
             steps: of.counter("engine_steps_total", "Steps that the engine ran."),
+            drafted_rows: of.counter(
+                "drafted_rows_total",
+                "Rows of a step that ran with drafts of tokens to come.",
+            ),
+            draft_tokens: of.counter("draft_tokens_total", "Drafts that ran."),
+            accepted_drafts: of.counter(
+                "accepted_draft_tokens_total",
+                "Drafts that ran and came true.",
+            ),
+            // A family without a value would have no help text.
+            accepted_by_position: (0..info.max_drafts.max(1))
+                .map(|position| by_position.with_label_values(&[&position.to_string()]))
+                .collect(),
             heartbeat_age: of.float_gauge(
                 "engine_heartbeat_age_seconds",
                 "Since the step loop last turned. Large: the engine hangs.",
@@ -366,6 +405,13 @@ impl EngineMetrics {
         }
         raise(&self.preemptions, s.num_preemptions);
         raise(&self.steps, s.num_steps);
+        raise(&self.drafted_rows, s.num_drafted_rows);
+        raise(&self.draft_tokens, s.num_draft_tokens);
+        let accepted = &s.num_accepted_by_position;
+        raise(&self.accepted_drafts, accepted.iter().sum());
+        for (counter, total) in self.accepted_by_position.iter().zip(accepted) {
+            raise(counter, *total);
+        }
         self.heartbeat_age.set(stats.heartbeat_age.as_secs_f64());
     }
 }

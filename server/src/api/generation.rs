@@ -77,6 +77,8 @@ pub struct Generation {
     early: VecDeque<(usize, RequestOutput)>,
     deadline: Pin<Box<dyn Future<Output = ()> + Send>>,
     num_unfinished: usize,
+    num_accepted_drafts: u64,
+    num_rejected_drafts: u64,
     last_token: Vec<Option<Instant>>,
     first_token: Option<Instant>,
     streamed: bool,
@@ -161,6 +163,8 @@ impl Generation {
             events,
             prompts,
             num_unfinished: choices.len(),
+            num_accepted_drafts: 0,
+            num_rejected_drafts: 0,
             last_token: vec![None; choices.len()],
             choices,
             num_choices: options.num_choices as usize,
@@ -237,6 +241,8 @@ impl Generation {
             cached: self.prompts.iter().map(|p| u64::from(p.num_cached)).sum(),
             completion: sum(Choice::num_tokens),
             reasoning: sum(Choice::num_reasoning_tokens),
+            accepted_drafts: self.num_accepted_drafts,
+            rejected_drafts: self.num_rejected_drafts,
             cost: None,
         })
     }
@@ -246,6 +252,8 @@ impl Generation {
     pub fn counted(&self) -> Usage {
         self.priced(Usage {
             reasoning: self.choices.iter().map(Choice::num_reasoning_tokens).sum(),
+            accepted_drafts: self.num_accepted_drafts,
+            rejected_drafts: self.num_rejected_drafts,
             ..self.ctx.counted()
         })
     }
@@ -303,6 +311,8 @@ impl Generation {
             self.early.push_back((prompt_index, output));
             return Ok(None);
         }
+        self.num_accepted_drafts += u64::from(output.num_accepted_drafts);
+        self.num_rejected_drafts += u64::from(output.num_rejected_drafts);
         let (id, choice_index) = (output.request, output.choice);
         let choice = &mut self.choices[index];
         let before = choice.num_tokens();

@@ -70,6 +70,10 @@ pub struct Usage {
     pub completion: u64,
     /// Of these, thoughts.
     pub reasoning: u64,
+    /// Of these, drafted before they were sampled.
+    pub accepted_drafts: u64,
+    /// Drafts that were not sampled.
+    pub rejected_drafts: u64,
     /// What they cost, where the flavour says so.
     pub cost: Option<CostField>,
 }
@@ -117,8 +121,8 @@ impl Serialize for Usage {
             &Completion {
                 reasoning_tokens: self.reasoning,
                 audio_tokens: 0,
-                accepted_prediction_tokens: 0,
-                rejected_prediction_tokens: 0,
+                accepted_prediction_tokens: self.accepted_drafts,
+                rejected_prediction_tokens: self.rejected_drafts,
             },
         )?;
         match self.cost {

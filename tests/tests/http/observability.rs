@@ -28,6 +28,13 @@ const NATIVE: &[(&str, &str)] = &[
     ("vllm:inter_token_latency_seconds", "histogram"),
     ("vllm:e2e_request_latency_seconds", "histogram"),
     ("vllm:cache_config_info", "gauge"),
+    ("vllm:spec_decode_num_drafts_total", "counter"),
+    ("vllm:spec_decode_num_draft_tokens_total", "counter"),
+    ("vllm:spec_decode_num_accepted_tokens_total", "counter"),
+    (
+        "vllm:spec_decode_num_accepted_tokens_per_pos_total",
+        "counter",
+    ),
 ];
 
 #[tokio::test]
