@@ -153,7 +153,7 @@ impl Engine {
             slot_bytes: plan.slot_bytes,
             workspace_bytes: plan.workspace,
             reserve_bytes: plan.reserve,
-            max_drafts: 0,
+            max_drafts: config.max_drafts,
             device: device_name,
             dtype: dtype_name,
             kv_cache_dtype: kv_format.name(),

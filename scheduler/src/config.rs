@@ -1,7 +1,7 @@
 //! Limits of scheduling.
 
 /// Most drafts that a row may have.
-pub const MAX_DRAFTS: usize = 8;
+pub const MAX_DRAFTS: usize = 7;
 
 /// What drafts cost, in 1024ths of the time of a step with as many rows of one token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

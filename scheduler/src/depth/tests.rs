@@ -317,7 +317,7 @@ fn the_best_depths() {
         token: 100,
         pass: 50,
     };
-    check_best(cheap_pass, &[90, 0, 0, 0], &[8, 0, 0, 0]);
+    check_best(cheap_pass, &[90, 0, 0, 0], &[7, 0, 0, 0]);
     check_best(cheap_pass, &[70, 0, 0, 0], &[3, 0, 0, 0]);
 }
 

@@ -204,7 +204,7 @@ fn draw_limits(rng: &mut Rng) -> SchedulerConfig {
         max_model_len: *rng.pick(&[8, 32, 48, 64]),
         // Where the cut decides about bits there are no drafts.
         max_drafts: match grid {
-            None => *rng.pick(&[0, 1, 2, 3, 3, 5, 5, 8]),
+            None => *rng.pick(&[0, 1, 2, 3, 3, 5, 5, 7]),
             Some(_) => 0,
         },
         grid,
