@@ -14,6 +14,9 @@ pub struct Layout {
     /// The same as index buffers of the device that asked first.
     #[cfg(feature = "cube")]
     pub(crate) index: crate::cube::StepCell,
+    /// How a GPU takes the rows' states through the step, if it is not plain.
+    #[cfg(feature = "cube")]
+    pub(crate) waves: crate::conv_and_scan::waves::WavesCell,
 }
 
 /// The token ids of a step.
@@ -126,6 +129,8 @@ impl Layout {
             block_size,
             #[cfg(feature = "cube")]
             index: crate::cube::StepCell::default(),
+            #[cfg(feature = "cube")]
+            waves: crate::conv_and_scan::waves::WavesCell::default(),
         }
     }
 
@@ -143,6 +148,7 @@ impl Layout {
             rows: rows.collect(),
             block_size: index.block_size,
             index: crate::cube::StepCell::preset(index.clone()),
+            waves: crate::conv_and_scan::waves::WavesCell::default(),
         }
     }
 
@@ -220,6 +226,11 @@ impl Layout {
                 row.num_drafts
             );
             let kept = if row.is_absorbed() { 0 } else { len };
+            assert!(
+                row.num_pending <= row.start,
+                "pending tokens come before {}",
+                row.start
+            );
             assert!(
                 row.num_pending.max(kept) <= max_ring && row.num_drafts < len,
                 "{} tokens pending and {len}, of which {} are drafts, with rings of {max_ring}",
@@ -412,6 +423,7 @@ mod tests {
         layout.rows[1].tokens = 3..6;
         layout.rows[1].num_drafts = 2;
         layout.rows[1].num_pending = 1;
+        layout.rows[1].start = 1;
         layout
     }
 

@@ -1,7 +1,7 @@
 //! States copied on the way through a row, and rows with drafts: the same bits as one token after the
-//! other, on every instruction set and by the references.
+//! other, on every instruction set, by the references and on a Vulkan device.
 
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use kernels::*;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -19,6 +19,10 @@ fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), &Device::flex())
 }
 
+fn on<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> {
+    Tensor::from_data(tensor.into_data(), (device, DType::F32))
+}
+
 fn bits<const D: usize>(tensor: &Tensor<D>) -> Vec<u32> {
     with_f32(tensor, |values| {
         values.iter().map(|x| x.to_bits()).collect()
@@ -27,6 +31,7 @@ fn bits<const D: usize>(tensor: &Tensor<D>) -> Vec<u32> {
 
 /// A mixer and the inputs of a sequence.
 struct Mixer {
+    device: Device,
     shape: MambaShape,
     weight: Tensor<3>,
     bias: Tensor<1>,
@@ -49,14 +54,16 @@ enum Turn {
 }
 
 impl Mixer {
-    fn new(shape: MambaShape, len: usize) -> Self {
+    fn new(device: &Device, shape: MambaShape, len: usize) -> Self {
+        let heads = || on(random([shape.heads]), device);
         Self {
+            device: device.clone(),
             shape,
-            weight: random([shape.conv_dim(), 1, shape.conv_kernel]),
-            bias: random([shape.conv_dim()]),
-            a: random([shape.heads]).exp().neg(),
-            d: random([shape.heads]),
-            dt_bias: random([shape.heads]),
+            weight: on(random([shape.conv_dim(), 1, shape.conv_kernel]), device),
+            bias: on(random([shape.conv_dim()]), device),
+            a: on(random([shape.heads]).exp().neg(), device),
+            d: heads(),
+            dt_bias: heads(),
             inputs: random([len, shape.projected()]),
         }
     }
@@ -70,18 +77,20 @@ impl Mixer {
             conv_kernel,
             ..
         } = self.shape;
-        fn nan<const D: usize>(shape: [usize; D]) -> Tensor<D> {
-            Tensor::full(shape, f32::NAN, &Device::flex())
+        fn nan<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+            on(Tensor::full(shape, f32::NAN, &Device::flex()), device)
         }
+        let device = &self.device;
         let pool = StatePool {
-            conv: nan([NUM_SLOTS, self.shape.conv_dim(), conv_kernel - 1]),
-            ssm: nan([NUM_SLOTS, heads, head_dim, state]),
-            ring: Some(nan([NUM_SLOTS, MAX_RING, self.shape.ring()])),
+            conv: nan([NUM_SLOTS, self.shape.conv_dim(), conv_kernel - 1], device),
+            ssm: nan([NUM_SLOTS, heads, head_dim, state], device),
+            ring: Some(nan([NUM_SLOTS, MAX_RING, self.shape.ring()], device)),
         };
         zero_slot(zero_slot(pool, SEQUENCE), STRANGER)
     }
 
-    fn step(&self, inputs: &Tensor<2>, pool: StatePool, layout: &Layout) -> (Tensor<2>, StatePool) {
+    fn step(&self, inputs: Tensor<2>, pool: StatePool, layout: &Layout) -> (Tensor<2>, StatePool) {
+        let inputs = &on(inputs, &self.device);
         let bias = Some(&self.bias);
         conv_and_scan(
             inputs,
@@ -107,7 +116,7 @@ impl Mixer {
         let mut states = vec![state_of(&pool, SEQUENCE)];
         for token in 0..self.inputs.dims()[0] {
             let layout = Layout::new(vec![row(0..1, SEQUENCE)], 1);
-            let (y, after) = self.step(&self.inputs.clone().narrow(0, token, 1), pool, &layout);
+            let (y, after) = self.step(self.inputs.clone().narrow(0, token, 1), pool, &layout);
             pool = after;
             outputs.push(bits(&y));
             states.push(state_of(&pool, SEQUENCE));
@@ -144,6 +153,7 @@ impl Mixer {
                 inputs = Tensor::cat(vec![inputs, wrong], 0);
             }
             let mut ours = row(2..2 + len, SEQUENCE);
+            ours.start = at;
             ours.num_pending = num_pending;
             ours.num_drafts = match turn {
                 Turn::Drafts { .. } => len - 1,
@@ -160,6 +170,7 @@ impl Mixer {
                 })
                 .collect();
             let mut strangers = row(0..2, STRANGER);
+            strangers.start = 2;
             strangers.num_drafts = 1;
             strangers.num_pending = strangers_pending;
             strangers_pending = (strangers_pending + 1) % 3;
@@ -167,7 +178,7 @@ impl Mixer {
             let layout = Layout::new(vec![strangers, ours.clone()], 1);
             let before = state_of(&pool, SEQUENCE);
             let inputs = Tensor::cat(vec![random([2, self.shape.projected()]), inputs], 0);
-            let (y, after) = self.step(&inputs, pool, &layout);
+            let (y, after) = self.step(inputs, pool, &layout);
             pool = after;
             prop_assert_eq!(y.dims()[0], len + 2);
             for token in 0..num_right {
@@ -249,12 +260,78 @@ proptest! {
 
     #[test]
     fn any_turns_are_one_token_after_the_other(shape in shapes(), turns in turns(), len in 1_usize..60) {
-        let mixer = Mixer::new(shape, len);
+        let mixer = Mixer::new(&Device::flex(), shape, len);
         for isa in Isa::available() {
             with_isa(isa, || mixer.check(&turns, isa.name()))?;
         }
         with_reference(|| mixer.check(&turns, "reference"))?;
     }
+}
+
+/// Turns that meet every kind of neighbour.
+fn each_kind() -> [Turn; 6] {
+    let plain = |len, saves: &[usize]| Turn::Plain {
+        len,
+        saves: saves.to_vec(),
+    };
+    let drafts = |len, num_right| Turn::Drafts { len, num_right };
+    [
+        drafts(5, 3),
+        plain(11, &[4, 10]),
+        drafts(4, 4),
+        drafts(2, 1),
+        plain(1, &[0]),
+        plain(21, &[3, 16]),
+    ]
+}
+
+/// As any GPU would, if on a processor.
+#[cfg(feature = "vulkan")]
+#[test]
+fn a_vulkan_device_does_the_same() {
+    use burn::tensor::{DeviceKind, DeviceType};
+    if Device::enumerate(DeviceType::Vulkan).is_empty() {
+        assert!(
+            std::env::var_os("NEMOSERVE_REQUIRE_VULKAN").is_none(),
+            "no Vulkan device: install mesa-vulkan-drivers"
+        );
+        eprintln!("SKIPPED: no Vulkan device (install mesa-vulkan-drivers)");
+        return;
+    }
+    let device = Device::vulkan(DeviceKind::DefaultDevice);
+    let shape = MambaShape {
+        heads: 4,
+        head_dim: 16,
+        groups: 2,
+        state: 32,
+        conv_kernel: 4,
+    };
+    let mixer = Mixer::new(&device, shape, 44);
+    mixer.check(&each_kind(), "vulkan").expect("the same bits");
+    let turns = [
+        Turn::Plain {
+            len: 3,
+            saves: Vec::new(),
+        },
+        Turn::Drafts {
+            len: 3,
+            num_right: 2,
+        },
+        Turn::Move,
+        Turn::Plain {
+            len: 19,
+            saves: vec![18, 18],
+        },
+        Turn::Drafts {
+            len: 5,
+            num_right: 1,
+        },
+        Turn::Plain {
+            len: 2,
+            saves: vec![0, 1],
+        },
+    ];
+    mixer.check(&turns, "vulkan").expect("the same bits");
 }
 
 /// Wide enough that threads share the work.
@@ -267,24 +344,6 @@ fn threads_keep_apart() {
         state: 128,
         conv_kernel: 4,
     };
-    let mixer = Mixer::new(shape, 24);
-    let turns = [
-        Turn::Drafts {
-            len: 5,
-            num_right: 3,
-        },
-        Turn::Plain {
-            len: 11,
-            saves: vec![4, 10],
-        },
-        Turn::Drafts {
-            len: 4,
-            num_right: 4,
-        },
-        Turn::Plain {
-            len: 6,
-            saves: vec![0],
-        },
-    ];
-    mixer.check(&turns, "wide").expect("the same bits");
+    let mixer = Mixer::new(&Device::flex(), shape, 44);
+    mixer.check(&each_kind(), "wide").expect("the same bits");
 }

@@ -92,9 +92,11 @@ pub fn causal_conv1d(
                 pool.arg(),
                 step.row_tokens.arg(),
                 step.row_slots.arg(),
+                step.absorbed().arg(),
                 out.arg(),
                 columns,
                 bias.is_some(),
+                step.row_absorbed.is_none(),
             );
             return;
         }
@@ -124,7 +126,9 @@ pub fn causal_conv1d(
                 pool.arg(),
                 step.row_tokens.arg(),
                 step.row_slots.arg(),
+                step.absorbed().arg(),
                 columns,
+                step.row_absorbed.is_none(),
             );
         }
     }
@@ -150,9 +154,11 @@ fn conv_rows<N: Size>(
     pool: &mut [f32],
     row_tokens: &[u32],
     row_slots: &[u32],
+    row_absorbed: &[u32],
     out: &mut [f32],
     #[comptime] columns: Columns,
     #[comptime] has_bias: bool,
+    #[comptime] absorbs_all: bool,
 ) {
     let channel = ABSOLUTE_POS_X as usize;
     if channel >= columns.channels {
@@ -173,7 +179,9 @@ fn conv_rows<N: Size>(
     for j in 0..history {
         window[j] = pool[state + j];
     }
+    let absorbed_end = row_tokens[row] + row_absorbed[row];
     for token in row_tokens[row]..row_tokens[row + 1] {
+        let is_last_absorbed = token + 1 == absorbed_end;
         let token = token as usize;
         window[history] = projected[token * columns.stride + columns.first + channel];
         let mut sum = start;
@@ -186,10 +194,18 @@ fn conv_rows<N: Size>(
         for j in 0..history {
             window[j] = window[j + 1];
         }
+        if comptime!(!absorbs_all) && is_last_absorbed {
+            #[unroll]
+            for j in 0..history {
+                pool[state + j] = window[j];
+            }
+        }
     }
-    #[unroll]
-    for j in 0..history {
-        pool[state + j] = window[j];
+    if absorbs_all {
+        #[unroll]
+        for j in 0..history {
+            pool[state + j] = window[j];
+        }
     }
 }
 
@@ -248,7 +264,9 @@ fn advance(
     pool: &mut [f32],
     row_tokens: &[u32],
     row_slots: &[u32],
+    row_absorbed: &[u32],
     #[comptime] columns: Columns,
+    #[comptime] absorbs_all: bool,
 ) {
     let channel = ABSOLUTE_POS_X as usize;
     if channel >= columns.channels {
@@ -258,7 +276,10 @@ fn advance(
     let history = comptime!(columns.kernel - 1);
     let state = (row_slots[row] as usize * columns.channels + channel) * history;
     let first = row_tokens[row] as usize;
-    let len = row_tokens[row + 1] as usize - first;
+    let mut len = row_tokens[row + 1] as usize - first;
+    if !absorbs_all {
+        len = row_absorbed[row] as usize;
+    }
     // Ascending, so that a row shorter than the window reads an entry before it is overwritten.
     #[unroll]
     for j in 0..history {

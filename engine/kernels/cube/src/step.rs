@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use cubecl::client::Client;
 
 use crate::Buffer;
+use crate::tensor_core::SCAN_REST;
 
 /// One sequence's part of a step, on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +50,9 @@ pub struct StepIndex {
     pub row_slots: Buffer,
     /// `[R, table_stride]`: block tables, padded with block 0.
     pub tables: Buffer,
+    /// `[R]`: how many of each row's tokens its state absorbs; the others have outputs and no more.
+    /// `None`: all of them.
+    pub row_absorbed: Option<Buffer>,
     /// See [`arrivals`](Self::arrivals()); shared by clones.
     arrivals: Arc<OnceLock<Buffer>>,
 }
@@ -97,8 +101,37 @@ impl StepIndex {
             row_starts: Buffer::upload(client, &lists.row_starts),
             row_slots: Buffer::upload(client, &lists.row_slots),
             tables: Buffer::upload(client, &lists.tables),
+            row_absorbed: None,
             arrivals: Arc::default(),
         }
+    }
+
+    /// The same step, of whose rows the states absorb so many tokens, the first ones.
+    ///
+    /// # Panics
+    /// If a row has fewer, or one that absorbs less than all has more than tensor cores leave to the
+    /// recurrence token by token.
+    #[must_use]
+    pub fn absorbing(self, client: &Client, rows: &[RowIndex], absorbed: &[usize]) -> Self {
+        assert_eq!([rows.len(), absorbed.len()], [self.num_rows; 2], "rows");
+        for (row, &absorbed) in rows.iter().zip(absorbed) {
+            assert!(
+                absorbed == row.num_tokens
+                    || absorbed < row.num_tokens && row.num_tokens <= SCAN_REST.short_tokens,
+                "{absorbed} of {} tokens are absorbed",
+                row.num_tokens
+            );
+        }
+        let absorbed: Vec<u32> = absorbed.iter().map(|count| *count as u32).collect();
+        Self {
+            row_absorbed: Some(Buffer::upload(client, &absorbed)),
+            ..self
+        }
+    }
+
+    /// How many tokens each row absorbs, if not all; else some list of as many numbers.
+    pub(crate) fn absorbed(&self) -> &Buffer {
+        self.row_absorbed.as_ref().unwrap_or(&self.row_slots)
     }
 
     /// `[R, groups]`: counters for cubes of a kernel that share a row's group, zero between launches.

@@ -1,10 +1,13 @@
 //! The convolution and the recurrence behind it.
 //!
 //! One after the other, but on a GPU in one launch for steps of one token per row: the same bits,
-//! without the way of xbc through memory. Its `cpu.rs` and `reference.rs` are those of the two.
+//! without the way of xbc through memory. Its `cpu.rs` and `reference.rs` are those of the two. Copies
+//! on the way and tokens that are not absorbed are done in `waves.rs` there.
 
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(feature = "cube")]
+pub(crate) mod waves;
 
 use burn::tensor::Tensor;
 
@@ -33,8 +36,12 @@ pub fn conv_and_scan(
         cpu: one_by_one(pool),
         cube: if cube::takes(shape, layout) {
             cube::conv_and_update(projected, weight, bias, parameters, pool, shape, layout)
-        } else {
+        } else if layout.is_plain() {
             one_by_one(pool)
+        } else {
+            waves::in_waves(
+                projected, weight, bias, parameters, pool, shape, layout, arithmetic,
+            )
         },
         reference: one_by_one(pool),
     )

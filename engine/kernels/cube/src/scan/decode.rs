@@ -40,6 +40,7 @@ pub fn conv_and_update(
 ) {
     let (channels, kernel) = (shape.conv_dim(), shape.conv_kernel);
     assert!(step.max_row_tokens <= 1, "rows of more than one token");
+    assert!(step.row_absorbed.is_none(), "a token that is not absorbed");
     assert!(kernel > 1, "a convolution without a state");
     assert_eq!(weight.len(), channels * kernel, "convolution weight");
     assert!(
@@ -192,7 +193,7 @@ fn conv_and_update_rows<N: Size, K: Size>(
         out[row * comptime!(shape.inner()) + head * shape.head_dim + first + channel] =
             fma(d[head], convolved[plane_first + channel], sums[0]);
     }
-    store_state::<N>(pool, state, state_at, first, lane, plan);
+    store_state::<N>(pool, &state, state_at, first, lane, plan);
 
     sync_cube();
     if is_last[0] == 1 {

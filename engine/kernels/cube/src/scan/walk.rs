@@ -67,12 +67,14 @@ pub(super) fn walk(
             step.row_tokens.arg(),
             step.row_starts.arg(),
             step.row_slots.arg(),
+            step.absorbed().arg(),
             out.arg(),
             rest.chunk as u32,
             rest.short_tokens as u32,
             min,
             max,
             plan,
+            step.row_absorbed.is_none(),
         );
     }
 }
@@ -128,12 +130,14 @@ fn walk_rows<N: Size>(
     row_tokens: &[u32],
     row_starts: &[u32],
     row_slots: &[u32],
+    row_absorbed: &[u32],
     out: &mut [f32],
     chunk: u32,
     short_tokens: u32,
     min: f32,
     max: f32,
     #[comptime] plan: Plan,
+    #[comptime] absorbs_all: bool,
 ) {
     let shape = comptime!(plan.shape);
     let head = CUBE_POS_X as usize;
@@ -171,7 +175,9 @@ fn walk_rows<N: Size>(
     let b_at = comptime!(shape.inner() / width) + group * columns + lane;
     let c_at = b_at + comptime!(shape.groups * columns);
     let x_at = head * shape.head_dim + first;
+    let absorbed_end = row_tokens[row] + row_absorbed[row];
     for token in begin..end {
+        let is_last_absorbed = token + 1 == absorbed_end;
         let token = token as usize;
         let raw = projected[token * comptime!(shape.projected())
             + comptime!(shape.inner() + shape.conv_dim())
@@ -212,9 +218,14 @@ fn walk_rows<N: Size>(
             out[token * comptime!(shape.inner()) + head * shape.head_dim + first + channel] =
                 fma(skip, x, sums[0]);
         }
+        if comptime!(!absorbs_all) && is_last_absorbed {
+            store_state::<N>(pool, &state, state_at, first, lane, plan);
+        }
     }
 
-    store_state::<N>(pool, state, state_at, first, lane, plan);
+    if absorbs_all {
+        store_state::<N>(pool, &state, state_at, first, lane, plan);
+    }
 }
 
 /// A plane's rows of a state into registers, from `state_at` on; zeros past the head's channels
@@ -251,7 +262,7 @@ pub(super) fn load_state<N: Size>(
 #[cube]
 pub(super) fn store_state<N: Size>(
     pool: &mut [Vector<f32, N>],
-    state: Array<Vector<f32, N>>,
+    state: &Array<Vector<f32, N>>,
     state_at: usize,
     first: usize,
     lane: usize,
