@@ -249,7 +249,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "strangers")]
     fn the_check_finds_strangers() {
-        broken(|scheduler| scheduler.waiting.insert(SequenceId(9)));
+        broken(|scheduler| scheduler.waiting.insert(SequenceId(9), 0));
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Scheduler {
         let sequence = self.sequences.get_mut(&id).expect("who runs is known");
         sequence.yield_memory(&mut self.cache);
         self.running.remove(&id);
-        self.waiting.insert(id);
+        self.waiting.insert(id, sequence.rank);
         self.counters.preemptions += 1;
     }
 }

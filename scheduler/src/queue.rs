@@ -1,46 +1,58 @@
 //! The order of those who wait.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use crate::output::SequenceId;
 
-/// Sequences without memory, the oldest first. Whoever was preempted is older than most and so
-/// returns near the head.
+/// Steps of waiting that make up for one level of priority: some seconds.
+const STEPS_PER_LEVEL: i64 = 256;
+
+/// Where somebody stands in line who arrived in step `arrived`: lower goes first. It is the step in
+/// which somebody of priority 0 would have had to arrive for the same place, so whoever waits long
+/// enough comes before everybody who arrives later, and the order of two never changes.
+pub(crate) fn rank(priority: i8, arrived: u64) -> i64 {
+    arrived as i64 - i64::from(priority) * STEPS_PER_LEVEL
+}
+
+/// Sequences without memory, by rank, and of equals the oldest first. Whoever was preempted keeps the
+/// rank and so returns near the head.
 #[derive(Debug, Default)]
 pub(crate) struct WaitingQueue {
-    waiting: BTreeSet<SequenceId>,
+    line: BTreeSet<(i64, SequenceId)>,
+    ranks: BTreeMap<SequenceId, i64>,
 }
 
 impl WaitingQueue {
-    pub(crate) fn insert(&mut self, id: SequenceId) {
-        let new = self.waiting.insert(id);
-        assert!(new, "{id:?} waits twice");
+    pub(crate) fn insert(&mut self, id: SequenceId, rank: i64) {
+        let before = self.ranks.insert(id, rank);
+        assert!(before.is_none(), "{id:?} waits twice");
+        self.line.insert((rank, id));
     }
 
     /// Whether it was waiting.
     pub(crate) fn remove(&mut self, id: SequenceId) -> bool {
-        self.waiting.remove(&id)
+        let rank = self.ranks.remove(&id);
+        rank.is_some_and(|rank| self.line.remove(&(rank, id)))
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.waiting.len()
+        self.line.len()
     }
 
     pub(crate) fn head(&self) -> Option<SequenceId> {
-        self.waiting.first().copied()
+        self.line.first().map(|&(_, id)| id)
     }
 
-    /// The next in line behind `id`.
+    /// The next in line behind `id`, which waits.
     pub(crate) fn after(&self, id: SequenceId) -> Option<SequenceId> {
-        self.waiting
-            .range((Bound::Excluded(id), Bound::Unbounded))
-            .next()
-            .copied()
+        let place = (self.ranks[&id], id);
+        let mut behind = self.line.range((Bound::Excluded(place), Bound::Unbounded));
+        behind.next().map(|&(_, id)| id)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = SequenceId> + '_ {
-        self.waiting.iter().copied()
+        self.line.iter().map(|&(_, id)| id)
     }
 }
 
@@ -49,24 +61,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_is_the_head() {
+    fn waiting_makes_up_for_priority() {
+        assert_eq!(rank(0, 7), 7);
+        assert!(rank(1, 7) < rank(0, 0));
+        assert!(rank(1, 255) < rank(0, 0));
+        assert_eq!(rank(1, 256), rank(0, 0), "of equals the oldest goes first");
+        assert!(rank(1, 257) > rank(0, 0));
+        assert!(rank(-1, 0) > rank(0, 255));
+        assert!(
+            rank(i8::MIN, 0) < rank(i8::MAX, 255 * 256 + 1),
+            "everybody's turn comes"
+        );
+    }
+
+    #[test]
+    fn the_lowest_rank_is_the_head_and_of_equals_the_oldest() {
         let mut queue = WaitingQueue::default();
-        for id in [5, 2, 9] {
-            queue.insert(SequenceId(id));
+        for (id, rank) in [(5, 0), (2, 0), (9, 0), (1, 4), (7, -4)] {
+            queue.insert(SequenceId(id), rank);
         }
-        assert_eq!((queue.len(), queue.head()), (3, Some(SequenceId(2))));
+        assert_eq!((queue.len(), queue.head()), (5, Some(SequenceId(7))));
+        assert_eq!(queue.after(SequenceId(7)), Some(SequenceId(2)));
         assert_eq!(queue.after(SequenceId(2)), Some(SequenceId(5)));
         assert!(queue.remove(SequenceId(5)) && !queue.remove(SequenceId(5)));
         assert_eq!(queue.after(SequenceId(2)), Some(SequenceId(9)));
-        assert_eq!(queue.after(SequenceId(9)), None);
-        assert!(queue.iter().eq([SequenceId(2), SequenceId(9)]));
+        assert_eq!(queue.after(SequenceId(1)), None);
+        assert!(queue.iter().eq([7, 2, 9, 1].map(SequenceId)));
     }
 
     #[test]
     #[should_panic(expected = "waits twice")]
     fn nobody_waits_twice() {
         let mut queue = WaitingQueue::default();
-        queue.insert(SequenceId(1));
-        queue.insert(SequenceId(1));
+        queue.insert(SequenceId(1), 0);
+        queue.insert(SequenceId(1), 1);
     }
 }

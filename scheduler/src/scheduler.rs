@@ -9,7 +9,7 @@ use crate::admission::{AdmissionError, check_size};
 use crate::config::{MAX_DRAFTS, SchedulerConfig};
 use crate::depth::Depth;
 use crate::output::{SequenceId, StepId};
-use crate::queue::WaitingQueue;
+use crate::queue::{self, WaitingQueue};
 use crate::request::{Request, RequestId};
 use crate::saves::PlannedSaves;
 use crate::sequence::Sequence;
@@ -124,13 +124,14 @@ impl Scheduler {
                 max: self.config.max_queue,
             });
         }
+        let rank = queue::rank(request.priority, self.counters.steps);
         let request = Arc::new(request);
         let mut sequences = Vec::with_capacity(request.num_choices as usize);
         for choice in 0..request.num_choices {
             let id = SequenceId(self.next_sequence);
             self.next_sequence += 1;
             let block_size = self.cache.config().block_size;
-            let sequence = Sequence::new(
+            let mut sequence = Sequence::new(
                 id,
                 Arc::clone(&request),
                 choice,
@@ -138,8 +139,9 @@ impl Scheduler {
                 self.config.grid,
                 self.depth.begin(),
             );
+            sequence.rank = rank;
             self.sequences.insert(id, sequence);
-            self.waiting.insert(id);
+            self.waiting.insert(id, rank);
             sequences.push(id);
         }
         self.requests.insert(

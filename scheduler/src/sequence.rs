@@ -41,6 +41,8 @@ pub(crate) struct Sequence {
     pub(crate) id: SequenceId,
     pub(crate) request: Arc<Request>,
     pub(crate) choice: u32,
+    /// Its place in the queue whenever it waits: lower goes first.
+    pub(crate) rank: i64,
     /// Prompt and generated tokens, once there is a generated one or is about to be; until then the
     /// prompt is shared with the request.
     own_tokens: Vec<u32>,
@@ -89,6 +91,7 @@ impl Sequence {
         Self {
             id,
             choice,
+            rank: 0,
             own_tokens: Vec::new(),
             num_computed: 0,
             num_cached: None,

@@ -3,8 +3,9 @@
 //! A script sets up a small machine, lets named requests arrive and takes steps:
 //!
 //! ```text
-//! machine budget=8 seqs=4 queue=8 len=64 block=4 blocks=16 slots=6
+//! machine budget=8 seqs=4 queue=8 len=64 block=4 blocks=16 slots=6 saves host=20
 //! a prompt=s8+u3 max=4 n=2 salt=x scores    s8: eight tokens of text s; equal texts are equal
+//! c prompt=s8 messages=3,6 priority=-1 max=4  messages begin at 3 and 6
 //! b prompt=s8+u3+a.0 max=4                  a.0: all that choice 0 of a has said
 //! step 3                                    three steps
 //! launch                                    half a step: the runner works on it
@@ -13,6 +14,9 @@
 //! finish a.1
 //! fault a                                   rows of a go wrong from now on
 //! ```
+//!
+//! With `saves` rows are saved on their way, else cut where their prompts end; `host` is for so many
+//! slots and blocks.
 //!
 //! The schedule shows for each step the operations, a line per row (whose, positions, whether it
 //! samples, blocks, slot), the news, and who holds memory afterwards.
@@ -69,6 +73,20 @@ impl<'a> Words<'a> {
         )
     }
 
+    fn list(&self, key: &str) -> Vec<u32> {
+        let values = self.value(key).unwrap_or("").split(',');
+        let values = values.filter(|value| !value.is_empty());
+        let number = |value: &str| value.parse().expect("a list of numbers");
+        values.map(number).collect()
+    }
+
+    fn signed(&self, key: &str) -> i8 {
+        let value = self.value(key).unwrap_or("0");
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{key}={value} should be a small number"))
+    }
+
     fn must(&self, key: &str) -> u32 {
         self.number(key)
             .unwrap_or_else(|| panic!("{key}= is missing"))
@@ -98,14 +116,14 @@ impl Player {
             grid: machine.number("grid"),
             max_drafts: machine.number("drafts").unwrap_or(0),
             draft_costs: Vec::new(),
-            saves_within_rows: false,
+            saves_within_rows: machine.words.contains(&"saves"),
         };
         let cache = CacheConfig {
             block_size: machine.must("block"),
             num_blocks: machine.must("blocks") + 1,
             num_slots: machine.must("slots") + 1,
-            num_host_slots: 0,
-            num_host_blocks: 0,
+            num_host_slots: machine.number("host").unwrap_or(0),
+            num_host_blocks: machine.number("host").unwrap_or(0),
             blocks_per_slot: 1,
         };
         let poison = Poison {
@@ -174,8 +192,8 @@ impl Player {
             sampling: Arc::new(sampling),
             num_choices,
             cache_salt: line.value("salt").unwrap_or("").into(),
-            boundaries: Arc::default(),
-            priority: 0,
+            boundaries: line.list("messages").into(),
+            priority: line.signed("priority"),
         };
         self.note(&line.words.join(" "));
         if let Err(error) = self.scheduler.add(request) {
@@ -329,8 +347,12 @@ impl Player {
             .iter()
             .map(|block| format!("b{}", block.0))
             .collect();
+        let saves = row.saves.iter();
+        let saves: String = saves
+            .map(|save| format!("  {} to s{}", save.at, save.to.0))
+            .collect();
         let (name, slot, blocks) = (self.name(row.sequence), row.slot.0, blocks.join(" "));
-        format!("  {name:4} {span:7} {does:8} s{slot}  {blocks}")
+        format!("  {name:4} {span:7} {does:8} s{slot}  {blocks}{saves}")
     }
 
     fn memory(&mut self) {

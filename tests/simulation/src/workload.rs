@@ -88,7 +88,7 @@ impl Scenario {
                 num_choices: if rng.one_in(3) { rng.range(2, 4) } else { 1 },
                 cache_salt: (*rng.pick(&salts)).into(),
                 boundaries: boundaries.into(),
-                priority: 0,
+                priority: *rng.pick(&[0, 0, 0, 1, -1, 3]),
             };
             earlier.push(request.clone());
             self.arrivals.push((turn, request));
