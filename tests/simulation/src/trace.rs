@@ -352,7 +352,18 @@ impl Player {
             .map(|save| format!("  {} to s{}", save.at, save.to.0))
             .collect();
         let (name, slot, blocks) = (self.name(row.sequence), row.slot.0, blocks.join(" "));
-        format!("  {name:4} {span:7} {does:8} s{slot}  {blocks}{saves}")
+        let drafting = &row.drafting;
+        let mut drafts = String::new();
+        for (num, what) in [
+            (drafting.num_pending, "pending"),
+            (drafting.num_drafts, "drafts"),
+            (drafting.max_drafts, "to make"),
+        ] {
+            if num > 0 {
+                let _ = write!(drafts, "  {num} {what}");
+            }
+        }
+        format!("  {name:4} {span:7} {does:8} s{slot}  {blocks}{saves}{drafts}")
     }
 
     fn memory(&mut self) {
