@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use scheduler::{
     BlockId, Drafting, PromptLogprobs, RequestId, Row, RowFault, RowOutput, Runner, Sample,
-    SamplingParams, SchedulerOutput, SequenceId, SlotId, StateOp, StepId, TokenLogprobs,
+    SamplingParams, Save, SchedulerOutput, SequenceId, SlotId, StateOp, StepId, TokenLogprobs,
 };
 
 /// A runner and the memory it was given.
@@ -26,6 +26,18 @@ pub struct Line {
     /// How many of them the runner has absorbed.
     pub num_computed: usize,
     blocks: Vec<BlockId>,
+    slot: SlotId,
+    /// Guesses at the tokens to come, for its next step: it then runs its last token and these.
+    pub drafts: Vec<u32>,
+    /// Of the tokens that the runner has absorbed, how many its slot has not.
+    num_pending: u32,
+    saves: Vec<Save>,
+}
+
+/// A line's state after some of its tokens.
+#[derive(Clone, Copy)]
+pub struct Saved {
+    at: usize,
     slot: SlotId,
 }
 
@@ -77,7 +89,40 @@ impl<R: Runner> Driver<R> {
             self.ops.push(StateOp::CopyBlock { from, to });
             blocks.push(to);
         }
-        self.line(line.tokens.clone(), line.num_computed, blocks, slot)
+        let mut fork = self.line(line.tokens.clone(), line.num_computed, blocks, slot);
+        fork.num_pending = line.num_pending;
+        fork
+    }
+
+    /// Goes on in another slot.
+    pub fn relocate(&mut self, line: &mut Line) {
+        let to = self.free_slots.pop().expect("the test asked for slots");
+        let from = std::mem::replace(&mut line.slot, to);
+        self.ops.push(StateOp::CopySlot { from, to });
+        self.free_slots.push(from);
+    }
+
+    /// Has the line's next step save its state after `at` tokens.
+    pub fn save(&mut self, line: &mut Line, at: usize) -> Saved {
+        let slot = self.free_slots.pop().expect("the test asked for slots");
+        line.saves.push(Save {
+            at: at as u32,
+            to: slot,
+        });
+        Saved { at, slot }
+    }
+
+    /// A second sequence that goes on from where `line` was when it was saved.
+    pub fn resume(&mut self, line: &Line, saved: Saved) -> Line {
+        let num_blocks = saved.at.div_ceil(self.block_size);
+        let mut blocks = line.blocks[..num_blocks].to_vec();
+        if !saved.at.is_multiple_of(self.block_size) {
+            let to = self.free_blocks.pop().expect("the test asked for blocks");
+            let from = blocks.pop().expect("computed tokens lie in blocks");
+            self.ops.push(StateOp::CopyBlock { from, to });
+            blocks.push(to);
+        }
+        self.line(line.tokens.clone(), saved.at, blocks, saved.slot)
     }
 
     /// Gives the line's memory back, as it is. Blocks shared with a fork must outlive it.
@@ -127,6 +172,9 @@ impl<R: Runner> Driver<R> {
             num_computed,
             blocks,
             slot,
+            drafts: Vec::new(),
+            num_pending: 0,
+            saves: Vec::new(),
         }
     }
 
@@ -134,11 +182,17 @@ impl<R: Runner> Driver<R> {
         let line = &mut *turn.line;
         let end = line.num_computed + turn.len;
         assert!(turn.len > 0 && end <= line.tokens.len(), "nothing to run");
-        while line.blocks.len() * self.block_size < end {
+        let mut input_ids = line.tokens[line.num_computed..end].to_vec();
+        input_ids.extend(&line.drafts);
+        while line.blocks.len() * self.block_size < line.num_computed + input_ids.len() {
             let block = self.free_blocks.pop().expect("the test asked for blocks");
             line.blocks.push(block);
         }
         let samples = end == line.tokens.len();
+        assert!(
+            line.drafts.is_empty() || samples && turn.len == 1,
+            "drafts follow the last token"
+        );
         let last_target = if samples { end } else { end + 1 };
         let params = SamplingParams {
             logprobs: Some(turn.top),
@@ -146,12 +200,16 @@ impl<R: Runner> Driver<R> {
         };
         Row {
             sequence: line.id,
-            input_ids: line.tokens[line.num_computed..end].to_vec(),
+            input_ids,
             start: line.num_computed as u32,
             block_table: line.blocks.clone(),
             slot: line.slot,
-            saves: Vec::new(),
-            drafting: Drafting::default(),
+            saves: std::mem::take(&mut line.saves),
+            drafting: Drafting {
+                num_drafts: line.drafts.len() as u32,
+                num_pending: line.num_pending,
+                ..Drafting::default()
+            },
             sample: samples.then(|| Sample {
                 request: RequestId(line.id.0),
                 choice: 0,
@@ -170,6 +228,18 @@ impl<R: Runner> Driver<R> {
 
 impl Line {
     fn absorb(&mut self, output: RowOutput, len: usize) -> Scores {
+        // A draft that came true has run.
+        let len = match std::mem::take(&mut self.drafts).len() {
+            0 => {
+                self.num_pending = 0;
+                len
+            }
+            num_drafts => {
+                assert!((1..=num_drafts + 1).contains(&output.tokens.len()), "draws");
+                self.num_pending = output.tokens.len() as u32;
+                output.tokens.len()
+            }
+        };
         self.num_computed += len;
         let mut scores = output.prompt_logprobs;
         scores.extend(output.logprobs);
