@@ -161,7 +161,6 @@ impl DeviceCache {
         result
     }
 
-    #[allow(dead_code)] // Until there is a draft block.
     /// The hidden vectors of some slots, `[slots, H]`; `None` without drafts.
     pub(crate) fn hidden(&self, slots: &[usize]) -> Option<Tensor<2>> {
         self.hidden.as_ref().map(|hidden| select(hidden, slots))

@@ -18,6 +18,7 @@
 //! | `batch`, `buckets` | plan to flat index lists; which positions need logits; sizes of steps |
 //! | `read_out` | what logits say: from shortlists that a GPU makes, else from whole rows |
 //! | `sampler/`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
+//! | `guess` | guesses at the tokens that follow, by the draft block |
 //! | `verify` | rows with drafts: what is drawn where, how far the drafts come true |
 //! | `decode` | decode steps recorded per bucket and replayed as one launch, on GPUs |
 //! | `model_runner` | implements `scheduler::Runner`; decides nothing |
@@ -41,7 +42,8 @@
 //! What a stream says is the same, bit for bit, whatever else is in the batch and however its
 //! prompt was cut (`tests/tests/equivalence.rs`); block size, `--dtype`, `--kv-cache-dtype`,
 //! the number of ranks and the CPU's instruction set are part of the configuration and may move a bit.
-//! The draft block's tensors are checked and left in their files: nothing drafts yet.
+//! Drafts change no bit of it either (`verify`); without them the draft block's tensors are checked
+//! and left in their files.
 
 mod batch;
 mod buckets;
@@ -54,6 +56,7 @@ mod device;
 mod engine_core;
 mod error;
 mod footprint;
+mod guess;
 mod handle;
 mod host_cache;
 mod layers;

@@ -260,12 +260,14 @@ fn affordable(budget: u64, each: u64, most: u64) -> u64 {
         .map_or(most, |count| count.min(most))
 }
 
-/// Keys and values of one token over all attention layers.
+/// Keys and values of one token over all attention layers, the draft block's included.
 fn kv_bytes_per_token(model: &ModelConfig, kv_bytes: u64) -> u64 {
     let Some(attention) = &model.attention else {
         return 0;
     };
-    let layers = model.num_layers(LayerKind::Attention) as u64;
+    let draft = model.mtp_layers.iter().flatten();
+    let draft = draft.filter(|layer| **layer == LayerKind::Attention);
+    let layers = (model.num_layers(LayerKind::Attention) + draft.count()) as u64;
     2 * layers * (attention.num_kv_heads * attention.head_dim) as u64 * kv_bytes
 }
 

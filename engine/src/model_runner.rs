@@ -12,6 +12,7 @@ use crate::batch::{self, Batch};
 use crate::cache::DeviceCache;
 use crate::decode::DecodeGraphs;
 use crate::error::EngineError;
+use crate::guess::{self, Hidden};
 use crate::model::nemotron_h::NemotronH;
 use crate::read_out::{Position, logits_at_once, read_out};
 use crate::verify::{self, Draws};
@@ -33,8 +34,8 @@ pub(crate) struct ModelRunner {
 struct InFlight {
     step: StepId,
     rows: Vec<Row>,
-    /// Hidden states of all positions, `[T, H]`, unless the plan only moves memory.
-    forward: Option<(Batch, Tensor<2>)>,
+    /// What the model made of them, unless the plan only moves memory.
+    forward: Option<(Batch, Hidden)>,
 }
 
 /// A step to run before the first plan.
@@ -79,8 +80,8 @@ impl ModelRunner {
         &self,
         rows: &[Row],
         masks: &[RowMasks],
-        (batch, hidden): &(Batch, Tensor<2>),
-    ) -> Vec<RowResult> {
+        (batch, hidden): (&Batch, &Tensor<2>),
+    ) -> Vec<Result<RowOutput, RowFault>> {
         let masks = |at| RowMasks::of(masks, at);
         let draws: Vec<Draws<'_>> = rows
             .iter()
@@ -112,13 +113,38 @@ impl ModelRunner {
                 verify::append(&rows[at], &mut outcomes[at], nth, read);
             }
         }
-        rows.iter()
-            .zip(outcomes)
-            .map(|(row, outcome)| RowResult {
-                sequence: row.sequence,
-                outcome,
-            })
-            .collect()
+        outcomes
+    }
+
+    /// Remembers how far each row with drafts has come, and makes the next guesses.
+    fn go_on(
+        &mut self,
+        rows: &[Row],
+        (batch, hidden): (Batch, Hidden),
+        outcomes: &mut [Result<RowOutput, RowFault>],
+    ) {
+        let drafted = (0..rows.len()).filter(|at| rows[*at].drafting.num_drafts > 0);
+        let moves = drafted.map(|at| {
+            let num_drawn = outcomes[at]
+                .as_ref()
+                .map_or(0, |output| output.tokens.len());
+            let last = verify::num_known(&rows[at]) + num_drawn.max(1) - 2;
+            (
+                batch.layout.rows[at].tokens.start + last,
+                rows[at].slot.0 as usize,
+            )
+        });
+        let moves: Vec<(usize, usize)> = moves.collect();
+        if !moves.is_empty() {
+            self.cache.set_hidden(&hidden.step, &moves);
+        }
+        guess::guess(
+            &self.model,
+            &mut self.cache,
+            (rows, &batch),
+            hidden,
+            outcomes,
+        );
     }
 }
 
@@ -168,8 +194,16 @@ impl Runner for ModelRunner {
                 let (ids, layout) = (&batch.ids, &batch.layout);
                 self.model.forward(ids, layout, &mut self.cache)
             });
+            let slots = plan.rows.iter().filter(|row| guess::needs_hidden(row));
+            let slots: Vec<usize> = slots.map(|row| row.slot.0 as usize).collect();
+            let before = if slots.is_empty() {
+                None
+            } else {
+                self.cache.hidden(&slots)
+            };
             self.cache.keep_hidden(&hidden, &batch.layout);
-            Some((batch, hidden))
+            let step = hidden;
+            Some((batch, Hidden { step, before }))
         };
         self.in_flight = Some(InFlight {
             step: plan.step,
@@ -181,21 +215,32 @@ impl Runner for ModelRunner {
 
     fn collect(&mut self, masks: &[RowMasks]) -> Result<StepResult, EngineError> {
         let step = self.in_flight.take().expect("a step was submitted");
-        let rows = step.forward.map(|forward| {
-            if self.draws {
-                return self.read_out(&step.rows, masks, &forward);
+        let mut rows = Vec::new();
+        if let Some((batch, hidden)) = step.forward {
+            // A rank that answers nothing makes the same calls as rank 0, which waits for its part of
+            // each; to guess it has to know what is drawn.
+            if self.draws || self.model.drafts() {
+                let mut outcomes = self.read_out(&step.rows, masks, (&batch, &hidden.step));
+                if self.model.drafts() {
+                    self.go_on(&step.rows, (batch, hidden), &mut outcomes);
+                }
+                if self.draws {
+                    let results = step.rows.iter().zip(outcomes);
+                    rows.extend(results.map(|(row, outcome)| RowResult {
+                        sequence: row.sequence,
+                        outcome,
+                    }));
+                }
+            } else {
+                let at_once = logits_at_once(&hidden.step.device(), step.rows.len());
+                for positions in batch.positions.chunks(at_once) {
+                    self.model.logits(&hidden.step, positions);
+                }
             }
-            // The same calls as those of rank 0, which waits for this part of each.
-            let (batch, hidden) = forward;
-            let at_once = logits_at_once(&hidden.device(), step.rows.len());
-            for positions in batch.positions.chunks(at_once) {
-                self.model.logits(&hidden, positions);
-            }
-            Vec::new()
-        });
+        }
         Ok(StepResult {
             step: step.step,
-            rows: rows.unwrap_or_default(),
+            rows,
         })
     }
 }

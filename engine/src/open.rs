@@ -62,7 +62,7 @@ impl Engine {
     /// [`EngineError::Config`] names the key, [`EngineError::Checkpoint`] the file and tensor,
     /// [`EngineError::Memory`] the bytes, [`EngineError::Device`] the device,
     /// [`EngineError::Option`] an option out of its range.
-    pub fn open(config: EngineConfig) -> Result<Opened, EngineError> {
+    pub fn open(mut config: EngineConfig) -> Result<Opened, EngineError> {
         check_options(&config)?;
         // Only whether it is there; tensors are made on the engine's thread.
         let num_ranks = config.tensor_parallel_size;
@@ -75,7 +75,7 @@ impl Engine {
         if let Some(mix) = config.dummy_mix {
             model.quantization = Quantization::of_dummies(mix);
         }
-        let (weights, inventory) = match &config.source {
+        let (mut weights, inventory) = match &config.source {
             ModelSource::Folder(folder) => weights::locate(&model, Checkpoint::open(folder)?)?,
             ModelSource::Embedded { weights, .. } => weights::locate(
                 &model,
@@ -83,6 +83,15 @@ impl Engine {
             )?,
             ModelSource::Dummy { seed, .. } => weights::invent(&model, *seed)?,
         };
+        if config.max_drafts > 0 && weights.draft.is_none() {
+            tracing::warn!("the checkpoint has no draft block: tokens come one by one");
+            config.max_drafts = 0;
+        }
+        if config.max_drafts == 0 {
+            (weights.draft, model.mtp_layers) = (None, None);
+        }
+        let draft_bytes = weights.draft.as_ref().map_or(0, |draft| draft.num_bytes());
+        let weight_bytes = inventory.num_bytes + draft_bytes;
         let split = (num_ranks > 1).then_some(Split {
             num_ranks,
             experts: config.expert_parallel,
@@ -117,10 +126,7 @@ impl Engine {
             memory::plan(&config, model, kv_format.num_bytes() as u64, free)
         };
         let (plan, rank_weight_bytes) = match split {
-            None => (
-                plan_for(0, &model, inventory.num_bytes)?,
-                inventory.num_bytes,
-            ),
+            None => (plan_for(0, &model, weight_bytes)?, weight_bytes),
             Some(split) => (0..num_ranks)
                 .map(|rank| {
                     let share = split.share(rank, &model, &weights)?;
@@ -143,7 +149,7 @@ impl Engine {
             max_model_len: plan.max_model_len,
             max_num_seqs: plan.max_num_seqs,
             num_parameters: inventory.num_parameters,
-            weight_bytes: inventory.num_bytes,
+            weight_bytes,
             block_size: plan.cache.block_size,
             num_blocks: plan.cache.num_blocks - 1,
             num_slots: plan.cache.num_slots - 1,

@@ -267,7 +267,7 @@ impl Layout {
                     row_index(row)
                 })
                 .collect();
-            StepIndex::upload(client, &rows, self.block_size)
+            StepIndex::upload(client, &rows, self.block_size).seen_from(self.first_position)
         })
     }
 }

@@ -11,6 +11,8 @@ pub struct Layout {
     pub rows: Vec<RowLayout>,
     /// Positions per KV block.
     pub block_size: usize,
+    /// Attention does not look at positions before this one; a query at one of them has no result.
+    pub first_position: usize,
     /// The same as index buffers of the device that asked first.
     #[cfg(feature = "cube")]
     pub(crate) index: crate::cube::StepCell,
@@ -127,10 +129,20 @@ impl Layout {
         Self {
             rows,
             block_size,
+            first_position: 0,
             #[cfg(feature = "cube")]
             index: crate::cube::StepCell::default(),
             #[cfg(feature = "cube")]
             waves: crate::conv_and_scan::waves::WavesCell::default(),
+        }
+    }
+
+    /// The same, where attention looks at nothing before `first_position`.
+    #[must_use]
+    pub fn seen_from(self, first_position: usize) -> Self {
+        Self {
+            first_position,
+            ..self
         }
     }
 
@@ -147,6 +159,7 @@ impl Layout {
         Self {
             rows: rows.collect(),
             block_size: index.block_size,
+            first_position: index.first_position,
             index: crate::cube::StepCell::preset(index.clone()),
             waves: crate::conv_and_scan::waves::WavesCell::default(),
         }

@@ -56,4 +56,31 @@ impl Attention {
         });
         self.output.forward(mixed)
     }
+
+    /// Writes keys and values of `x`, `[T, H]`, and looks from none.
+    pub(crate) fn remember(&self, (x, layout): (Tensor<2>, &Layout), cache: &mut DeviceCache) {
+        let key = self.key.forward(x.clone());
+        let value = self.value.forward(x);
+        cache.with_blocks(self.index, |pool| {
+            ((), kernels::cache_write(pool, key, value, layout))
+        });
+    }
+
+    /// Writes keys and values of `written`, `[T, H]`, then reads the context of `looking`, `[A, H]`:
+    /// some of the same tokens under a layout of their own.
+    pub(crate) fn forward_some(
+        &self,
+        written: (Tensor<2>, &Layout),
+        (x, layout): (Tensor<2>, &Layout),
+        cache: &mut DeviceCache,
+    ) -> Tensor<2> {
+        self.remember(written, cache);
+        let query = self.query.forward(x);
+        let mixed = cache.with_blocks(self.index, |pool| {
+            let mixed =
+                kernels::paged_attention(query, &pool, self.num_heads, self.arithmetic, layout);
+            (mixed, pool)
+        });
+        self.output.forward(mixed)
+    }
 }

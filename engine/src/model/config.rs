@@ -58,7 +58,7 @@ pub struct ModelConfig {
     pub mlp_sizes: Vec<usize>,
     /// MLPs, shared experts and latent projections add biases.
     pub mlp_bias: bool,
-    /// Sub-layers of the draft block, if the model has one.
+    /// Sub-layers of the draft block, if the model has one; an engine that does not draft forgets them.
     pub mtp_layers: Option<Vec<LayerKind>>,
     /// What is said about the formats of matrices.
     pub quantization: Quantization,

@@ -4,11 +4,12 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use kernels::{Layout, TokenIds};
 
-use super::config::ModelConfig;
+use super::config::{LayerKind, ModelConfig};
 use super::load::Loader;
 use super::weights::{LayerWeights, MixerWeights, ModelWeights};
 use crate::cache::DeviceCache;
 use crate::layers::attention::Attention;
+use crate::layers::draft::{Asked, Draft, Pairs};
 use crate::layers::embedding::Embedding;
 use crate::layers::linear::Linear;
 use crate::layers::mamba2::Mamba2;
@@ -24,6 +25,8 @@ pub(crate) struct NemotronH {
     norm: Norm,
     /// `None` if the embedding table is the head.
     head: Option<Linear>,
+    /// `None`: nobody drafts.
+    draft: Option<Draft>,
     vocab_size: usize,
     /// The other ranks, if this is a share.
     peers: Option<Peers>,
@@ -69,6 +72,15 @@ impl NemotronH {
                 .head
                 .as_ref()
                 .map(|head| Linear::load_matrix(head, loader)),
+            draft: weights.draft.as_ref().map(|draft| {
+                // Its pool is behind those of the stack.
+                Draft::load(
+                    draft,
+                    config,
+                    config.num_layers(LayerKind::Attention),
+                    loader,
+                )
+            }),
             vocab_size: config.vocab_size,
             peers,
         }
@@ -110,6 +122,31 @@ impl NemotronH {
         normed.expect("a stack has at least one layer")
     }
 
+    /// Whether there is a draft block.
+    pub(crate) fn drafts(&self) -> bool {
+        self.draft.is_some()
+    }
+
+    /// Lets the draft block remember pairs of a token and the hidden state before it, `[T, H]`; its own
+    /// hidden states of those asked, `[A, H]`, which [`logits`](Self::logits) reads, or `None` if none
+    /// are.
+    pub(crate) fn draft(
+        &self,
+        ids: Vec<u32>,
+        hidden: Tensor<2>,
+        layout: &Layout,
+        asked: &Asked<'_>,
+        cache: &mut DeviceCache,
+    ) -> Option<Tensor<2>> {
+        let draft = self.draft.as_ref().expect("whoever drafts has a block");
+        let pairs = Pairs {
+            tokens: self.embedding.forward(&ids.into()),
+            hidden,
+            layout,
+        };
+        draft.forward(pairs, asked, cache, self.peers.as_ref())
+    }
+
     /// Logits `[positions, V]` at some positions of `hidden`, `[T, H]`.
     pub(crate) fn logits(&self, hidden: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
         let chosen = select(hidden, positions);
@@ -124,12 +161,17 @@ impl NemotronH {
     }
 }
 
-/// Some rows of a matrix, in order.
+/// Some rows of a matrix, ascending.
 pub(crate) fn select(rows: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
     let [num_rows, _] = rows.dims();
     if positions.len() == num_rows {
         return rows.clone();
     }
+    gather(rows, positions)
+}
+
+/// Rows of a matrix in any order.
+pub(crate) fn gather(rows: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
     let indices: Vec<i64> = positions.iter().map(|at| *at as i64).collect();
     let shape = [indices.len()];
     let indices: Tensor<1, Int> =

@@ -14,6 +14,7 @@
 //! | routed experts, split by experts | whole ones, a range of ids |
 //! | routed experts, split by width | its part of every expert's inner width |
 //! | head | its part of the vocabulary |
+//! | draft block | as attention and experts; its projection all |
 //! | norms, router, latent projections, embedding | all |
 //!
 //! What is not split, and why:
@@ -34,8 +35,8 @@ use std::ops::Range;
 
 use super::config::{AttentionConfig, MambaConfig, ModelConfig};
 use super::weights::{
-    AttentionWeights, LayerWeights, LinearWeights, MambaWeights, MatrixWeight, MixerWeights,
-    MlpWeights, ModelWeights, MoeWeights, SplitBlock,
+    AttentionWeights, DraftWeights, LayerWeights, LinearWeights, MambaWeights, MatrixWeight,
+    MixerWeights, MlpWeights, ModelWeights, MoeWeights, SplitBlock,
 };
 use crate::error::EngineError;
 
@@ -137,16 +138,21 @@ impl Split {
             Some(head) => head.rows(&vocabulary),
             None => MatrixWeight::Plain(weights.embedding.rows(&vocabulary)),
         };
+        let draft = weights.draft.as_ref();
+        let draft = draft.map(|draft| rank.draft(config, draft).map(Box::new));
+        let draft: Result<_, SplitBlock> = draft.transpose();
+        let fail = |error: SplitBlock| EngineError::Ranks {
+            ranks: self.num_ranks,
+            what: error.to_string(),
+        };
         Ok(Share {
             config: rank.config(config),
             weights: ModelWeights {
                 embedding: weights.embedding.clone(),
-                layers: layers.map_err(|error| EngineError::Ranks {
-                    ranks: self.num_ranks,
-                    what: error.to_string(),
-                })?,
+                layers: layers.map_err(fail)?,
                 norm: weights.norm.clone(),
                 head: Some(head),
+                draft: draft.map_err(fail)?,
             },
             vocabulary,
         })
@@ -241,6 +247,24 @@ impl Rank {
             }
             MixerWeights::Moe(weights) => MixerWeights::Moe(Box::new(self.moe(weights)?)),
             MixerWeights::Mlp(weights) => MixerWeights::Mlp(self.mlp(weights)?),
+        })
+    }
+
+    fn draft(
+        self,
+        config: &ModelConfig,
+        weights: &DraftWeights,
+    ) -> Result<DraftWeights, SplitBlock> {
+        let attention = config.attention.as_ref().expect("the block has attention");
+        Ok(DraftWeights {
+            token_norm: weights.token_norm.clone(),
+            hidden_norm: weights.hidden_norm.clone(),
+            projection: weights.projection.clone(),
+            attention_norm: weights.attention_norm.clone(),
+            attention: self.attention(attention, &weights.attention)?,
+            experts_norm: weights.experts_norm.clone(),
+            experts: self.moe(&weights.experts)?,
+            norm: weights.norm.clone(),
         })
     }
 

@@ -28,6 +28,21 @@ pub(crate) struct ModelWeights {
     pub(crate) norm: Weight,
     /// `None` if the head reads the embedding table.
     pub(crate) head: Option<MatrixWeight>,
+    /// `None` if the checkpoint has none, or nobody drafts.
+    pub(crate) draft: Option<Box<DraftWeights>>,
+}
+
+/// The draft block: a projection, attention, experts.
+pub(crate) struct DraftWeights {
+    pub(crate) token_norm: Weight,
+    pub(crate) hidden_norm: Weight,
+    /// Columns of the embedding, then of the hidden state.
+    pub(crate) projection: MatrixWeight,
+    pub(crate) attention_norm: Weight,
+    pub(crate) attention: AttentionWeights,
+    pub(crate) experts_norm: Weight,
+    pub(crate) experts: MoeWeights,
+    pub(crate) norm: Weight,
 }
 
 pub(crate) struct LayerWeights {
@@ -184,7 +199,7 @@ pub(crate) enum Init {
 }
 
 impl ModelWeights {
-    /// What an FP8 cache divides by, per attention layer in stack order.
+    /// What an FP8 cache divides by, per attention layer in stack order, the draft block's last.
     ///
     /// # Errors
     /// A scale that nothing can be divided by.
@@ -196,6 +211,7 @@ impl ModelWeights {
                 MixerWeights::Attention(attention) => Some(attention),
                 _ => None,
             })
+            .chain(self.draft.iter().map(|draft| &draft.attention))
             .map(|attention| {
                 Ok(KvScales {
                     key: scale(&attention.k_scale)?,
@@ -301,6 +317,23 @@ impl ModelWeights {
             + self.norm.num_bytes()
             + self.head.as_ref().map_or(0, MatrixWeight::num_bytes)
             + self.layers.iter().map(LayerWeights::num_bytes).sum::<u64>()
+            + self.draft.as_ref().map_or(0, |draft| draft.num_bytes())
+    }
+}
+
+impl DraftWeights {
+    pub(crate) fn num_bytes(&self) -> u64 {
+        let norms = [
+            &self.token_norm,
+            &self.hidden_norm,
+            &self.attention_norm,
+            &self.experts_norm,
+            &self.norm,
+        ];
+        self.projection.num_bytes()
+            + self.attention.num_bytes()
+            + self.experts.num_bytes()
+            + norms.into_iter().map(Weight::num_bytes).sum::<u64>()
     }
 }
 
@@ -394,7 +427,7 @@ impl ExpertWeights {
 pub(crate) struct Inventory {
     /// Elements of all weights, the draft block's included.
     pub(crate) num_parameters: u64,
-    /// Bytes as stored of the weights that are loaded.
+    /// Bytes as stored of the weights but the draft block's.
     pub(crate) num_bytes: u64,
     /// Where those lie that are in files.
     pub(crate) stored: Vec<Bytes>,

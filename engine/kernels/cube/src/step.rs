@@ -36,6 +36,8 @@ pub struct StepIndex {
     pub max_context: usize,
     /// Positions per KV block.
     pub block_size: usize,
+    /// Attention looks at nothing before it.
+    pub first_position: usize,
     /// Entries of a row in `tables`.
     pub table_stride: usize,
     /// `[T]`: the row of each token.
@@ -62,6 +64,13 @@ impl StepIndex {
     pub fn upload(client: &Client, rows: &[RowIndex], block_size: usize) -> Self {
         let table_stride = rows.iter().map(|row| row.blocks.len()).max().unwrap_or(0);
         Self::with_stride(client, rows, table_stride, block_size)
+    }
+
+    /// The same, where attention looks at nothing before `first_position`.
+    #[must_use]
+    pub fn seen_from(mut self, first_position: usize) -> Self {
+        self.first_position = first_position;
+        self
     }
 
     /// The index of `num_rows` rows of one token each and of any context up to `table_stride`
@@ -94,6 +103,7 @@ impl StepIndex {
             max_row_tokens: largest(|row| row.num_tokens),
             max_context: largest(|row| row.start + row.num_tokens),
             block_size,
+            first_position: 0,
             table_stride,
             token_rows: Buffer::upload(client, &lists.token_rows),
             token_positions: Buffer::upload(client, &lists.token_positions),

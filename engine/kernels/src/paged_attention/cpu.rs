@@ -45,6 +45,7 @@ pub(super) fn paged_attention(
         kv_heads,
         head_dim,
         block_size: layout.block_size,
+        first_position: layout.first_position,
         out: SharedMut::new(&mut out),
     };
     let jobs = jobs(layout, heads / kv_heads, kv_heads);

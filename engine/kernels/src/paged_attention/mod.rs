@@ -15,6 +15,8 @@ use crate::{Arithmetic, KvPool, Layout, route::route};
 ///
 /// Shapes: `q` F32 `[T, heads * head_dim]`, result the same. Query head `i` reads kv head
 /// `i / (heads / kv_heads)`; scale `head_dim^-0.5`; softmax in f32; no positions enter.
+/// Nobody looks at positions before the layout's `first_position`, whose values must be numbers
+/// in plain tensor operations only.
 /// With [`Arithmetic::Bf16`] a GPU may round queries and the weights of values to bf16.
 pub fn paged_attention(
     q: Tensor<2>,

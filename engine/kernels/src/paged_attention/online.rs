@@ -24,6 +24,8 @@ pub(super) struct Attend<'a> {
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
     pub(super) block_size: usize,
+    /// Nobody looks at positions before it.
+    pub(super) first_position: usize,
     /// Like the queries.
     pub(super) out: SharedMut<f32>,
 }
@@ -125,6 +127,7 @@ impl<'a> Online<'a> {
             kv_heads,
             head_dim,
             block_size,
+            first_position,
             ..
         } = *self.attend;
         let job = self.job;
@@ -138,11 +141,12 @@ impl<'a> Online<'a> {
             let values = &values[from..from + (len - 1) * stride + head_dim];
             self.score(s, keys, stride, len);
             for (number, token) in job.tokens.clone().enumerate() {
-                // |-- seen by this query: limit --|-- later --|
-                // start                                start + len
+                // |-- skipped --|-- seen by this query: limit --|-- later --|
+                // start                                              start + len
                 let limit = (job.position(token) + 1).saturating_sub(start).min(len);
-                if limit > 0 {
-                    self.accumulate(s, number, limit, values, stride);
+                let skipped = first_position.saturating_sub(start);
+                if limit > skipped {
+                    self.accumulate(s, number, skipped..limit, values, stride);
                 }
             }
         }
@@ -222,13 +226,13 @@ impl<'a> Online<'a> {
         }
     }
 
-    /// Adds a block's first `limit` positions to all heads of a query.
+    /// Adds positions of a block to all heads of a query.
     #[inline(always)]
     fn accumulate<S: Simd, E: Stored>(
         &mut self,
         s: S,
         query: usize,
-        limit: usize,
+        seen: Range<usize>,
         values: &[E],
         stride: usize,
     ) {
@@ -238,13 +242,13 @@ impl<'a> Online<'a> {
             let row = query * heads + head;
             let left = heads - head;
             if S::WIDE && left >= 4 {
-                self.accumulate_rows::<S, E, 4>(s, row, limit, values, stride);
+                self.accumulate_rows::<S, E, 4>(s, row, seen.clone(), values, stride);
                 head += 4;
             } else if left >= 2 {
-                self.accumulate_rows::<S, E, 2>(s, row, limit, values, stride);
+                self.accumulate_rows::<S, E, 2>(s, row, seen.clone(), values, stride);
                 head += 2;
             } else {
-                self.accumulate_rows::<S, E, 1>(s, row, limit, values, stride);
+                self.accumulate_rows::<S, E, 1>(s, row, seen.clone(), values, stride);
                 head += 1;
             }
         }
@@ -255,31 +259,31 @@ impl<'a> Online<'a> {
         &mut self,
         s: S,
         row: usize,
-        limit: usize,
+        seen: Range<usize>,
         values: &[E],
         stride: usize,
     ) {
         let mut corrections = [s.splat(0.0); MR];
         for i in 0..MR {
-            corrections[i] = self.exponentials(s, row + i, limit);
+            corrections[i] = self.exponentials(s, row + i, seen.clone());
         }
         let head_dim = self.attend.head_dim;
-        assert!((limit - 1) * stride + head_dim <= values.len());
+        assert!((seen.end - 1) * stride + head_dim <= values.len());
         let padded = self.padded;
         let scores = &self.scores[row * padded..(row + MR) * padded];
         let sums = &mut self.sums[row * head_dim..(row + MR) * head_dim];
         let mut at = 0;
         while at < head_dim {
             let n = LANES.min(head_dim - at);
-            // SAFETY: `n` elements are left in each row of the sums and in each of the `limit`
-            // values; a row of scores holds at least `limit`.
+            // SAFETY: `n` elements are left in each row of the sums and in each of the values that are
+            // seen; a row of scores holds at least as many.
             unsafe {
                 let mut lanes = [s.splat(0.0); MR];
                 for i in 0..MR {
                     let old = s.load_part(sums.as_ptr().add(i * head_dim + at), n);
                     lanes[i] = s.mul(old, corrections[i]);
                 }
-                for j in 0..limit {
+                for j in seen.clone() {
                     let p = values.as_ptr().add(j * stride + at);
                     let value = if n == LANES {
                         E::load(s, p)
@@ -299,14 +303,15 @@ impl<'a> Online<'a> {
         }
     }
 
-    /// Turns a row's first `limit` scores into exponentials over the running maximum, adds them to
+    /// Turns a row's scores of what is seen into exponentials over the running maximum, adds them to
     /// its weight, and returns what earlier sums must be multiplied with.
     #[inline(always)]
-    fn exponentials<S: Simd>(&mut self, s: S, row: usize, limit: usize) -> S::V {
-        let whole = limit.next_multiple_of(LANES);
+    fn exponentials<S: Simd>(&mut self, s: S, row: usize, seen: Range<usize>) -> S::V {
+        let whole = seen.end.next_multiple_of(LANES);
         let scores = &mut self.scores[row * self.padded..][..whole];
-        // Later positions weigh nothing.
-        scores[limit..].fill(f32::NEG_INFINITY);
+        // Other positions weigh nothing.
+        scores[..seen.start].fill(f32::NEG_INFINITY);
+        scores[seen.end..].fill(f32::NEG_INFINITY);
         let before = self.largest[row];
         let mut largest = s.splat(before);
         let mut at = 0;

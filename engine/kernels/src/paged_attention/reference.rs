@@ -18,7 +18,7 @@ pub(crate) fn paged_attention(
         .iter()
         .map(|row| {
             let q = q.clone().narrow(0, row.tokens.start, row.num_tokens());
-            attend(q, pool, heads, row, layout.block_size)
+            attend(q, pool, heads, row, layout)
         })
         .collect();
     Tensor::cat(rows, 0)
@@ -29,8 +29,9 @@ fn attend(
     pool: &KvPool,
     heads: usize,
     row: &RowLayout,
-    block_size: usize,
+    layout: &Layout,
 ) -> Tensor<2> {
+    let block_size = layout.block_size;
     let [_, _, kv_heads, head_dim] = pool.keys.dims();
     let (len, context, group) = (row.num_tokens(), row.context_len(), heads / kv_heads);
     let keys = gather(&pool.keys, row, block_size);
@@ -45,7 +46,7 @@ fn attend(
         .mul_scalar((head_dim as f32).powf(-0.5))
         .matmul(keys.swap_dims(1, 2))
         .reshape([heads, len, context]);
-    let scores = scores.mask_fill(future(row, &pool.keys.device()), f32::NEG_INFINITY);
+    let scores = scores.mask_fill(unseen(row, layout, &pool.keys.device()), f32::NEG_INFINITY);
     softmax(scores, 2)
         .reshape([kv_heads, group * len, context])
         .matmul(values)
@@ -85,10 +86,10 @@ fn decode(codes: Tensor<4, Int>) -> Tensor<4> {
 }
 
 /// True where a query may not look, `[1, len, context]`.
-fn future(row: &RowLayout, device: &Device) -> Tensor<3, Bool> {
+fn unseen(row: &RowLayout, layout: &Layout, device: &Device) -> Tensor<3, Bool> {
     let context = row.context_len();
     let mask: Vec<bool> = (row.start..context)
-        .flat_map(|query| (0..context).map(move |key| key > query))
+        .flat_map(|query| (0..context).map(move |key| key > query || key < layout.first_position))
         .collect();
     Tensor::from_data(
         TensorData::new(mask, [1, row.num_tokens(), context]),

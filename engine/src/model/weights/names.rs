@@ -2,8 +2,8 @@
 
 use super::finder::Finder;
 use super::{
-    AttentionWeights, ExpertWeights, Init, LayerWeights, LinearWeights, MambaWeights, MixerWeights,
-    MlpWeights, ModelWeights, MoeWeights, Weight,
+    AttentionWeights, DraftWeights, ExpertWeights, Init, LayerWeights, LinearWeights, MambaWeights,
+    MatrixWeight, MixerWeights, MlpWeights, ModelWeights, MoeWeights, Weight,
 };
 use crate::error::EngineError;
 use crate::model::config::{LayerKind, ModelConfig};
@@ -38,16 +38,18 @@ impl Finder {
         } else {
             Some(self.matrix("lm_head", [vocab, hidden], Init::fan_in(hidden))?)
         };
-        if let Some(kinds) = &config.mtp_layers
-            && self.has_any("mtp.")
-        {
-            self.check_mtp(config, kinds)?;
-        }
+        // Writers drop its tensors and keep its keys, so it may be absent as a whole.
+        let draft = if config.mtp_layers.is_some() && self.has_any("mtp.") {
+            Some(Box::new(self.draft(config)?))
+        } else {
+            None
+        };
         Ok(ModelWeights {
             embedding,
             layers,
             norm,
             head,
+            draft,
         })
     }
 
@@ -237,30 +239,33 @@ impl Finder {
         })
     }
 
-    /// The draft block is checked like everything else and stays in its file: nothing drafts yet.
-    /// Writers drop its tensors and keep its keys, so it may be absent as a whole.
-    fn check_mtp(&mut self, config: &ModelConfig, kinds: &[LayerKind]) -> Result<(), EngineError> {
+    /// The draft block: an attention layer and one of experts. Its bytes do not count: who does not
+    /// draft does not load it.
+    fn draft(&mut self, config: &ModelConfig) -> Result<DraftWeights, EngineError> {
         let main = self.inventory.num_bytes;
         let hidden = config.hidden_size;
-        self.norm("mtp.layers.0.enorm", hidden)?;
-        self.norm("mtp.layers.0.hnorm", hidden)?;
-        self.take(
-            "mtp.layers.0.eh_proj.weight",
-            &[hidden, 2 * hidden],
-            Init::fan_in(2 * hidden),
-        )?;
-        for (at, kind) in kinds.iter().enumerate() {
-            let place = Place {
-                name: format!("mtp.layers.{at}"),
-                depth: kinds.len(),
-                mlp_size: 0,
-            };
-            self.layer(config, *kind, &place)?;
-        }
-        let last = kinds.len() - 1;
-        self.norm(&format!("mtp.layers.{last}.final_layernorm"), hidden)?;
+        let place = |at: usize| Place {
+            name: format!("mtp.layers.{at}"),
+            depth: 2,
+            mlp_size: 0,
+        };
+        let projection = "mtp.layers.0.eh_proj.weight";
+        let weights = DraftWeights {
+            token_norm: self.norm("mtp.layers.0.enorm", hidden)?,
+            hidden_norm: self.norm("mtp.layers.0.hnorm", hidden)?,
+            projection: MatrixWeight::Plain(self.take(
+                projection,
+                &[hidden, 2 * hidden],
+                Init::fan_in(2 * hidden),
+            )?),
+            attention_norm: self.norm("mtp.layers.0.norm", hidden)?,
+            attention: self.attention(config, &place(0))?,
+            experts_norm: self.norm("mtp.layers.1.norm", hidden)?,
+            experts: self.moe(config, &place(1))?,
+            norm: self.norm("mtp.layers.1.final_layernorm", hidden)?,
+        };
         self.inventory.num_bytes = main;
-        Ok(())
+        Ok(weights)
     }
 
     fn norm(&mut self, name: &str, size: usize) -> Result<Weight, EngineError> {

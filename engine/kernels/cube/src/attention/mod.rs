@@ -119,7 +119,9 @@ pub fn paged_attention_within(
         head_dim,
         block_size: step.block_size,
     };
-    if arithmetic.is_rounded() && attends(client, &shape) {
+    // Tensor cores look at every position.
+    let sees_all = step.first_position == 0;
+    if arithmetic.is_rounded() && sees_all && attends(client, &shape) {
         let pools = [keys, values];
         return tensor_attention(client, q, pools, &shape, step, scratch, out);
     }
@@ -294,6 +296,7 @@ impl Launch<'_> {
                     group: self.group(),
                     head_dim: self.head_dim,
                     block_size: step.block_size,
+                    first_position: step.first_position,
                     tokens,
                     rows_per_unit,
                     is_split: splits.is_some(),

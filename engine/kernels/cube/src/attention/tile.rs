@@ -19,6 +19,8 @@ pub(super) struct Tile {
     pub(super) group: usize,
     pub(super) head_dim: usize,
     pub(super) block_size: usize,
+    /// Nobody looks before it.
+    pub(super) first_position: usize,
     /// Tokens of a tile.
     pub(super) tokens: usize,
     /// Queries of a unit.
@@ -195,6 +197,11 @@ pub(super) fn attend<N: Size, C: Size>(
                 }
                 scores[x * padded + base + r] =
                     select(start + x <= last[r], score, f32::new(LOWEST));
+                if comptime!(tile.first_position > 0) {
+                    if start + x < tile.first_position {
+                        scores[x * padded + base + r] = f32::new(LOWEST);
+                    }
+                }
             }
             sync_cube();
 
@@ -243,7 +250,13 @@ pub(super) fn attend<N: Size, C: Size>(
             // Keys that a query does not see are left out, not weighed with zero: their values may
             // be NaN.
             let num_keys = select(end - start < KEYS, end - start, KEYS);
-            for key in 0..num_keys {
+            let mut first_key = 0usize;
+            if comptime!(tile.first_position > 0) {
+                if start < tile.first_position {
+                    first_key = tile.first_position - start;
+                }
+            }
+            for key in first_key..num_keys {
                 let mut value = Array::<Vector<f32, C>>::new(owned);
                 #[unroll]
                 for o in 0..owned {
