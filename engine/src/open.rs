@@ -87,6 +87,11 @@ impl Engine {
             tracing::warn!("the checkpoint has no draft block: tokens come one by one");
             config.max_drafts = 0;
         }
+        let grid = grid(&config, &devices[0])?;
+        if config.max_drafts > 0 && grid.is_some() {
+            tracing::warn!("drafts would move bits on this device: tokens come one by one");
+            config.max_drafts = 0;
+        }
         if config.max_drafts == 0 {
             (weights.draft, model.mtp_layers) = (None, None);
         }
@@ -164,7 +169,6 @@ impl Engine {
             dtype: dtype_name,
             kv_cache_dtype: kv_format.name(),
         };
-        let grid = grid(&config, &devices[0])?;
         Ok(Opened {
             config,
             model,

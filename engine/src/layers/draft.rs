@@ -116,3 +116,6 @@ impl Draft {
         Some(self.norm.add(residual, mixed).1)
     }
 }
+
+#[cfg(test)]
+mod tests;
