@@ -93,7 +93,7 @@ pub(crate) fn guess(
             at += 1;
             going.contains(&(at - 1))
         });
-        let ids = guessers.iter().map(|guesser| guesser.last()).collect();
+        let ids = guessers.iter().map(Guesser::last).collect();
         let layout = laid_out(
             guessers.iter().enumerate().map(Guesser::row).collect(),
             block_size,

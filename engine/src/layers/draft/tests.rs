@@ -200,7 +200,7 @@ fn check(fixture: &str) {
             bench.check(
                 &format!("{what}, guess {depth}"),
                 &hidden,
-                &[expect.clone()],
+                std::slice::from_ref(expect),
             );
             let position = FIRST_PAIR + len + depth;
             own = bench.draft(&[best(expect)], hidden, position, &[0]);

@@ -33,6 +33,7 @@ pub(super) struct Tile {
 /// largest score and the sum of weights in `scales`; in a walk they are the results.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
+#[allow(clippy::collapsible_if)] // The outer one is decided when the kernel is compiled.
 pub(super) fn attend<N: Size, C: Size>(
     q: &[Vector<f32, C>],
     keys: &[Vector<u32, N>],
