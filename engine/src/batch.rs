@@ -29,7 +29,7 @@ impl Batch {
                 start: row.start as usize,
                 slot: row.slot.0 as usize,
                 blocks: row.block_table.iter().map(|block| block.0).collect(),
-                saves: row.saves.iter().map(|save| of_row(row, save)).collect(),
+                saves: row.saves.iter().map(|save| of_row(row, *save)).collect(),
                 num_pending: row.drafting.num_pending as usize,
                 num_drafts: row.drafting.num_drafts as usize,
             });
@@ -42,7 +42,7 @@ impl Batch {
     }
 }
 
-fn of_row(row: &Row, save: &Save) -> StateSave {
+fn of_row(row: &Row, save: Save) -> StateSave {
     StateSave {
         num_tokens: (save.at - row.start) as usize,
         slot: save.to.0 as usize,

@@ -19,6 +19,10 @@ fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), &Device::flex())
 }
 
+fn nan<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+    on(Tensor::full(shape, f32::NAN, &Device::flex()), device)
+}
+
 fn on<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> {
     Tensor::from_data(tensor.into_data(), (device, DType::F32))
 }
@@ -77,9 +81,6 @@ impl Mixer {
             conv_kernel,
             ..
         } = self.shape;
-        fn nan<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
-            on(Tensor::full(shape, f32::NAN, &Device::flex()), device)
-        }
         let device = &self.device;
         let pool = StatePool {
             conv: nan([NUM_SLOTS, self.shape.conv_dim(), conv_kernel - 1], device),

@@ -18,7 +18,7 @@ use crate::{
 /// The pieces of a step, and what rows leave in their rings.
 #[derive(Debug)]
 pub(crate) struct Waves {
-    waves: Vec<Wave>,
+    list: Vec<Wave>,
     /// From the step's tokens to the rings'.
     kept: RowMoves,
     /// Whether the first wave is the step as it is.
@@ -52,9 +52,7 @@ impl Waves {
     fn new(client: &Client, layout: &Layout, max_ring: usize) -> Self {
         let ends: Vec<Vec<usize>> = layout.rows.iter().map(ends).collect();
         let count = ends.iter().map(Vec::len).max().unwrap_or(0);
-        let waves: Vec<Wave> = (0..count)
-            .map(|wave| Wave::new(client, layout, &ends, wave, max_ring))
-            .collect();
+        let waves = (0..count).map(|wave| Wave::new(client, layout, &ends, wave, max_ring));
         let drafting = layout.rows.iter().filter(|row| !row.is_absorbed());
         let kept = drafting.flat_map(|row| {
             let places = row.slot * max_ring..;
@@ -63,7 +61,7 @@ impl Waves {
         Self {
             is_whole: count == 1 && layout.num_pending() == 0,
             kept: RowMoves::upload(client, &kept.collect::<Vec<_>>()),
-            waves,
+            list: waves.collect(),
             max_ring,
         }
     }
@@ -185,7 +183,7 @@ pub(super) fn in_waves(
     let ring = ring.as_ref().map(elements);
     let ring_of = || columns(ring.as_ref().expect("checked above"), shape.ring(), 0);
     let y = like(num_tokens, shape.inner());
-    for wave in &waves.waves {
+    for wave in &waves.list {
         let len = wave.index.num_tokens;
         let gathered = (!waves.is_whole).then(|| {
             let gathered = like(len, width);

@@ -15,6 +15,9 @@
 //! keep the address of every vector of the state, because an index could wrap: 97 registers, two
 //! cubes; with 64 bits 74, three.
 //!
+//! A row that absorbs only its first tokens stores its state behind them and goes on in registers: a
+//! read and at most a write of the state, whatever becomes of the others.
+//!
 //! Every sum has one order: the bits of a token depend on nothing but its row, however it is cut.
 #![allow(unsafe_code)]
 
@@ -260,6 +263,7 @@ pub(super) fn load_state<N: Size>(
 
 /// And back.
 #[cube]
+#[allow(clippy::trivially_copy_pass_by_ref)] // On a device it is registers, which go on.
 pub(super) fn store_state<N: Size>(
     pool: &mut [Vector<f32, N>],
     state: &Array<Vector<f32, N>>,
