@@ -1,34 +1,19 @@
 //! States saved on the way through a row, and rows with drafts, through the whole model: the bits of
 //! running one token after the other.
 
-use std::path::Path;
-
 use engine::{DeviceChoice, Engine, EngineConfig, EngineError, ModelSource};
 use nemoserve_tests::driver::{Driver, Line, Scores, Turn};
+use nemoserve_tests::fixtures;
 use scheduler::Runner;
-
-const CONFIG: &str = r#"{
-    "model_type": "nemotron_h",
-    "hybrid_override_pattern": "ME*-MEM*E",
-    "hidden_size": 48, "vocab_size": 300, "max_position_embeddings": 4096,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "mamba_num_heads": 6, "mamba_head_dim": 12, "n_groups": 2, "ssm_state_size": 16, "conv_kernel": 4,
-    "n_routed_experts": 12, "num_experts_per_tok": 3, "n_group": 3, "topk_group": 2,
-    "moe_intermediate_size": 20, "moe_latent_size": 24, "routed_scaling_factor": 2.5,
-    "moe_shared_expert_intermediate_size": 40, "n_shared_experts": 1,
-    "intermediate_size": 64, "time_step_limit": [0.0, Infinity]
-}"#;
 
 const BLOCK_SIZE: u32 = 4;
 const MAX_DRAFTS: u32 = 4;
-const VOCAB_SIZE: u32 = 300;
+/// Of the fixture, or less.
+const VOCAB_SIZE: u32 = 150;
 
-fn driver(folder: &Path) -> Driver<impl Runner<Error = EngineError>> {
-    std::fs::write(folder.join("config.json"), CONFIG).expect("it can be written to");
-    let source = ModelSource::Dummy {
-        folder: folder.to_owned(),
-        seed: 11,
-    };
+/// A model with a draft block: others have nothing to keep drafts in.
+fn driver() -> Driver<impl Runner<Error = EngineError>> {
+    let source = ModelSource::Folder(fixtures::folder("super"));
     let opened = Engine::open(EngineConfig {
         device: DeviceChoice::Cpu,
         max_num_seqs: 8,
@@ -94,8 +79,7 @@ fn plain<R: Runner<Error = EngineError>>(
 
 #[test]
 fn a_saved_state_goes_on_as_a_cold_one() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let driver = &mut driver(folder.path());
+    let driver = &mut driver();
     let ids = prompt(61, 1);
     let (cold, expect) = plain(driver, &ids, 5);
 
@@ -137,8 +121,7 @@ fn a_saved_state_goes_on_as_a_cold_one() {
 #[test]
 fn drafts_right_or_wrong_change_nothing() {
     const NUM_TOKENS: usize = 40;
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let driver = &mut driver(folder.path());
+    let driver = &mut driver();
     let prompts = [prompt(13, 3), prompt(4, 4)];
     let [one, two] = [0, 1].map(|at| plain(driver, &prompts[at], NUM_TOKENS));
     let expects = [one, two];
