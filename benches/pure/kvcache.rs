@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use kvcache::{CacheConfig, HashChain, KvCacheManager, Reservation, SnapshotKind, Start};
+use kvcache::{CacheConfig, HashChain, KvCacheManager, Reservation, SnapshotKind, Start, Wish};
 
 const NUM_TOKENS: usize = 65_536;
 const BLOCK_SIZE: u32 = 16;
@@ -64,5 +64,82 @@ fn prefix(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, prefix);
+/// A full cache of 400 snapshots of 40 conversations, and one conversation of 256k tokens whose next turn
+/// arrives: what a hit costs, and what a snapshot costs for which another has to go.
+fn crowd(criterion: &mut Criterion) {
+    const LONG: usize = 262_144;
+    const NUM_TALKS: u32 = 40;
+    const TURN: usize = 2000;
+    let mut group = criterion.benchmark_group("400 snapshots, a prompt of 262144 tokens");
+    let num_slots = 10 * NUM_TALKS + 12;
+    let mut cache = KvCacheManager::new(CacheConfig {
+        block_size: BLOCK_SIZE,
+        num_blocks: 120_000,
+        num_slots,
+        num_host_slots: 0,
+        num_host_blocks: 0,
+        blocks_per_slot: 2592,
+    });
+    let mut retire = |tokens: &[u32], len: usize| {
+        let mut chain = HashChain::new("".into(), BLOCK_SIZE);
+        let found = cache.reserve(reservation(&mut chain, &tokens[..=len]));
+        let Start { lease, .. } = found.expect("there is room");
+        cache.retire(lease, &mut chain, &tokens[..len], SnapshotKind::Finish);
+        cache.take_ops();
+    };
+    for talk in 0..NUM_TALKS {
+        let tokens: Vec<u32> = (0..20_001).map(|token| token ^ (talk + 1) << 20).collect();
+        for turn in 1..=10 {
+            retire(&tokens, turn * TURN);
+        }
+    }
+    let tokens: Vec<u32> = (0..LONG as u32 + 20).collect();
+    for turn in (0..10).rev() {
+        retire(&tokens, LONG - 7 - turn * TURN);
+    }
+    assert_eq!(cache.states().num_free(), 1);
+    let mut chain = HashChain::new("".into(), BLOCK_SIZE);
+    let mut start = |cache: &mut KvCacheManager, chain: &mut HashChain| {
+        let found = cache.reserve(reservation(chain, &tokens));
+        let Start { lease, num_hit, .. } = found.expect("there is room");
+        assert_eq!(num_hit as usize, LONG - 7);
+        cache.take_ops();
+        lease
+    };
+    group.bench_function("look up a hashed prompt", |bencher| {
+        bencher.iter(|| cache.longest_hit(&mut chain, &tokens, LONG));
+    });
+    group.bench_function("hit, reserve and release", |bencher| {
+        bencher.iter(|| {
+            let lease = start(&mut cache, &mut chain);
+            cache.release(lease);
+        });
+    });
+    let mut lease = start(&mut cache, &mut chain);
+    assert_eq!(cache.states().num_free(), 0);
+    // Each of another length, long gone when its turn comes again.
+    let mut len = LONG;
+    group.bench_function(
+        "begin and finish a save for which another goes",
+        |bencher| {
+            bencher.iter(|| {
+                len = if len == LONG - 4096 { LONG } else { len - 1 };
+                let wish = Wish {
+                    len: len as u32,
+                    shorter: 0,
+                    kind: SnapshotKind::Boundary,
+                    has_longer: false,
+                    is_awaited: true,
+                };
+                let slot = cache.begin_save(&wish, &mut chain, &tokens[..len]);
+                if let Some(slot) = slot {
+                    cache.finish_save(slot, &mut lease, &mut chain, &tokens[..len], wish.kind);
+                }
+            });
+        },
+    );
+    cache.release(lease);
+}
+
+criterion_group!(benches, prefix, crowd);
 criterion_main!(benches);

@@ -31,7 +31,8 @@
 //!
 //! 1. Block 0 and slot 0 are padding. They are never handed out and never freed.
 //! 2. Every other block is *free*, *used* (held by at least one [`Lease`]) or *cached* (held by
-//!    snapshots only). Every other slot is *free*, *live* (one lease) or a *snapshot*.
+//!    snapshots only). Every other slot is *free*, *live* (one lease), *pending* (a row in flight
+//!    writes a snapshot to it) or a *snapshot*.
 //! 3. Blocks are counted by two reference counts: of leases and of snapshots. Both can be recomputed
 //!    from the leases and snapshots alone; `check_invariants` does it.
 //! 4. Blocks form a tree. Who holds block b at index i of its list also holds the same i blocks that
@@ -41,10 +42,23 @@
 //!    writer only ever writes behind what snapshots of the block cover.
 //! 6. A hit means equal salt and equal tokens. Hashes only say where to look.
 //! 7. A reservation is all or nothing: `None` changes nothing.
-//! 8. Live sequences come first: every snapshot may be evicted for one, even the one that is hit.
+//! 8. Live sequences come first: every snapshot may be evicted for one, even the one that is hit. A
+//!    slot for a snapshot is a free one or that of a snapshot of less worth.
 //! 9. What is not owned is meaningless. Operations run in the order in which they were pushed, all
 //!    of them before any row, so a block or slot may change hands within a plan: its new owner's
 //!    operations come behind the old owner's.
+//!
+//! 10. A snapshot is in one memory, slot and blocks together. Host memory is kept by the same books:
+//!     blocks that are there already are shared, and nobody but snapshots holds any.
+//! 11. What a row in flight writes is known to nobody until it is published.
+//!
+//! # What goes first
+//!
+//! Slots and blocks are got back by evicting the snapshot of least worth ([`Policy::score`]): tokens
+//! that whoever hits it need not compute, over the next shorter snapshot of its path, for the memory
+//! that it alone takes; more if it was of use lately or often. If it is worth the move and there is
+//! host memory, it goes there, and a hit brings it back. Evicted ones are remembered for a while, so
+//! that a start can say why it was no longer hit ([`Miss`]).
 //!
 //! # What this crate does not know
 //!

@@ -271,7 +271,11 @@ impl PrefixCache {
         tokens: &[u32],
     ) -> SnapshotId {
         let num_full = tokens.len() / self.block_size;
-        for (index, &block) in blocks[..num_full].iter().enumerate() {
+        // Whoever made one of them findable did so with all before it.
+        for (index, &block) in blocks[..num_full].iter().enumerate().rev() {
+            if self.device.key(block).is_some() {
+                break;
+            }
             let key = chain.at(tokens, (index + 1) * self.block_size);
             self.device.insert(block, key);
         }

@@ -8,7 +8,7 @@
 //! | `request` | [`Request`], [`SamplingParams`], [`FinishReason`] |
 //! | `sequence` | one choice of a request, in flight, and its legal status changes |
 //! | `queue` | the order of those who wait |
-//! | `budget` | how many tokens a sequence gets; chunks end on snapshot boundaries |
+//! | `budget` | how many tokens a sequence gets |
 //! | `admission` | [`check_size`]: what can never run |
 //! | `scheduler` | [`Scheduler`]: add, abort, finish |
 //! | `plan` | `schedule`: who runs in the next step |
@@ -40,21 +40,29 @@
 //! are the same rule with other numbers.
 //!
 //! 1. *Order.* A step serves first the running sequences that want one token, then running ones that
-//!    want more, then those who wait; each class from the oldest to the youngest. Who waits at the
-//!    head waits for memory alone: nobody overtakes it. Only choices whose sibling is about to save
-//!    their common prompt are passed over, since they wait for a hit.
+//!    want more, each class from the oldest to the youngest, then those who wait, by priority and
+//!    arrival: so many steps of waiting make up for a level of priority, so everybody's turn comes. Who
+//!    waits at the head waits for memory alone: of those behind, nobody overtakes it. Only who shares
+//!    with an older running sequence a prefix that this is about to save is passed over, until it is
+//!    saved or its maker is gone: requests that arrive together with one prefix compute it once.
 //! 2. *Memory.* A sequence enters with blocks for all tokens known of it and a slot, or not at all.
 //!    From then on it wants at most one block a step. If that one is short, first snapshots go, then
-//!    the youngest running sequence yields: it gives back everything, keeps its tokens, returns to
-//!    its place in the queue and recomputes. Nobody enters in a step in which somebody yielded.
+//!    the youngest running sequence yields: it gives back everything, keeps its tokens and returns to
+//!    its place in the queue. What it had computed is a snapshot from then on, which may go to the host
+//!    or be evicted like any other; what is gone when its turn comes is computed again. Nobody enters
+//!    in a step in which somebody yielded.
 //! 3. *Progress.* The oldest sequence never yields to another, and alone it always fits: what could
 //!    never fit was refused by `add`.
 //! 4. *In flight.* Between `schedule` and `update` a row's memory belongs to the runner. Whoever is
 //!    aborted then keeps its memory until `update`, which drops its result.
-//! 5. *Publishing* happens in `update`: a snapshot at the prompt's end less one (the last token must
-//!    run to give logits), unless the prompt is too short to be worth that step, and the final state
-//!    of whoever ends well. A row's fault fails its request, publishes nothing, and removes all
-//!    snapshots of prefixes it went through.
+//! 5. *Saving.* Rows carry places where their state is copied on the way: where messages begin, at the
+//!    prompt's end less one (the last token must run to give logits), where others have parted from
+//!    this path before, and now and then in long stretches. Slots for that are taken when everything
+//!    else is planned, the most valuable first; where there is none there is no save. A prefix that two
+//!    prompts share and that ends where a message begins is thus a hit on the second sighting, to the
+//!    block, as long as there are slots. *Publishing* happens in `update`: what a row has saved, and the
+//!    final state of whoever ends well. A row's fault fails its request, publishes nothing, and removes
+//!    all snapshots of prefixes it went through.
 //! 6. *Determinism.* Same calls, same plans, byte for byte. `prepare` makes no difference to them,
 //!    called or not, whenever and however often.
 //! 7. *Drafts.* A row that samples may carry guesses at the tokens behind its own, and draws as many
@@ -72,7 +80,7 @@
 //!
 //! Text, stop strings, grammars (the server's and the runner's); devices and tensors; how a token is
 //! chosen. It reads limits and stop ids of [`SamplingParams`] and hands the rest through. It has no
-//! clock: whoever wants deadlines calls `abort`.
+//! clock: whoever wants deadlines calls `abort`; waiting is counted in steps.
 
 mod admission;
 mod budget;
