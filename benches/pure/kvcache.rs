@@ -99,7 +99,7 @@ fn crowd(criterion: &mut Criterion) {
     }
     assert_eq!(cache.states().num_free(), 1);
     let mut chain = HashChain::new("".into(), BLOCK_SIZE);
-    let mut start = |cache: &mut KvCacheManager, chain: &mut HashChain| {
+    let start = |cache: &mut KvCacheManager, chain: &mut HashChain| {
         let found = cache.reserve(reservation(chain, &tokens));
         let Start { lease, num_hit, .. } = found.expect("there is room");
         assert_eq!(num_hit as usize, LONG - 7);

@@ -211,8 +211,8 @@ mod tests {
     #[test]
     fn messages_are_marked_where_they_begin() {
         let with = |boundaries: &'static [u32], num_hit| Stretch {
-            boundaries,
             num_hit,
+            boundaries,
             ..LONG
         };
         assert_eq!(shown(&with(&[0, 63, 64, 500], 0)), "B64 B500 E999");

@@ -122,10 +122,9 @@ impl Scheduler {
     /// As only older ones are waited for, everybody's turn comes; and who is waited for runs, so the
     /// waiting ends: with the save, without it, or with whoever was to make it.
     pub(crate) fn waits_for_save(&mut self, id: SequenceId) -> bool {
-        if let Some((maker, at)) = self.sequences[&id].awaited {
-            if self.is_about_to_save(maker, at) {
-                return true;
-            }
+        let awaited = self.sequences[&id].awaited;
+        if awaited.is_some_and(|(maker, at)| self.is_about_to_save(maker, at)) {
+            return true;
         }
         let found = self.find_save(id);
         let sequence = self.sequences.get_mut(&id).expect("who waits is known");

@@ -347,10 +347,10 @@ impl Player {
             .iter()
             .map(|block| format!("b{}", block.0))
             .collect();
-        let saves = row.saves.iter();
-        let saves: String = saves
-            .map(|save| format!("  {} to s{}", save.at, save.to.0))
-            .collect();
+        let mut saves = String::new();
+        for save in &row.saves {
+            write!(saves, "  {} to s{}", save.at, save.to.0).expect("a string");
+        }
         let (name, slot, blocks) = (self.name(row.sequence), row.slot.0, blocks.join(" "));
         let drafting = &row.drafting;
         let mut drafts = String::new();
