@@ -248,7 +248,7 @@ impl Opened {
             max_model_len: self.plan.max_model_len,
             grid: self.grid,
             max_drafts: self.config.max_drafts,
-            saves_within_rows: true,
+            saves_within_rows: false,
             draft_costs: Vec::new(),
         }
     }
