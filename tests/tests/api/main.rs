@@ -5,6 +5,7 @@ mod agents;
 mod anthropic;
 mod bad_requests;
 mod billing;
+mod cached;
 mod chat;
 mod cloudflare;
 mod completions;

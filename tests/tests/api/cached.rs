@@ -1,0 +1,196 @@
+//! What of a prompt needs no computing, as clients are told it.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::server::Server;
+
+const BLOCK_SIZE: usize = 16;
+/// Shorter shared prefixes are not worth a state.
+const LEAST: usize = 64;
+/// At once; the rest wait.
+const NUM_CLIENTS: usize = 8;
+
+/// Words of one to three tokens, another text for every seed.
+fn words(seed: &mut u64, num_words: u64) -> String {
+    const WORDS: [&str; 8] = [
+        "river", "stone", "Paris", "the", "green", "of", "ninety", "zebra",
+    ];
+    let word = |_| {
+        *seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        WORDS[(*seed >> 61) as usize]
+    };
+    (0..num_words).map(word).collect::<Vec<_>>().join(" ")
+}
+
+fn message(role: &str, content: &str) -> Value {
+    json!({"role": role, "content": content})
+}
+
+fn request(messages: &[Value], thinking: bool) -> Value {
+    json!({
+        "model": "test", "max_tokens": 5, "messages": messages,
+        "chat_template_kwargs": {"enable_thinking": thinking},
+    })
+}
+
+async fn prompt_ids(server: &Server, body: &Value) -> Vec<u64> {
+    let rendered = server.ask("/v1/chat/completions/render", body).await;
+    let ids = rendered["token_ids"].as_array().expect("a list");
+    ids.iter().map(|id| id.as_u64().expect("an id")).collect()
+}
+
+async fn cached_tokens(server: &Server, body: &Value) -> usize {
+    let answer = server.ask("/v1/chat/completions", body).await;
+    let cached = &answer["usage"]["prompt_tokens_details"]["cached_tokens"];
+    cached.as_u64().unwrap_or(0) as usize
+}
+
+/// The longest prefix that two prompts share and that ends where both begin a message.
+fn shared(first: &[u64], second: &[u64], turn: u64) -> usize {
+    let same = first.iter().zip(second).take_while(|(a, b)| a == b).count();
+    let begins = |at: &usize| first.get(*at) == Some(&turn) && second.get(*at) == Some(&turn);
+    (0..=same).rev().find(begins).unwrap_or(0)
+}
+
+/// Two requests that share their first messages and part in the last: the second computes its own
+/// message only. All lengths, with and without thinking, many at once.
+async fn pairs(num_pairs: usize) {
+    let server = Arc::new(Server::roomy().await);
+    server.say("</think>So it is.");
+    let turn = u64::from(server.ids("<|im_start|>")[0]);
+    let client = |client: usize| {
+        let server = Arc::clone(&server);
+        async move {
+            let (mut num_hits, mut longest) = (0, 0);
+            for pair in (client..num_pairs).step_by(NUM_CLIENTS) {
+                let mut seed = pair as u64 + 1;
+                // From a few dozen tokens to some thousand.
+                let num_words = 20 << (pair % 9);
+                let mut messages = vec![message("system", &words(&mut seed, num_words))];
+                for _ in 0..pair % 3 {
+                    messages.push(message("user", &words(&mut seed, num_words / 2)));
+                    messages.push(message("assistant", &words(&mut seed, num_words / 3)));
+                }
+                let mut ask = |messages: &mut Vec<Value>| {
+                    messages.push(message("user", &words(&mut seed, 12)));
+                    let body = request(messages, pair % 2 == 0);
+                    messages.pop();
+                    body
+                };
+                let (first, second) = (ask(&mut messages), ask(&mut messages));
+                let ids = [
+                    prompt_ids(&server, &first).await,
+                    prompt_ids(&server, &second).await,
+                ];
+                let shared = shared(&ids[0], &ids[1], turn);
+                assert_eq!(
+                    cached_tokens(&server, &first).await / LEAST,
+                    0,
+                    "all is new"
+                );
+                let cached = cached_tokens(&server, &second).await;
+                if shared >= LEAST {
+                    let least = shared / BLOCK_SIZE * BLOCK_SIZE;
+                    assert!(
+                        (least..ids[1].len()).contains(&cached),
+                        "pair {pair}: {cached} of {} cached, {shared} are shared",
+                        ids[1].len()
+                    );
+                    num_hits += 1;
+                    longest = longest.max(cached);
+                }
+            }
+            (num_hits, longest)
+        }
+    };
+    let clients: Vec<_> = (0..NUM_CLIENTS)
+        .map(|at| tokio::spawn(client(at)))
+        .collect();
+    let (mut num_hits, mut longest) = (0, 0);
+    for client in clients {
+        let (hits, len) = client.await.expect("no client fails");
+        num_hits += hits;
+        longest = longest.max(len);
+    }
+    assert!(
+        num_hits * 10 >= num_pairs * 8,
+        "{num_hits} pairs share enough"
+    );
+    assert!(longest > 6000, "the longest hit has {longest} tokens");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shared_beginning_hits_on_the_second_sighting() {
+    let num_pairs = std::env::var("NEMOSERVE_CACHE_PAIRS").ok();
+    let num_pairs = num_pairs.map_or(500, |num| num.parse().expect("a number"));
+    pairs(num_pairs).await;
+}
+
+/// An agent at work: a system prompt with tools, sixty turns with calls and results, a branch that is
+/// tried again, other headers each time.
+#[tokio::test]
+async fn an_agent_pays_for_what_is_new() {
+    let server = Server::roomy().await;
+    let mut seed = 77;
+    let tools: Vec<Value> = (0..12)
+        .map(|i| {
+            let description = words(&mut seed, 60);
+            json!({"type": "function", "function": {
+                "name": format!("tool_{i}"), "description": description,
+                "parameters": {"type": "object", "properties": {"path": {"type": "string"}}},
+            }})
+        })
+        .collect();
+    let mut messages = vec![
+        message("system", &words(&mut seed, 900)),
+        message("user", &words(&mut seed, 80)),
+    ];
+    let (mut total, mut computed) = (0, 0);
+    for turn in 0..60 {
+        let thought = words(&mut seed, 15);
+        server.say(&format!("{thought}</think>I shall look."));
+        let mut body = request(&messages, true);
+        body["tools"] = json!(tools);
+        let headers = format!(
+            "x-request-id: turn-{turn}\r\nx-stainless-retry-count: {}\r\n",
+            turn % 3
+        );
+        let reply = server
+            .post_with("/v1/chat/completions", &headers, body.to_string())
+            .await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let answer: Value = serde_json::from_str(&reply.body).expect("JSON");
+        let count = |value: &Value| value.as_u64().unwrap_or(0);
+        let usage = &answer["usage"];
+        let (prompt, cached) = (
+            count(&usage["prompt_tokens"]),
+            count(&usage["prompt_tokens_details"]["cached_tokens"]),
+        );
+        total += prompt;
+        computed += prompt - cached;
+        // It goes back a few turns once, and on from there.
+        if turn == 40 {
+            messages.truncate(messages.len() - 9);
+            messages.push(message("user", &words(&mut seed, 30)));
+            continue;
+        }
+        messages.push(json!({
+            "role": "assistant", "content": "I shall look.", "reasoning_content": thought,
+            "tool_calls": [{"id": format!("call_{turn}"), "type": "function", "function": {
+                "name": format!("tool_{}", turn % 12), "arguments": format!("{{\"path\": \"{turn}\"}}"),
+            }}],
+        }));
+        messages.push(json!({
+            "role": "tool", "tool_call_id": format!("call_{turn}"), "content": words(&mut seed, 60),
+        }));
+    }
+    let share = 100.0 * (1.0 - computed as f64 / total as f64);
+    assert!(
+        share >= 97.0,
+        "{share:.2} % of {total} prompt tokens were cached"
+    );
+}
