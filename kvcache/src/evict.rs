@@ -6,8 +6,15 @@
 use crate::block::BlockId;
 use crate::manager::KvCacheManager;
 use crate::policy::Candidate;
-use crate::prefix::{PrefixCache, Snapshot, SnapshotId, Tier};
+use crate::prefix::{Snapshot, SnapshotId, Tier};
 use crate::state::StateOp;
+
+/// What room is made for. Slots and blocks are pools apart: what is freed of the other does not help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Short {
+    Slots,
+    Blocks,
+}
 
 impl KvCacheManager {
     pub(crate) fn evict_for_slot(&mut self, spared: Option<SnapshotId>) {
@@ -31,8 +38,10 @@ impl KvCacheManager {
     /// The snapshot of least worth on the device; `spared` only if there is no other.
     pub(crate) fn worst_for_slot(&self, spared: Option<SnapshotId>) -> Option<(SnapshotId, f64)> {
         let on_device = |_: SnapshotId, snapshot: &Snapshot| snapshot.tier == Tier::Device;
-        self.worst(|id, snapshot| on_device(id, snapshot) && Some(id) != spared)
-            .or_else(|| self.worst(on_device))
+        self.worst(Short::Slots, |id, snapshot| {
+            on_device(id, snapshot) && Some(id) != spared
+        })
+        .or_else(|| self.worst(Short::Slots, on_device))
     }
 
     /// The same, of those that hold a block which nobody uses. First those that alone do: others would
@@ -45,23 +54,33 @@ impl KvCacheManager {
         let holds_alone = |snapshot: &Snapshot| {
             holds_cached(snapshot) && self.blocks.num_snapshots(last_block(snapshot)) == 1
         };
-        self.worst(|id, snapshot| holds_alone(snapshot) && Some(id) != spared)
-            .or_else(|| self.worst(|_, snapshot| holds_alone(snapshot)))
-            .or_else(|| self.worst(|_, snapshot| holds_cached(snapshot)))
-            .map(|(id, _)| id)
+        self.worst(Short::Blocks, |id, snapshot| {
+            holds_alone(snapshot) && Some(id) != spared
+        })
+        .or_else(|| self.worst(Short::Blocks, |_, snapshot| holds_alone(snapshot)))
+        .or_else(|| self.worst(Short::Blocks, |_, snapshot| holds_cached(snapshot)))
+        .map(|(id, _)| id)
     }
 
-    fn worst(&self, may_go: impl Fn(SnapshotId, &Snapshot) -> bool) -> Option<(SnapshotId, f64)> {
+    fn worst(
+        &self,
+        short: Short,
+        may_go: impl Fn(SnapshotId, &Snapshot) -> bool,
+    ) -> Option<(SnapshotId, f64)> {
         let now = self.prefix.now();
         let candidates = self.prefix.snapshots();
         let scored = candidates
             .filter(|&(id, snapshot)| may_go(id, snapshot))
-            .map(|(id, snapshot)| (id, self.policy.score(&self.candidate(snapshot), now)));
+            .map(|(id, snapshot)| (id, self.score(&self.candidate(snapshot, short), now)));
         // Of equals the oldest.
         scored.reduce(|worst, next| if next.1 < worst.1 { next } else { worst })
     }
 
-    pub(crate) fn candidate(&self, snapshot: &Snapshot) -> Candidate {
+    pub(crate) fn score(&self, candidate: &Candidate, now: u64) -> f64 {
+        self.policy.score(&self.prefix.habits, candidate, now)
+    }
+
+    pub(crate) fn candidate(&self, snapshot: &Snapshot, short: Short) -> Candidate {
         let pool = match snapshot.tier {
             Tier::Device => &self.blocks,
             Tier::Host => &self.host_blocks,
@@ -73,11 +92,12 @@ impl KvCacheManager {
         let num_own = (snapshot.blocks.len() - num_shared) as u32;
         Candidate {
             num_saved_tokens: self.prefix.num_saved_tokens(snapshot),
-            num_blocks: self.config.blocks_per_slot + num_own,
+            num_freed: match short {
+                Short::Slots => 1,
+                Short::Blocks => num_own,
+            },
             last_use: snapshot.last_use,
-            num_uses: snapshot.num_uses,
-            kind: snapshot.kind,
-            has_longer: PrefixCache::has_longer(snapshot),
+            class: snapshot.class(),
         }
     }
 
@@ -95,12 +115,12 @@ impl KvCacheManager {
     /// Whether it is on the host now.
     fn swap_out(&mut self, id: SnapshotId, spared: Option<SnapshotId>) -> bool {
         let snapshot = self.prefix.get(id);
-        let candidate = self.candidate(snapshot);
+        let candidate = self.candidate(snapshot, Short::Slots);
         let block_size = self.config.block_size;
         if !self.policy.is_worth_moving(&candidate, block_size) {
             return false;
         }
-        let worth = self.policy.score(&candidate, self.prefix.now());
+        let worth = self.score(&candidate, self.prefix.now());
         let from_slot = snapshot.slot;
         let from = snapshot.blocks.clone();
         let num_full = (snapshot.len / self.config.block_size) as usize;
@@ -166,7 +186,12 @@ impl KvCacheManager {
             if has_slot && self.host_blocks.num_free() >= num_blocks {
                 return true;
             }
-            let worst = self.worst(|id, snapshot| {
+            let short = if has_slot {
+                Short::Blocks
+            } else {
+                Short::Slots
+            };
+            let worst = self.worst(short, |id, snapshot| {
                 snapshot.tier == Tier::Host
                     && Some(id) != spared
                     && (!has_slot || !self.host_blocks.is_used(last_block(snapshot)))

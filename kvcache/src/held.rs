@@ -1,5 +1,6 @@
 //! What the cache holds, for people who want to know. No tokens: those are somebody's.
 
+use crate::evict::Short;
 use crate::manager::KvCacheManager;
 use crate::policy::SnapshotKind;
 use crate::prefix::Tier;
@@ -19,8 +20,8 @@ pub struct Held {
     pub num_own_blocks: u32,
     /// How many uses of the cache ago it was of use.
     pub age: u64,
-    /// How often it was of use, its making not counted.
-    pub num_uses: u32,
+    /// How often somebody went on from it.
+    pub num_hits: u32,
     /// What it is worth; the lowest goes first.
     pub score: f64,
 }
@@ -31,16 +32,16 @@ impl KvCacheManager {
         let now = self.prefix.now();
         let snapshots = self.prefix.snapshots();
         let held = snapshots.map(|(_, snapshot)| {
-            let candidate = self.candidate(snapshot);
+            let candidate = self.candidate(snapshot, Short::Blocks);
             Held {
                 len: snapshot.len,
                 kind: snapshot.kind,
                 tier: snapshot.tier,
                 num_blocks: snapshot.blocks.len() as u32,
-                num_own_blocks: candidate.num_blocks - self.config.blocks_per_slot,
+                num_own_blocks: candidate.num_freed,
                 age: now - snapshot.last_use,
-                num_uses: snapshot.num_uses,
-                score: self.policy.score(&candidate, now),
+                num_hits: snapshot.num_hits,
+                score: self.score(&self.candidate(snapshot, Short::Slots), now),
             }
         });
         held.collect()

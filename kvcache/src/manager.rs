@@ -211,7 +211,7 @@ impl KvCacheManager {
         // tail stay as they are until the operations pushed here have read them. In host memory, where
         // evictions push operations that write, it is left alone.
         let source = hit.map(|id| {
-            self.prefix.touch(id);
+            self.prefix.hit(id);
             let snapshot = self.prefix.get(id);
             (
                 snapshot.tier,

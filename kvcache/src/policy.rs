@@ -1,13 +1,18 @@
 //! What a snapshot is worth: the recomputing it is likely to save, for the memory that it takes.
 //!
-//! Pure functions of plain numbers, so that a simulator can drive the very same code as the manager.
-//! Only products and quotients of exact numbers: the same on every machine.
+//! Plain arithmetic on plain numbers, the same on every machine, so that a simulator can drive the very
+//! same code as the manager (`benches/pure/prefix_cache`). How likely a hit is depends on what clients
+//! do: agents go on from where an answer ended, chats with stripped thoughts from where it began. So it
+//! is learned, by why a snapshot was made and by what has become of it since ([`Habits`]).
 
 /// Why there is a snapshot: how likely somebody goes on from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotKind {
-    /// A message ends here: the next turn, another question about the same document.
+    /// A message begins here: another one may stand in its place the next time.
     Boundary,
+    /// The last message of a prompt begins here, the one to be written: the next turn repeats what is
+    /// before it, whatever becomes of the answer.
+    Opening,
     /// A prompt ends here, less one token: the same prompt again, or another choice of it.
     PromptEnd,
     /// Whoever computed it stopped here: the conversation may go on from its answer.
@@ -20,92 +25,156 @@ pub enum SnapshotKind {
     Yielded,
 }
 
+const NUM_KINDS: usize = 7;
+/// Hits that are told apart: who has been hit more often is like who has been hit so often.
+const NUM_COUNTS: usize = 4;
+/// Old experience counts half from time to time.
+const MAX_MADE: u32 = 4096;
+
 /// One snapshot, as eviction looks at it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
     /// Tokens that whoever hits it need not compute, over the next shorter snapshot of its path.
     pub num_saved_tokens: u32,
-    /// Memory that giving it up frees, in blocks: the slot, and what no other snapshot holds.
-    pub num_blocks: u32,
+    /// What giving it up frees of what is short: its slot, or the blocks that no other snapshot holds.
+    pub num_freed: u32,
     /// When it was of use last, on the clock of `now`.
     pub last_use: u64,
-    /// How often it was of use, its making not counted.
-    pub num_uses: u32,
+    /// Why there is one, and what became of it.
+    pub class: Class,
+}
+
+/// What has become of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Class {
     /// Why there is one.
     pub kind: SnapshotKind,
-    /// Whether there is a longer one on its path, which is more likely to be hit.
+    /// How often somebody went on from it.
+    pub num_hits: u32,
+    /// Whether there is a longer one on its path, which is hit instead if it can be.
     pub has_longer: bool,
+}
+
+/// How often snapshots of each class were hit once more.
+#[derive(Clone, Debug, Default)]
+pub struct Habits {
+    records: [[[Record; 2]; NUM_COUNTS]; NUM_KINDS],
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Record {
+    num_made: u32,
+    num_hit: u32,
+    /// Ages at which they were hit: an average in which new ones count for a sixteenth.
+    age: f64,
+}
+
+impl Habits {
+    /// A snapshot has come into this class.
+    pub fn note_made(&mut self, class: Class) {
+        let record = self.record_mut(class);
+        record.num_made += 1;
+        if record.num_made == MAX_MADE {
+            record.num_made /= 2;
+            record.num_hit /= 2;
+        }
+    }
+
+    /// Somebody went on from a snapshot of this class, which leaves it by that, when it had not been
+    /// of use for so long.
+    pub fn note_hit(&mut self, class: Class, age: u64) {
+        let record = self.record_mut(class);
+        record.num_hit = (record.num_hit + 1).min(record.num_made);
+        let age = f64::from(u32::try_from(age).unwrap_or(u32::MAX));
+        if record.num_hit == 1 {
+            record.age = age;
+        } else {
+            record.age += (age - record.age) / 16.0;
+        }
+    }
+
+    fn record_mut(&mut self, class: Class) -> &mut Record {
+        let [kind, count, longer] = class.place();
+        &mut self.records[kind][count][longer]
+    }
+
+    fn record(&self, class: Class) -> Record {
+        let [kind, count, longer] = class.place();
+        self.records[kind][count][longer]
+    }
+}
+
+impl Class {
+    fn place(self) -> [usize; 3] {
+        let count = (self.num_hits as usize).min(NUM_COUNTS - 1);
+        [self.kind as usize, count, usize::from(self.has_longer)]
+    }
 }
 
 /// The constants of [`Policy::score`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
-    /// How likely a hit is by kind, relative to each other.
-    pub boundary: f64,
-    /// See `boundary`.
-    pub prompt_end: f64,
-    /// See `boundary`.
-    pub finish: f64,
-    /// See `boundary`.
-    pub branch: f64,
-    /// See `boundary`.
-    pub interval: f64,
-    /// See `boundary`.
-    pub yielded: f64,
-    /// What is left of that where a longer snapshot is on the same path.
-    pub has_longer: f64,
-    /// What each use adds, as a share of it.
-    pub per_use: f64,
-    /// More uses than this say nothing more.
-    pub max_uses: u32,
-    /// Age at which half of the worth is left, in uses of the whole cache.
-    pub half_life: u64,
-    /// To save less than so many blocks of tokens is not worth a move to the host and back.
+    /// What is believed of how likely a hit is before there is experience, by kind, of those that
+    /// nothing longer stands before.
+    pub odds: [f64; NUM_KINDS],
+    /// The same of those with something longer, whatever their kind.
+    pub odds_with_longer: f64,
+    /// The same of those that were hit twice, or once without leading anywhere yet: many part there.
+    pub odds_of_forks: f64,
+    /// How many snapshots' experience that belief weighs.
+    pub belief: f64,
+    /// Age at which half of the worth is left before there is experience, in uses of the whole cache.
+    pub half_life: f64,
+    /// The same as a multiple of the age at which others of the class were hit.
+    pub patience: f64,
+    /// Less than this is not worth moving to the host and back, in blocks.
     pub min_swap_blocks: u32,
 }
 
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            boundary: 1.0,
-            prompt_end: 0.5,
-            finish: 1.0,
-            branch: 2.0,
-            interval: 0.25,
-            yielded: 4.0,
-            has_longer: 0.5,
-            per_use: 1.0,
-            max_uses: 8,
-            half_life: 128,
+            odds: [0.3, 0.6, 0.3, 0.6, 0.5, 0.1, 1.0],
+            odds_with_longer: 0.1,
+            odds_of_forks: 0.7,
+            belief: 32.0,
+            half_life: 512.0,
+            patience: 2.5,
             min_swap_blocks: 4,
         }
     }
 }
 
 impl Policy {
-    /// The lowest goes first.
-    pub fn score(&self, candidate: &Candidate, now: u64) -> f64 {
-        let kind = match candidate.kind {
-            SnapshotKind::Boundary => self.boundary,
-            SnapshotKind::PromptEnd => self.prompt_end,
-            SnapshotKind::Finish => self.finish,
-            SnapshotKind::Branch => self.branch,
-            SnapshotKind::Interval => self.interval,
-            SnapshotKind::Yielded => self.yielded,
-        };
-        let place = if candidate.has_longer {
-            self.has_longer
-        } else {
-            1.0
-        };
-        let uses = 1.0 + self.per_use * f64::from(candidate.num_uses.min(self.max_uses));
+    /// The lowest goes first: tokens saved, times how likely that is, per block of memory.
+    pub fn score(&self, habits: &Habits, candidate: &Candidate, now: u64) -> f64 {
         // Ages beyond 2^32 uses are all the same.
         let age = u32::try_from(now.saturating_sub(candidate.last_use)).unwrap_or(u32::MAX);
-        let half_life = u32::try_from(self.half_life).unwrap_or(u32::MAX);
-        let recency = f64::from(half_life) / (f64::from(half_life) + f64::from(age));
-        let density =
-            f64::from(candidate.num_saved_tokens) / f64::from(candidate.num_blocks.max(1));
-        kind * place * uses * recency * density
+        let record = habits.record(candidate.class);
+        let known = f64::from(record.num_hit);
+        let half_life = (known * self.patience * record.age + self.belief * self.half_life)
+            / (known + self.belief);
+        let lives = f64::from(age) / half_life;
+        // A conversation goes on within its pause or hardly ever; where many part, they come at random.
+        let faded = match candidate.class.num_hits {
+            0 | 1 => lives * lives * lives * lives,
+            2.. => lives,
+        };
+        let recency = 1.0 / (1.0 + faded);
+        let density = f64::from(candidate.num_saved_tokens) / f64::from(candidate.num_freed.max(1));
+        self.likelihood(habits, candidate.class) * recency * density
+    }
+
+    /// How likely somebody goes on from a snapshot of this class once more.
+    pub fn likelihood(&self, habits: &Habits, class: Class) -> f64 {
+        let prior = match (class.num_hits, class.has_longer) {
+            (2.., _) | (1, false) => self.odds_of_forks,
+            (_, true) => self.odds_with_longer,
+            (0, false) => self.odds[class.kind as usize],
+        };
+        let record = habits.record(class);
+        (f64::from(record.num_hit) + self.belief * prior)
+            / (f64::from(record.num_made) + self.belief)
     }
 
     /// Whether bringing it back is likely to be cheaper than computing it again.
@@ -118,50 +187,91 @@ impl Policy {
 mod tests {
     use super::*;
 
-    const USUAL: Candidate = Candidate {
-        num_saved_tokens: 1000,
-        num_blocks: 100,
-        last_use: 50,
-        num_uses: 1,
-        kind: SnapshotKind::Boundary,
+    const TIP: Class = Class {
+        kind: SnapshotKind::Finish,
+        num_hits: 0,
         has_longer: false,
     };
-
-    fn score(candidate: &Candidate) -> f64 {
-        Policy::default().score(candidate, 178)
-    }
+    const USUAL: Candidate = Candidate {
+        num_saved_tokens: 1000,
+        num_freed: 100,
+        last_use: 50,
+        class: TIP,
+    };
 
     #[test]
     fn worth_is_saved_recompute_per_memory_and_recency() {
-        // Half of the worth is left after 128 uses, and one use doubles it.
-        assert_eq!(score(&USUAL), 10.0);
+        let policy = Policy::default();
+        let score = |candidate: &Candidate| policy.score(&Habits::default(), candidate, 562);
+        // Half of the worth is left after 512 uses.
+        assert_eq!(score(&USUAL), 0.6 * 0.5 * 10.0);
         let more = |change: fn(&mut Candidate)| {
             let mut candidate = USUAL;
             change(&mut candidate);
             score(&candidate) / score(&USUAL)
         };
         assert_eq!(more(|c| c.num_saved_tokens = 2000), 2.0);
-        assert_eq!(more(|c| c.num_blocks = 200), 0.5);
-        assert_eq!(more(|c| c.last_use = 178), 2.0);
-        assert_eq!(more(|c| c.last_use = 200), 2.0, "never younger than now");
-        assert_eq!(more(|c| c.num_uses = 3), 2.0);
-        assert_eq!(more(|c| c.num_uses = 100), 4.5);
-        assert_eq!(more(|c| c.has_longer = true), 0.5);
-        assert_eq!(more(|c| c.num_blocks = 0), 100.0, "nothing is free of cost");
+        assert_eq!(more(|c| c.num_freed = 200), 0.5);
+        assert_eq!(more(|c| c.last_use = 562), 2.0);
+        assert_eq!(more(|c| c.last_use = 2000), 2.0, "never younger than now");
+        assert_eq!(more(|c| c.num_freed = 0), 100.0, "nothing is free of cost");
+        assert!(more(|c| c.class.has_longer = true) < 0.2);
+        assert!(more(|c| c.class.num_hits = 5) > 1.0);
     }
 
     #[test]
-    fn kinds_differ_by_how_likely_they_are_hit() {
-        let of = |kind| score(&Candidate { kind, ..USUAL });
-        let order = [
-            SnapshotKind::Interval,
-            SnapshotKind::PromptEnd,
-            SnapshotKind::Finish,
-            SnapshotKind::Branch,
-            SnapshotKind::Yielded,
-        ];
-        assert!(order.is_sorted_by(|&a, &b| of(a) < of(b)));
-        assert_eq!(of(SnapshotKind::Finish), of(SnapshotKind::Boundary));
+    fn likelihood_is_belief_first_and_experience_later() {
+        let policy = Policy::default();
+        let mut habits = Habits::default();
+        assert_eq!(policy.likelihood(&habits, TIP), 0.6);
+        for _ in 0..1000 {
+            habits.note_made(TIP);
+        }
+        assert!(policy.likelihood(&habits, TIP) < 0.02, "nobody went on");
+        for _ in 0..1000 {
+            habits.note_hit(TIP, 10);
+        }
+        let likelihood = policy.likelihood(&habits, TIP);
+        assert!(0.98 < likelihood && likelihood < 1.0, "everybody did");
+        let passed = Class {
+            has_longer: true,
+            ..TIP
+        };
+        assert_eq!(policy.likelihood(&habits, passed), 0.1, "another class");
+    }
+
+    #[test]
+    fn patience_is_learned() {
+        let policy = Policy::default();
+        let mut habits = Habits::default();
+        let aged = |age: u64| Candidate {
+            last_use: 1000 - age,
+            ..USUAL
+        };
+        let left = |habits: &Habits, age| {
+            policy.score(habits, &aged(age), 1000) / policy.score(habits, &aged(0), 1000)
+        };
+        assert!(left(&habits, 256) > 0.9 && left(&habits, 1000) < 0.1);
+        for _ in 0..4000 {
+            habits.note_made(TIP);
+            habits.note_hit(TIP, 40);
+        }
+        assert!(
+            left(&habits, 40) > 0.9 && left(&habits, 256) < 0.1,
+            "all come back sooner"
+        );
+    }
+
+    #[test]
+    fn old_experience_fades() {
+        let mut habits = Habits::default();
+        for _ in 0..4095 {
+            habits.note_made(TIP);
+            habits.note_hit(TIP, 10);
+        }
+        habits.note_made(TIP);
+        let record = habits.record(TIP);
+        assert_eq!((record.num_made, record.num_hit), (2048, 2047));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::block::{BlockId, SlotId};
 use crate::hash::{BlockHash, HashChain};
 use crate::paths::Paths;
-use crate::policy::SnapshotKind;
+use crate::policy::{Class, Habits, SnapshotKind};
 
 /// Evicted snapshots that are remembered, to explain misses.
 const MAX_GHOSTS: usize = 512;
@@ -52,12 +52,23 @@ pub(crate) struct Snapshot {
     key: BlockHash,
     /// When it was of use last.
     pub(crate) last_use: u64,
-    /// How often it was of use.
-    pub(crate) num_uses: u32,
+    /// How often somebody went on from it.
+    pub(crate) num_hits: u32,
     /// The next shorter one on its path.
     shorter: Option<SnapshotId>,
     /// How many have it as their next shorter one.
     num_longer: u32,
+}
+
+impl Snapshot {
+    /// What has become of it.
+    pub(crate) fn class(&self) -> Class {
+        Class {
+            kind: self.kind,
+            num_hits: self.num_hits,
+            has_longer: self.num_longer > 0,
+        }
+    }
 }
 
 /// What the index by length says of a snapshot, so that walking it touches nothing else.
@@ -88,6 +99,8 @@ pub(crate) struct PrefixCache {
     pub(crate) host: Paths,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
     by_len: BTreeMap<(u32, SnapshotId), Hashes>,
+    /// What snapshots of each class came to.
+    pub(crate) habits: Habits,
     /// Counts uses, in place of a clock. Births are uses, so it numbers snapshots, too.
     num_uses: u64,
     /// Length and hash of the full blocks under the salt, the oldest first.
@@ -104,6 +117,7 @@ impl PrefixCache {
             host: Paths::new(block_size, num_host_blocks),
             snapshots: BTreeMap::new(),
             by_len: BTreeMap::new(),
+            habits: Habits::default(),
             num_uses: 0,
             ghosts: VecDeque::new(),
         }
@@ -300,7 +314,7 @@ impl PrefixCache {
             salt: Arc::clone(chain.salt()),
             key: hashes.salted,
             last_use: self.num_uses,
-            num_uses: 0,
+            num_hits: 0,
             shorter,
             num_longer: 0,
         };
@@ -317,8 +331,14 @@ impl PrefixCache {
         if let Some(shorter) = shorter {
             let num_adopted = snapshot.num_longer;
             let shorter = self.get_mut(shorter);
+            let was_last = shorter.num_longer == 0;
             shorter.num_longer = shorter.num_longer + 1 - num_adopted;
+            let class = shorter.class();
+            if was_last {
+                self.habits.note_made(class);
+            }
         }
+        self.habits.note_made(snapshot.class());
         self.by_len.insert((len, id), hashes);
         self.snapshots.insert(id, snapshot);
         chain.note_match(id.0);
@@ -344,9 +364,19 @@ impl PrefixCache {
     pub(crate) fn touch(&mut self, id: SnapshotId) {
         self.num_uses += 1;
         let now = self.num_uses;
+        self.get_mut(id).last_use = now;
+    }
+
+    /// Somebody goes on from it.
+    pub(crate) fn hit(&mut self, id: SnapshotId) {
+        let age = self.num_uses - self.get(id).last_use;
+        self.touch(id);
         let snapshot = self.get_mut(id);
-        snapshot.last_use = now;
-        snapshot.num_uses += 1;
+        let before = snapshot.class();
+        snapshot.num_hits = snapshot.num_hits.saturating_add(1);
+        let after = snapshot.class();
+        self.habits.note_hit(before, age);
+        self.habits.note_made(after);
     }
 
     /// The clock of uses.
@@ -358,10 +388,6 @@ impl PrefixCache {
     pub(crate) fn num_saved_tokens(&self, snapshot: &Snapshot) -> u32 {
         let shorter = snapshot.shorter.map_or(0, |id| self.get(id).len);
         snapshot.len - shorter
-    }
-
-    pub(crate) fn has_longer(snapshot: &Snapshot) -> bool {
-        snapshot.num_longer > 0
     }
 
     /// Forgets a snapshot and returns it.
@@ -544,7 +570,7 @@ mod tests {
             let snapshot = self.prefix.get(id);
             (
                 self.prefix.num_saved_tokens(snapshot),
-                PrefixCache::has_longer(snapshot),
+                snapshot.class().has_longer,
             )
         }
     }
@@ -631,8 +657,10 @@ mod tests {
         assert!(cache.prefix.get(first).last_use < cache.prefix.get(second).last_use);
         cache.prefix.touch(first);
         assert!(cache.prefix.get(first).last_use > cache.prefix.get(second).last_use);
-        let uses = [first, second].map(|id| cache.prefix.get(id).num_uses);
-        assert_eq!(uses, [1, 0]);
+        cache.prefix.hit(second);
+        assert!(cache.prefix.get(first).last_use < cache.prefix.get(second).last_use);
+        let hits = [first, second].map(|id| cache.prefix.get(id).num_hits);
+        assert_eq!(hits, [0, 1], "a touch is not a hit");
         cache.prefix.check();
     }
 

@@ -4,7 +4,7 @@
 use crate::block::SlotId;
 use crate::hash::HashChain;
 use crate::manager::{KvCacheManager, Lease};
-use crate::policy::{Candidate, SnapshotKind};
+use crate::policy::{Candidate, Class, SnapshotKind};
 use crate::state::StateOp;
 
 /// A snapshot that a row could make.
@@ -25,16 +25,17 @@ pub struct Wish {
 impl KvCacheManager {
     /// What a snapshot would be worth, on the scale of those that are there.
     pub fn worth(&self, wish: &Wish) -> f64 {
-        let num_blocks = self.config.blocks_for(wish.len - wish.shorter);
         let candidate = Candidate {
             num_saved_tokens: wish.len - wish.shorter,
-            num_blocks: self.config.blocks_per_slot + num_blocks,
+            num_freed: 1,
             last_use: self.prefix.now(),
-            num_uses: 0,
-            kind: wish.kind,
-            has_longer: wish.has_longer,
+            class: Class {
+                kind: wish.kind,
+                num_hits: 0,
+                has_longer: wish.has_longer,
+            },
         };
-        self.policy.score(&candidate, self.prefix.now())
+        self.score(&candidate, self.prefix.now())
     }
 
     /// A slot for a snapshot of exactly `tokens`: a free one, or that of a snapshot of less worth.

@@ -5,7 +5,8 @@
 //!                         boundary          boundary           end
 //! ```
 //!
-//! - where messages begin: the next turn, or another question, repeats all before;
+//! - where messages begin: another question repeats all before, and the next turn repeats what is before
+//!   the answer, the last message to begin;
 //! - at the prompt's end less one (the last token must run to give logits): the same prompt again;
 //! - where a path that others have taken is left: who has parted there once may do so again;
 //! - now and then in long stretches without any of these.
@@ -75,6 +76,11 @@ impl Stretch<'_> {
                     marks.push(mark(at, SnapshotKind::Boundary));
                     last = at;
                 }
+            }
+            if let (Some(mark), Some(&opening)) = (marks.last_mut(), self.boundaries.last())
+                && mark.at == self.on_grid(opening)
+            {
+                mark.kind = SnapshotKind::Opening;
             }
             let branch = self.on_grid(self.num_common);
             let below = self.nearest_below(&marks, branch);
@@ -168,13 +174,14 @@ mod tests {
         within_rows: true,
     };
 
-    /// `B`oundary, `E`nd, branc`H`, `I`nterval.
+    /// `B`oundary, `O`pening, `E`nd, branc`H`, `I`nterval.
     fn shown(stretch: &Stretch<'_>) -> String {
         let marks = stretch.marks();
         assert!(marks.is_sorted_by(|a, b| a.at < b.at), "{marks:?}");
         let words = marks.iter().map(|mark| {
             let letter = match mark.kind {
                 SnapshotKind::Boundary => 'B',
+                SnapshotKind::Opening => 'O',
                 SnapshotKind::PromptEnd => 'E',
                 SnapshotKind::Branch => 'H',
                 SnapshotKind::Interval => 'I',
@@ -215,20 +222,20 @@ mod tests {
             boundaries,
             ..LONG
         };
-        assert_eq!(shown(&with(&[0, 63, 64, 500], 0)), "B64 B500 E999");
-        assert_eq!(shown(&with(&[64, 79, 80, 96], 0)), "B64 B80 B96 E999");
+        assert_eq!(shown(&with(&[0, 63, 64, 500], 0)), "B64 O500 E999");
+        assert_eq!(shown(&with(&[64, 79, 80, 96], 0)), "B64 B80 O96 E999");
         assert_eq!(
             shown(&with(&[64, 70, 81], 0)),
-            "B64 B81 E999",
+            "B64 O81 E999",
             "rounded down to a block, 70 is served by 64"
         );
-        assert_eq!(shown(&with(&[100, 500, 993], 200)), "B500 B993");
+        assert_eq!(shown(&with(&[100, 500, 993], 200)), "B500 O993");
         assert_eq!(
             shown(&with(&[500], 499)),
             "E999",
             "496 is served by the hit"
         );
-        assert_eq!(shown(&with(&[999], 0)), "B999");
+        assert_eq!(shown(&with(&[999], 0)), "O999");
     }
 
     #[test]
@@ -239,8 +246,8 @@ mod tests {
             boundaries: &[300],
             ..LONG
         };
-        assert_eq!(shown(&common(256, 0)), "H256 B300 E999");
-        assert_eq!(shown(&common(304, 0)), "B300 E999", "near enough");
+        assert_eq!(shown(&common(256, 0)), "H256 O300 E999");
+        assert_eq!(shown(&common(304, 0)), "O300 E999", "near enough");
         assert_eq!(shown(&common(400, 300)), "H400 E999");
         assert_eq!(shown(&common(352, 300)), "E999", "near the hit");
         assert_eq!(shown(&common(992, 300)), "H992");
@@ -260,7 +267,7 @@ mod tests {
         assert_eq!(shown(&long(20_000, 5000, &[])), "E19999");
         assert_eq!(
             shown(&long(40_000, 0, &[9000, 17_000])),
-            "B9000 B17000 I24576 I32768 E39999"
+            "B9000 O17000 I24576 I32768 E39999"
         );
         // Who resumes has generated tokens to compute again.
         let resumed = Stretch {
@@ -283,7 +290,7 @@ mod tests {
             num_common: 496,
             ..LONG
         };
-        assert_eq!(shown(&stretch), "B64 B128 H448 B960");
+        assert_eq!(shown(&stretch), "B64 B128 H448 O960");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{CACHE_BYTES, Outcome, STATE_BYTES, TOKEN_BYTES};
 
 const BLOCK_SIZE: u32 = 16;
 /// Of the memory, what states get; KV gets the rest. The peers share one budget.
-const STATE_SHARE: f64 = 0.7;
+const STATE_SHARE: f64 = 0.6;
 
 pub(crate) fn serve(requests: &[workload::Request]) -> Outcome {
     let num_slots = (CACHE_BYTES as f64 * STATE_SHARE) as u64 / STATE_BYTES;
@@ -23,6 +23,7 @@ pub(crate) fn serve(requests: &[workload::Request]) -> Outcome {
         max_num_batched_tokens: 8192,
         max_num_seqs: 64,
         max_model_len: 1 << 20,
+        saves_within_rows: true,
         ..SchedulerConfig::default()
     };
     let cache = CacheConfig {
