@@ -169,6 +169,9 @@ pub struct EngineConfig {
     /// Most guesses at tokens to come that a sequence makes and checks in one step, 0 to 7. 0: no
     /// speculative decoding. Default 0.
     pub max_drafts: u32,
+    /// Make fewer where that is faster, going by how many come true; and none, rather than refuse to
+    /// start, where the checkpoint or the device cannot. Default false.
+    pub adaptive_drafts: bool,
 }
 
 impl EngineConfig {
@@ -194,6 +197,7 @@ impl EngineConfig {
             warm_up: true,
             deterministic: false,
             max_drafts: 0,
+            adaptive_drafts: false,
         }
     }
 }

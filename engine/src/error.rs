@@ -43,6 +43,14 @@ pub enum EngineError {
         /// The most allowed.
         max: u64,
     },
+    /// Tokens to come cannot be guessed at here.
+    #[error("--speculative-tokens {asked}: {why}")]
+    Drafts {
+        /// How many were asked for.
+        asked: u32,
+        /// What is missing.
+        why: &'static str,
+    },
     /// The model cannot be split over so many ranks.
     #[error("--tensor-parallel-size {ranks}: {what}")]
     Ranks {
@@ -89,7 +97,7 @@ impl EngineError {
             // The system says so where a file cannot be mapped.
             Self::Io { source, .. } if source.kind() == ErrorKind::OutOfMemory => Cause::Memory,
             Self::Io { .. } | Self::Config { .. } | Self::Checkpoint { .. } => Cause::Model,
-            Self::Option { .. } | Self::Ranks { .. } => Cause::Option,
+            Self::Option { .. } | Self::Ranks { .. } | Self::Drafts { .. } => Cause::Option,
             Self::Memory(_) => Cause::Memory,
             Self::Device(_) => Cause::Device,
             Self::Fault(_) => Cause::Fault,

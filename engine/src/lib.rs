@@ -29,6 +29,7 @@
 //! | `host_cache` | what of it lies in host memory |
 //! | `handle` | the server's only door in; a dropped stream aborts its request |
 //! | `workbench`, `footprint`, `tally` | steps to measure; what they read and compute; what they chose |
+//! | `draft_costs` | what drafts cost on paper |
 //! | `memory`, `device` | bytes to blocks and slots; CPU or CUDA |
 //! | `machine`, `shapes` | what this machine has; its kernels' self-test at a model's shapes |
 //!
@@ -53,6 +54,7 @@ mod config;
 mod constraints;
 mod decode;
 mod device;
+mod draft_costs;
 mod engine_core;
 mod error;
 mod footprint;

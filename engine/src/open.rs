@@ -7,7 +7,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use bytes::Bytes;
 use kernels::{Arithmetic, Format, KvFormat};
-use scheduler::{RowMasks, Runner, SchedulerConfig, SchedulerOutput, StepResult};
+use scheduler::{DraftCost, RowMasks, Runner, SchedulerConfig, SchedulerOutput, StepResult};
 
 use crate::buckets::{decode_buckets, recorded_buckets};
 use crate::cache::{DeviceCache, KvScales};
@@ -15,6 +15,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource};
 use crate::decode::DecodeGraphs;
 use crate::device;
+use crate::draft_costs::{DraftBlock, Routing, draft_costs};
 use crate::engine_core::{LoadProgress, spawn};
 use crate::error::EngineError;
 use crate::footprint::Footprint;
@@ -51,6 +52,7 @@ pub struct Opened {
     kv_scales: Vec<KvScales>,
     /// Where prompts are cut, if that is to change no bit.
     grid: Option<u32>,
+    is_cpu: bool,
     info: EngineInfo,
 }
 
@@ -83,15 +85,8 @@ impl Engine {
             )?,
             ModelSource::Dummy { seed, .. } => weights::invent(&model, *seed)?,
         };
-        if config.max_drafts > 0 && weights.draft.is_none() {
-            tracing::warn!("the checkpoint has no draft block: tokens come one by one");
-            config.max_drafts = 0;
-        }
         let grid = grid(&config, &devices[0])?;
-        if config.max_drafts > 0 && grid.is_some() {
-            tracing::warn!("drafts would move bits on this device: tokens come one by one");
-            config.max_drafts = 0;
-        }
+        config.max_drafts = num_drafts(&config, weights.draft.is_some(), grid)?;
         if config.max_drafts == 0 {
             (weights.draft, model.mtp_layers) = (None, None);
         }
@@ -179,6 +174,7 @@ impl Engine {
             kv_format,
             kv_scales,
             grid,
+            is_cpu: device::is_cpu(&devices[0]),
             info,
         })
     }
@@ -229,11 +225,13 @@ impl Opened {
 
     /// What a step will read and compute.
     pub fn footprint(&self) -> Footprint {
+        let draft = self.weights.draft.as_ref();
+        let draft_bytes = draft.map_or(0, |draft| draft.num_bytes());
         let per_token = self.plan.block_bytes / u64::from(self.plan.cache.block_size);
         Footprint::new(
             &self.model,
             &self.weights,
-            self.info.weight_bytes,
+            self.info.weight_bytes - draft_bytes,
             // What a step reads and writes of a slot; the rest is for drafts.
             memory::slot_bytes(&self.model, 0),
             per_token,
@@ -249,8 +247,31 @@ impl Opened {
             grid: self.grid,
             max_drafts: self.config.max_drafts,
             saves_within_rows: false,
-            draft_costs: Vec::new(),
+            draft_costs: self.draft_costs(),
         }
+    }
+
+    /// What the scheduler weighs drafts by; nothing if their number is fixed.
+    fn draft_costs(&self) -> Vec<DraftCost> {
+        let (true, Some(draft)) = (self.config.adaptive_drafts, &self.weights.draft) else {
+            return Vec::new();
+        };
+        let head_bytes = match &self.weights.head {
+            Some(head) => head.num_bytes(),
+            None => self.weights.embedding.num_bytes(),
+        };
+        let routed_bytes = draft.experts.up.num_bytes() + draft.experts.down.num_bytes();
+        let block = DraftBlock {
+            dense_bytes: draft.num_bytes() - routed_bytes + head_bytes,
+            routed_bytes,
+        };
+        let moe = self.model.moe.as_ref();
+        let routing = Routing {
+            num_experts: moe.map_or(0, |moe| moe.num_experts),
+            num_chosen: moe.map_or(0, |moe| moe.num_experts_per_token),
+        };
+        let max_rows = self.plan.max_num_seqs;
+        draft_costs(&self.footprint(), block, routing, self.is_cpu, max_rows)
     }
 
     fn arithmetic(&self, device: &Device) -> Arithmetic {
@@ -456,6 +477,28 @@ fn grid(config: &EngineConfig, device: &Device) -> Result<Option<u32>, EngineErr
         });
     }
     Ok(Some(grid))
+}
+
+/// How many drafts there can be. Who asked for a number gets it or a refusal.
+fn num_drafts(
+    config: &EngineConfig,
+    has_block: bool,
+    grid: Option<u32>,
+) -> Result<u32, EngineError> {
+    let why = if !has_block {
+        "the checkpoint has no draft block"
+    } else if grid.is_some() {
+        "with --deterministic this device computes every token of an answer alone"
+    } else {
+        return Ok(config.max_drafts);
+    };
+    if config.adaptive_drafts || config.max_drafts == 0 {
+        return Ok(0);
+    }
+    Err(EngineError::Drafts {
+        asked: config.max_drafts,
+        why,
+    })
 }
 
 fn check_options(config: &EngineConfig) -> Result<(), EngineError> {

@@ -128,6 +128,11 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_KV_CACHE_DTYPE")]
     pub kv_cache_dtype: Option<String>,
 
+    /// Tokens that the model's draft block guesses ahead and one step checks: 0 to 7, always so many; or
+    /// auto, as many as pay. The text is the same [default: 0]
+    #[arg(long, env = "NEMOSERVE_SPECULATIVE_TOKENS", value_name = "N|auto")]
+    pub speculative_tokens: Option<String>,
+
     /// Prompt plus output tokens of one request, up to 1048576 [default: the model's, if it fits]
     #[arg(long, env = "NEMOSERVE_MAX_MODEL_LEN", value_name = "TOKENS")]
     pub max_model_len: Option<u32>,
@@ -587,6 +592,7 @@ impl ServeArgs {
             device: self.device.or(base.device),
             dtype: self.dtype.or(base.dtype),
             kv_cache_dtype: self.kv_cache_dtype.or(base.kv_cache_dtype),
+            speculative_tokens: self.speculative_tokens.or(base.speculative_tokens),
             max_model_len: self.max_model_len.or(base.max_model_len),
             max_num_seqs: self.max_num_seqs.or(base.max_num_seqs),
             max_num_batched_tokens: self.max_num_batched_tokens.or(base.max_num_batched_tokens),

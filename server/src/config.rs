@@ -58,6 +58,9 @@ impl ConfigError {
     }
 }
 
+/// Drafts at most where their number is not given: deeper ones rarely come true.
+const AUTO_DRAFTS: u32 = 5;
+
 /// All that serving needs, checked as far as can be without reading weights.
 pub struct Settings {
     /// For the engine.
@@ -302,6 +305,7 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
         None => None,
         Some(text) => Some(size("--cache-memory", text)?),
     };
+    let (max_drafts, adaptive_drafts) = drafts(args.speculative_tokens.as_deref())?;
     let memory_fraction = args.memory_fraction;
     if memory_fraction.is_some_and(|share| !(0.1..=1.0).contains(&share)) {
         return Err(ConfigError::Usage(
@@ -317,6 +321,8 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
             "--kv-cache-dtype",
             args.kv_cache_dtype.as_deref(),
         )?,
+        max_drafts,
+        adaptive_drafts,
         max_model_len: args.max_model_len,
         max_num_seqs: args.max_num_seqs.unwrap_or(defaults.max_num_seqs),
         // One step must have room for a token of every sequence.
@@ -443,6 +449,20 @@ fn model_names(args: &ServeArgs) -> Result<ModelNames, ConfigError> {
     })
 }
 
+/// How many drafts at most, and whether fewer where fewer pay.
+fn drafts(text: Option<&str>) -> Result<(u32, bool), ConfigError> {
+    match text {
+        None => Ok((0, false)),
+        Some("auto") => Ok((AUTO_DRAFTS, true)),
+        Some(text) => match text.parse() {
+            Ok(num_drafts) => Ok((num_drafts, false)),
+            Err(_) => Err(ConfigError::Usage(format!(
+                "--speculative-tokens: {text:?} is neither a number nor auto"
+            ))),
+        },
+    }
+}
+
 fn parsed<T: std::str::FromStr<Err = String> + Default>(
     flag: &str,
     text: Option<&str>,
@@ -522,6 +542,16 @@ mod tests {
     }
 
     #[test]
+    fn drafts_are_so_many_or_as_many_as_pay() {
+        let check = |text, expect| assert_eq!(drafts(text).expect("it is good"), expect);
+        check(None, (0, false));
+        check(Some("0"), (0, false));
+        check(Some("3"), (3, false));
+        check(Some("auto"), (AUTO_DRAFTS, true));
+        assert!(drafts(Some("-1")).is_err());
+    }
+
+    #[test]
     fn errors_name_the_flag() {
         let empty = || Some(vec![String::new()]);
         let base = ServeArgs::default;
@@ -546,6 +576,13 @@ mod tests {
                     ..base()
                 },
                 "--kv-cache-dtype",
+            ),
+            (
+                ServeArgs {
+                    speculative_tokens: Some("many".into()),
+                    ..base()
+                },
+                "--speculative-tokens",
             ),
             (
                 ServeArgs {

@@ -116,6 +116,15 @@ pub fn summary(state: &AppState, address: SocketAddr) -> String {
         ),
     );
     line("device", info.device.clone());
+    if info.max_drafts > 0 {
+        line(
+            "speculation",
+            format!(
+                "up to {} tokens guessed ahead, then checked",
+                info.max_drafts
+            ),
+        );
+    }
     let on_each = if info.num_ranks > 1 {
         "on each rank "
     } else {

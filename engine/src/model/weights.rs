@@ -350,7 +350,7 @@ impl LayerWeights {
 }
 
 impl MatrixWeight {
-    fn num_bytes(&self) -> u64 {
+    pub(crate) fn num_bytes(&self) -> u64 {
         match self {
             Self::Plain(weight) => weight.num_bytes(),
             Self::Fp8 { codes, scale } => codes.num_bytes() + scale.num_bytes(),
