@@ -46,6 +46,8 @@ pub(crate) struct WarmUp {
     pub(crate) len: u32,
     /// Blocks of each row, if more than the tokens need.
     pub(crate) num_blocks: usize,
+    /// What of it are drafts, and how many each row makes.
+    pub(crate) drafting: Drafting,
     /// How rows draw.
     pub(crate) params: SamplingParams,
     /// Whether only its recording matters: it is left out where nothing is recorded.
@@ -249,7 +251,8 @@ impl Runner for ModelRunner {
 /// zeroed behind it. For a time when no slot has an owner; rows of one step may not share one.
 fn padding_step(warm_up: &WarmUp, block_size: usize) -> SchedulerOutput {
     let len = warm_up.len as usize;
-    let num_blocks = len.div_ceil(block_size).max(warm_up.num_blocks);
+    let num_positions = len + warm_up.drafting.max_drafts as usize;
+    let num_blocks = num_positions.div_ceil(block_size).max(warm_up.num_blocks);
     let params = Arc::new(warm_up.params.clone());
     let row = |at: u32| Row {
         sequence: SequenceId(at.into()),
@@ -258,7 +261,7 @@ fn padding_step(warm_up: &WarmUp, block_size: usize) -> SchedulerOutput {
         block_table: vec![BlockId(0); num_blocks],
         slot: SlotId(at + 1),
         saves: Vec::new(),
-        drafting: Drafting::default(),
+        drafting: warm_up.drafting,
         sample: Some(Sample {
             request: RequestId(at.into()),
             choice: 0,

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use bytes::Bytes;
 use kernels::{Arithmetic, Format, KvFormat};
-use scheduler::{DraftCost, RowMasks, Runner, SchedulerConfig, SchedulerOutput, StepResult};
+use scheduler::{
+    DraftCost, Drafting, RowMasks, Runner, SchedulerConfig, SchedulerOutput, StepResult,
+};
 
 use crate::buckets::{decode_buckets, recorded_buckets};
 use crate::cache::{DeviceCache, KvScales};
@@ -362,7 +364,8 @@ impl Opened {
 
     /// Steps to run before the first request. A processor compiles nothing: there one token wakes the
     /// threads and shows that the model runs. A GPU compiles a kernel for each number of rows, and for
-    /// each kind of draw; where steps are recorded, those of longer contexts are too.
+    /// each kind of draw and for rows with drafts; where steps are recorded, those of longer contexts
+    /// are too.
     fn warm_ups(&self, device: &Device) -> Vec<WarmUp> {
         if !self.config.warm_up {
             return Vec::new();
@@ -372,8 +375,21 @@ impl Opened {
             len: 1,
             ..WarmUp::default()
         };
+        let max_drafts = self.config.max_drafts;
+        let drafts = |num_rows| {
+            let drafting = Drafting {
+                num_drafts: max_drafts,
+                max_drafts,
+                ..Drafting::default()
+            };
+            (max_drafts > 0).then(|| WarmUp {
+                len: 1 + max_drafts,
+                drafting,
+                ..step(num_rows)
+            })
+        };
         if device::is_cpu(device) {
-            return vec![step(1)];
+            return [step(1)].into_iter().chain(drafts(1)).collect();
         }
         let max_num_seqs = self.plan.max_num_seqs;
         let prompt = WarmUp {
@@ -386,7 +402,7 @@ impl Opened {
         let recordings = recorded_buckets(max_num_seqs, max_blocks).into_iter();
         decode_buckets(max_num_seqs)
             .into_iter()
-            .map(step)
+            .flat_map(|num_rows| [step(num_rows)].into_iter().chain(drafts(num_rows)))
             .chain([prompt])
             .chain(draws)
             .chain(recordings.map(|(num_rows, num_blocks)| WarmUp {

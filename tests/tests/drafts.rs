@@ -5,7 +5,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use engine::{DtypeChoice, Engine, EngineConfig, EngineError, KvDtypeChoice, ModelSource};
+use engine::{
+    DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineError, KvDtypeChoice, Machine,
+    ModelSource,
+};
 use nemoserve::demo;
 use nemoserve_tests::fixtures;
 use nemoserve_tests::surgery::Shard;
@@ -302,19 +305,18 @@ fn open(
     max_drafts: u32,
     num_ranks: usize,
 ) -> impl Runner<Error = EngineError> + use<> {
-    open_source(
-        ModelSource::Folder(folder.to_owned()),
-        max_drafts,
-        num_ranks,
-    )
+    let source = ModelSource::Folder(folder.to_owned());
+    open_source(source, DeviceChoice::Cpu, max_drafts, num_ranks)
 }
 
 fn open_source(
     source: ModelSource,
+    device: DeviceChoice,
     max_drafts: u32,
     num_ranks: usize,
 ) -> impl Runner<Error = EngineError> + use<> {
     let config = EngineConfig {
+        device,
         dtype: DtypeChoice::F32,
         kv_cache_dtype: KvDtypeChoice::F32,
         max_model_len: Some(BLOCK_SIZE * BLOCKS_EACH),
@@ -326,7 +328,10 @@ fn open_source(
         ..EngineConfig::new(source)
     };
     let opened = Engine::open(config).expect("the model is sound");
-    opened.into_runner().expect("the weights load")
+    let mut runner = opened.into_runner().expect("the weights load");
+    // Which leaves nothing behind.
+    runner.warm_up(&mut |_, _| {}).expect("it runs");
+    runner
 }
 
 /// Greedy and seeded, with everything that looks at what was drawn before.
@@ -411,56 +416,78 @@ fn drafts_change_no_bit() {
     }
 }
 
-/// The demo model was trained with its block: 80 to 90 % of single drafts came true then, in another
-/// implementation.
-#[test]
-fn drafts_of_a_trained_block_come_true() {
+/// Prompts of the demo model and its greedy answers, as another implementation gives them.
+fn demo_answers() -> Vec<(Vec<u32>, Vec<u32>)> {
     let text = include_str!("../fixtures/demo_greedy.json");
     let answers: Vec<Value> = serde_json::from_str(text).expect("it is committed");
     let ids = |value: &Value| -> Vec<u32> {
         let ids = value.as_array().expect("a list").iter();
         ids.map(|id| id.as_u64().expect("an id") as u32).collect()
     };
-    let answers = answers
-        .iter()
-        .map(|answer| (ids(&answer["prompt_ids"]), ids(&answer["output_ids"])));
-    let answers: Vec<(Vec<u32>, Vec<u32>)> = answers
+    let answers = answers.iter();
+    let answers = answers.map(|answer| (ids(&answer["prompt_ids"]), ids(&answer["output_ids"])));
+    answers
         .filter(|(_, output)| output.len() >= NUM_TOKENS)
         .take(8)
+        .collect()
+}
+
+/// The demo model was trained with its block: 80 to 90 % of single drafts came true then, in another
+/// implementation.
+fn check_trained_block(device: DeviceChoice, answers: &[(Vec<u32>, Vec<u32>)], temperature: f32) {
+    let cases: Vec<Case> = (100..)
+        .zip(answers)
+        .map(|(seed, (prompt, _))| Case {
+            prompt: prompt.clone(),
+            params: SamplingParams {
+                temperature,
+                ..SamplingParams::default()
+            },
+            seed,
+            mask: None,
+        })
         .collect();
-    for temperature in [0.0, 0.8] {
-        let cases: Vec<Case> = (100..)
-            .zip(&answers)
-            .map(|(seed, (prompt, _))| Case {
-                prompt: prompt.clone(),
-                params: SamplingParams {
-                    temperature,
-                    ..SamplingParams::default()
-                },
-                seed,
-                mask: None,
-            })
-            .collect();
-        let mut bench = Bench::new(open_source(demo::source(), 0, 1));
-        let truth = bench.run(&cases, Source::Nobody, 0, &[]);
-        if temperature == 0.0 {
-            for (said, (_, output)) in truth.iter().zip(&answers) {
-                assert!(
-                    said.iter()
-                        .map(|(token, _)| token)
-                        .eq(&output[..NUM_TOKENS])
-                );
-            }
-        }
-        let mut bench = Bench::new(open_source(demo::source(), MAX_DRAFTS, 1));
-        for depth in [1, 3] {
-            (bench.num_drafts, bench.num_accepted) = (0, 0);
-            assert!(bench.run(&cases, Source::Block, depth, &truth) == truth);
-            let (run, accepted) = (bench.num_drafts, bench.num_accepted);
-            eprintln!("temperature {temperature}, {depth}: {accepted} of {run} drafts came true");
-            assert!(depth > 1 || accepted * 10 >= run * 7, "{accepted} of {run}");
+    let mut bench = Bench::new(open_source(demo::source(), device, 0, 1));
+    let truth = bench.run(&cases, Source::Nobody, 0, &[]);
+    if temperature == 0.0 {
+        for (said, (_, output)) in truth.iter().zip(answers) {
+            assert!(
+                said.iter()
+                    .map(|(token, _)| token)
+                    .eq(&output[..NUM_TOKENS])
+            );
         }
     }
+    let mut bench = Bench::new(open_source(demo::source(), device, MAX_DRAFTS, 1));
+    for depth in [1, 3] {
+        (bench.num_drafts, bench.num_accepted) = (0, 0);
+        assert!(bench.run(&cases, Source::Block, depth, &truth) == truth);
+        let (run, accepted) = (bench.num_drafts, bench.num_accepted);
+        eprintln!("{device:?}, temperature {temperature}, {depth}: {accepted} of {run} came true");
+        assert!(depth > 1 || accepted * 10 >= run * 7, "{accepted} of {run}");
+    }
+}
+
+#[test]
+fn drafts_of_a_trained_block_come_true() {
+    let answers = demo_answers();
+    for temperature in [0.0, 0.8] {
+        check_trained_block(DeviceChoice::Cpu, &answers, temperature);
+    }
+}
+
+/// Where the machine has no Vulkan device, on a processor if need be, it says so loudly and checks
+/// nothing, unless `NEMOSERVE_REQUIRE_VULKAN` insists.
+#[test]
+fn drafts_of_a_trained_block_come_true_on_a_gpu() {
+    if Machine::has_device(DeviceChoice::Vulkan) {
+        return check_trained_block(DeviceChoice::Vulkan, &demo_answers()[..2], 0.0);
+    }
+    assert!(
+        std::env::var_os("NEMOSERVE_REQUIRE_VULKAN").is_none(),
+        "no Vulkan device: install mesa-vulkan-drivers"
+    );
+    eprintln!("SKIPPED: no Vulkan device (install mesa-vulkan-drivers to run the GPU kernels)");
 }
 
 /// All ranks have to guess the same, or they wait for each other's sums with different rows.
