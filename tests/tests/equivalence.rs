@@ -512,6 +512,36 @@ fn what_is_cached_changes_nothing() {
     assert!(stats.num_cached_prompt_tokens > 0, "no hit: {stats:?}");
 }
 
+#[test]
+fn drafts_change_nothing() {
+    // Dummies have no draft block.
+    let model = Model {
+        folder: fixtures::copy("super"),
+        ..Model::new()
+    };
+    let source = ModelSource::Folder(model.folder.path().to_owned());
+    let mut asks = asks();
+    for token in asks.iter_mut().flat_map(|ask| &mut ask.prompt) {
+        *token %= VOCAB_SIZE;
+    }
+    let expect = model.alone(|config| config.source = source.clone(), &asks);
+    for (max_drafts, max_num_batched_tokens) in [(1, 512), (3, 19), (5, 512)] {
+        let config = EngineConfig {
+            max_drafts,
+            max_num_batched_tokens,
+            source: source.clone(),
+            ..model.config()
+        };
+        let handle = model.start(config);
+        let what = format!("{max_drafts} drafts");
+        assert_same(&what, &expect, &model.run(&handle, &asks));
+        assert_same("asked again", &expect, &model.run(&handle, &asks));
+        let stats = handle.stats().scheduler;
+        assert!(stats.num_draft_tokens > 100, "{stats:?}");
+        assert!(stats.num_cached_prompt_tokens > 0, "{stats:?}");
+    }
+}
+
 /// A token whose embedding is not a number fails its own request, wherever its state and blocks lay
 /// and whoever gets them next.
 #[test]
