@@ -99,7 +99,11 @@ pub struct KvCacheManager {
 impl KvCacheManager {
     /// All free.
     pub fn new(config: CacheConfig) -> Self {
-        Self::with_policy(config, Policy::default())
+        let policy = Policy {
+            grace: u64::from(config.num_slots) / 32,
+            ..Policy::default()
+        };
+        Self::with_policy(config, policy)
     }
 
     /// All free; `policy` says which snapshots stay.

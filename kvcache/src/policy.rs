@@ -28,6 +28,8 @@ pub enum SnapshotKind {
 const NUM_KINDS: usize = 7;
 /// Hits that are told apart: who has been hit more often is like who has been hit so often.
 const NUM_COUNTS: usize = 4;
+/// More than any other difference.
+const YOUNG: f64 = 1e12;
 /// Old experience counts half from time to time.
 const MAX_MADE: u32 = 4096;
 
@@ -117,8 +119,8 @@ pub struct Policy {
     /// What is believed of how likely a hit is before there is experience, by kind, of those that
     /// nothing longer stands before.
     pub odds: [f64; NUM_KINDS],
-    /// The same of those with something longer, whatever their kind.
-    pub odds_with_longer: f64,
+    /// The same of those with something longer.
+    pub odds_with_longer: [f64; NUM_KINDS],
     /// The same of those that were hit twice, or once without leading anywhere yet: many part there.
     pub odds_of_forks: f64,
     /// How many snapshots' experience that belief weighs.
@@ -127,6 +129,9 @@ pub struct Policy {
     pub half_life: f64,
     /// The same as a multiple of the age at which others of the class were hit.
     pub patience: f64,
+    /// Younger ones, in uses of the whole cache, go after all others: what was just computed gets its
+    /// chance to be of use to whoever comes next.
+    pub grace: u64,
     /// Less than this is not worth moving to the host and back, in blocks.
     pub min_swap_blocks: u32,
 }
@@ -135,11 +140,12 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             odds: [0.3, 0.6, 0.3, 0.6, 0.5, 0.1, 1.0],
-            odds_with_longer: 0.1,
+            odds_with_longer: [0.3, 0.3, 0.1, 0.1, 0.3, 0.1, 0.1],
             odds_of_forks: 0.7,
-            belief: 32.0,
+            belief: 8.0,
             half_life: 512.0,
-            patience: 2.5,
+            patience: 1.7,
+            grace: 0,
             min_swap_blocks: 4,
         }
     }
@@ -156,20 +162,26 @@ impl Policy {
             / (known + self.belief);
         let lives = f64::from(age) / half_life;
         // A conversation goes on within its pause or hardly ever; where many part, they come at random.
+        let square = lives * lives;
         let faded = match candidate.class.num_hits {
-            0 | 1 => lives * lives * lives * lives,
-            2.. => lives,
+            0..=2 => square * square,
+            3.. => square,
         };
         let recency = 1.0 / (1.0 + faded);
         let density = f64::from(candidate.num_saved_tokens) / f64::from(candidate.num_freed.max(1));
-        self.likelihood(habits, candidate.class) * recency * density
+        let young = if u64::from(age) < self.grace {
+            YOUNG
+        } else {
+            1.0
+        };
+        self.likelihood(habits, candidate.class) * recency * density * young
     }
 
     /// How likely somebody goes on from a snapshot of this class once more.
     pub fn likelihood(&self, habits: &Habits, class: Class) -> f64 {
         let prior = match (class.num_hits, class.has_longer) {
             (2.., _) | (1, false) => self.odds_of_forks,
-            (_, true) => self.odds_with_longer,
+            (_, true) => self.odds_with_longer[class.kind as usize],
             (0, false) => self.odds[class.kind as usize],
         };
         let record = habits.record(class);
@@ -251,13 +263,13 @@ mod tests {
         let left = |habits: &Habits, age| {
             policy.score(habits, &aged(age), 1000) / policy.score(habits, &aged(0), 1000)
         };
-        assert!(left(&habits, 256) > 0.9 && left(&habits, 1000) < 0.1);
+        assert!(left(&habits, 256) > 0.9 && left(&habits, 1000) < 0.15);
         for _ in 0..4000 {
             habits.note_made(TIP);
             habits.note_hit(TIP, 40);
         }
         assert!(
-            left(&habits, 40) > 0.9 && left(&habits, 256) < 0.1,
+            left(&habits, 30) > 0.9 && left(&habits, 150) < 0.1,
             "all come back sooner"
         );
     }
@@ -272,6 +284,24 @@ mod tests {
         habits.note_made(TIP);
         let record = habits.record(TIP);
         assert_eq!((record.num_made, record.num_hit), (2048, 2047));
+    }
+
+    #[test]
+    fn the_young_go_last() {
+        let policy = Policy {
+            grace: 20,
+            ..Policy::default()
+        };
+        let score = |last_use, num_saved_tokens| {
+            let candidate = Candidate {
+                last_use,
+                num_saved_tokens,
+                ..USUAL
+            };
+            policy.score(&Habits::default(), &candidate, 1000)
+        };
+        assert!(score(981, 1) > score(980, 1_000_000));
+        assert!(score(981, 2) > score(981, 1), "among them worth decides");
     }
 
     #[test]

@@ -146,15 +146,17 @@ async fn an_agent_pays_for_what_is_new() {
         })
         .collect();
     let mut messages = vec![
-        message("system", &words(&mut seed, 900)),
+        message("system", &words(&mut seed, 8000)),
         message("user", &words(&mut seed, 80)),
     ];
-    let (mut total, mut computed) = (0, 0);
+    let (mut total, mut computed, mut new) = (0, 0, 0);
+    let mut said: Vec<Value> = Vec::new();
     for turn in 0..60 {
         let thought = words(&mut seed, 15);
         server.say(&format!("{thought}</think>I shall look."));
         let mut body = request(&messages, true);
         body["tools"] = json!(tools);
+        body["return_token_ids"] = json!(true);
         let headers = format!(
             "x-request-id: turn-{turn}\r\nx-stainless-retry-count: {}\r\n",
             turn % 3
@@ -172,6 +174,15 @@ async fn an_agent_pays_for_what_is_new() {
         );
         total += prompt;
         computed += prompt - cached;
+        let choice = &answer["choices"][0];
+        let ids = choice["prompt_token_ids"]
+            .as_array()
+            .expect("a list")
+            .clone();
+        let known = ids.iter().zip(&said).take_while(|(a, b)| a == b).count();
+        new += prompt - known as u64;
+        said = ids;
+        said.extend(choice["token_ids"].as_array().expect("a list").clone());
         // It goes back a few turns once, and on from there.
         if turn == 40 {
             messages.truncate(messages.len() - 9);

@@ -107,14 +107,15 @@ impl Server {
         let runner = script.runner();
         let cache = CacheConfig {
             block_size: 16,
-            num_blocks: 1025.max(max_model_len / 8),
-            num_slots: 65,
+            num_blocks: 1025.max(max_model_len),
+            num_slots: 2049,
             num_host_slots: 0,
             num_host_blocks: 0,
             blocks_per_slot: 1,
         };
         let config = SchedulerConfig {
             max_model_len,
+            saves_within_rows: true,
             ..SchedulerConfig::default()
         };
         let engine = engine::spawn(config, cache.clone(), VOCAB_SIZE, move |_| Ok(runner));
@@ -128,7 +129,7 @@ impl Server {
             max_model_len,
             block_size: 16,
             num_blocks: cache.num_blocks - 1,
-            num_slots: 64,
+            num_slots: 2048,
             ..EngineInfo::default()
         };
         let tokens = (folder != Folder::NoTokenizer).then(|| Arc::clone(&tokenizer));
