@@ -202,6 +202,10 @@ async fn an_agent_pays_for_what_is_new() {
     let share = 100.0 * (1.0 - computed as f64 / total as f64);
     assert!(
         share >= 97.0,
-        "{share:.2} % of {total} prompt tokens were cached"
+        "{share:.2} % of {total} prompt tokens were cached; {computed} were computed, {new} were new"
+    );
+    assert!(
+        computed * 10 <= new * 13,
+        "{computed} were computed, {new} were new"
     );
 }
