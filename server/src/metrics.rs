@@ -117,6 +117,9 @@ struct EngineMetrics {
     blocks: IntGaugeVec,
     slots: IntGaugeVec,
     preemptions: IntCounter,
+    misses: IntCounterVec,
+    missed_tokens: IntCounterVec,
+    evictions: IntCounter,
     steps: IntCounter,
     drafted_rows: IntCounter,
     draft_tokens: IntCounter,
@@ -228,6 +231,20 @@ impl Metrics {
             preemptions: of.counter(
                 "preemptions_total",
                 "Sequences sent back to the queue for want of memory.",
+            ),
+            misses: of.counters(
+                "prefix_cache_misses_total",
+                "Requests whose prefix hit could have been longer, by why it was not.",
+                &["reason"],
+            ),
+            missed_tokens: of.counters(
+                "prefix_cache_missed_tokens_total",
+                "Prompt tokens that a longer hit would have spared, by why there was none.",
+                &["reason"],
+            ),
+            evictions: of.counter(
+                "prefix_cache_evictions_total",
+                "Snapshots given up for want of memory.",
             ),
             steps: of.counter("engine_steps_total", "Steps that the engine ran."),
             drafted_rows: of.counter(
@@ -404,6 +421,20 @@ impl EngineMetrics {
             }
         }
         raise(&self.preemptions, s.num_preemptions);
+        for (counters, by) in [
+            (&self.misses, &s.misses),
+            (&self.missed_tokens, &s.missed_tokens),
+        ] {
+            for (reason, total) in [
+                ("no_blocks", by.no_blocks),
+                ("no_snapshot", by.no_snapshot),
+                ("evicted", by.evicted),
+                ("salt", by.salt),
+            ] {
+                raise(&counters.with_label_values(&[reason]), total);
+            }
+        }
+        raise(&self.evictions, s.num_evictions);
         raise(&self.steps, s.num_steps);
         raise(&self.drafted_rows, s.num_drafted_rows);
         raise(&self.draft_tokens, s.num_draft_tokens);
