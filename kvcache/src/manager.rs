@@ -101,6 +101,7 @@ impl KvCacheManager {
     pub fn new(config: CacheConfig) -> Self {
         let policy = Policy {
             grace: u64::from(config.num_slots) / 32,
+            min_half_life: f64::from(config.num_slots) / 4.0,
             ..Policy::default()
         };
         Self::with_policy(config, policy)

@@ -127,6 +127,8 @@ pub struct Policy {
     pub belief: f64,
     /// Age at which half of the worth is left before there is experience, in uses of the whole cache.
     pub half_life: f64,
+    /// No experience makes it less: a large cache need not be quick to forget.
+    pub min_half_life: f64,
     /// The same as a multiple of the age at which others of the class were hit.
     pub patience: f64,
     /// Younger ones, in uses of the whole cache, go after all others: what was just computed gets its
@@ -144,6 +146,7 @@ impl Default for Policy {
             odds_of_forks: 0.7,
             belief: 8.0,
             half_life: 512.0,
+            min_half_life: 1.0,
             patience: 1.7,
             grace: 0,
             min_swap_blocks: 4,
@@ -160,7 +163,7 @@ impl Policy {
         let known = f64::from(record.num_hit);
         let half_life = (known * self.patience * record.age + self.belief * self.half_life)
             / (known + self.belief);
-        let lives = f64::from(age) / half_life;
+        let lives = f64::from(age) / half_life.max(self.min_half_life);
         // A conversation goes on within its pause or hardly ever; where many part, they come at random.
         let square = lives * lives;
         let faded = match candidate.class.num_hits {
