@@ -79,7 +79,7 @@ impl Scheduler {
     fn collect_wishes(&self, index: usize, row: &Row, candidates: &mut Vec<Candidate>) {
         let marks = self.sequences[&row.sequence].marks();
         let end = row.start + row.input_ids.len() as u32;
-        let mut shorter = row.start;
+        let mut shorter = self.sequences[&row.sequence].num_saved();
         let num_within = marks.partition_point(|mark| mark.at <= end);
         for mark in &marks[..num_within] {
             let wish = Wish {
@@ -102,11 +102,14 @@ impl Scheduler {
     /// The row that wrote them went well: they are there for everybody now.
     pub(crate) fn finish_saves(&mut self, id: SequenceId, saves: Vec<PlannedSave>) {
         let sequence = self.sequences.get_mut(&id).expect("a row has a sequence");
+        let mut num_saved = sequence.num_saved();
         let (lease, chain, tokens) = sequence.cache_parts();
         for PlannedSave { at, to, kind } in saves {
             let tokens = &tokens[..at as usize];
             self.cache.finish_save(to, lease, chain, tokens, kind);
+            num_saved = at;
         }
+        sequence.note_saved(num_saved);
     }
 
     /// What the row wrote is not to be trusted, or nobody wants it.

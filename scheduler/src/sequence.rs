@@ -51,6 +51,8 @@ pub(crate) struct Sequence {
     num_cached: Option<u32>,
     /// Where its state is worth a snapshot, ahead of what is computed.
     marks: Vec<Mark>,
+    /// Length of the last snapshot that it came from or left behind.
+    num_saved: u32,
     /// While it waits: for whose snapshot, and where.
     pub(crate) awaited: Option<(SequenceId, u32)>,
     /// Scores of prompt tokens so far, as long as they are wanted and undelivered.
@@ -96,6 +98,7 @@ impl Sequence {
             num_computed: 0,
             num_cached: None,
             marks: Vec::new(),
+            num_saved: 0,
             awaited: None,
             scores: wants_scores.then(Vec::new),
             status: Status::Waiting,
@@ -146,6 +149,16 @@ impl Sequence {
     /// Whether it ever ran.
     pub(crate) fn has_run(&self) -> bool {
         self.num_cached.is_some()
+    }
+
+    /// Length of the last snapshot that it came from or left behind.
+    pub(crate) fn num_saved(&self) -> u32 {
+        self.num_saved
+    }
+
+    /// It has left a snapshot of so many tokens behind.
+    pub(crate) fn note_saved(&mut self, num_tokens: u32) {
+        self.num_saved = num_tokens;
     }
 
     /// Where its state is worth a snapshot, ahead of what is computed; ascending.
@@ -267,6 +280,7 @@ impl Sequence {
         self.status = Status::Running;
         self.lease = Some(lease);
         self.num_computed = num_hit;
+        self.num_saved = num_hit;
         self.awaited = None;
         self.marks = self.stretch((num_hit, num_common), within_rows).marks();
         self.num_cached.get_or_insert(num_hit);

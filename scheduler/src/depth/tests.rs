@@ -125,10 +125,6 @@ impl Load {
             .map(|depth| self.throughput(Some(depth)))
             .max()
             .expect("there are depths");
-        println!(
-            "{} rows: adaptive {adaptive}, plain {plain}, best fixed {best}",
-            self.num_rows
-        );
         assert!(
             adaptive * 100 >= plain * of_plain,
             "{adaptive}, plain {plain}"

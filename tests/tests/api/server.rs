@@ -107,8 +107,8 @@ impl Server {
         let runner = script.runner();
         let cache = CacheConfig {
             block_size: 16,
-            num_blocks: 1025.max(max_model_len),
-            num_slots: 2049,
+            num_blocks: 1025.max(4 * max_model_len),
+            num_slots: 8193,
             num_host_slots: 0,
             num_host_blocks: 0,
             blocks_per_slot: 1,
@@ -129,7 +129,7 @@ impl Server {
             max_model_len,
             block_size: 16,
             num_blocks: cache.num_blocks - 1,
-            num_slots: 2048,
+            num_slots: 8192,
             ..EngineInfo::default()
         };
         let tokens = (folder != Folder::NoTokenizer).then(|| Arc::clone(&tokenizer));
