@@ -119,6 +119,10 @@ impl FromStr for DummyMix {
 
 /// Everything that [`Engine::open`](crate::Engine::open) needs to know.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the operator's"
+)]
 pub struct EngineConfig {
     /// The model.
     pub source: ModelSource,

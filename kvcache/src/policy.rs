@@ -297,8 +297,8 @@ mod tests {
         };
         let score = |last_use, num_saved_tokens| {
             let candidate = Candidate {
-                last_use,
                 num_saved_tokens,
+                last_use,
                 ..USUAL
             };
             policy.score(&Habits::default(), &candidate, 1000)

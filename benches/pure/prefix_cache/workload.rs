@@ -158,7 +158,7 @@ fn documents(rng: &mut Rng, num_documents: u32) -> Vec<Vec<Request>> {
                 answer: text(rng, 50, 600, false),
             }
         };
-        (0..1 + document.id % 7).map(request).collect()
+        (0..=document.id % 7).map(request).collect()
     };
     (0..num_documents).map(session).collect()
 }
