@@ -31,7 +31,6 @@ fn prefix(criterion: &mut Criterion) {
         num_slots: 64,
         num_host_slots: 0,
         num_host_blocks: 0,
-        blocks_per_slot: 1,
     });
     // A conversation: every turn goes on from the one before. The last one ends in a started block.
     for len in (0..32).rev().map(|turn| NUM_TOKENS - 7 - turn * 1000) {
@@ -78,7 +77,6 @@ fn crowd(criterion: &mut Criterion) {
         num_slots,
         num_host_slots: 0,
         num_host_blocks: 0,
-        blocks_per_slot: 2592,
     });
     let mut retire = |tokens: &[u32], len: usize| {
         let mut chain = HashChain::new("".into(), BLOCK_SIZE);

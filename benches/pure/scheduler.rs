@@ -85,7 +85,6 @@ fn all_generate(num_seqs: u32, num_prompt: u32) -> Scheduler {
         num_slots: 2 * num_seqs,
         num_host_slots: 0,
         num_host_blocks: 0,
-        blocks_per_slot: 1,
     };
     let mut scheduler = Scheduler::new(config, cache);
     for id in 0..num_seqs {
@@ -158,7 +157,6 @@ fn time_arrivals(share: Share, num_arrivals: u64) -> Duration {
         num_slots: 32,
         num_host_slots: 0,
         num_host_blocks: 0,
-        blocks_per_slot: 1,
     };
     let mut total = Duration::ZERO;
     for _ in 0..num_arrivals {

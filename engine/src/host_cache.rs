@@ -215,7 +215,6 @@ mod tests {
             num_slots: 3,
             num_host_slots: 2,
             num_host_blocks: 1,
-            blocks_per_slot: 1,
         }
     }
 }

@@ -314,7 +314,6 @@ mod tests {
             num_slots: 7,
             num_host_slots: 0,
             num_host_blocks: 0,
-            blocks_per_slot: 1,
         };
         let scales = [KvScales::default()];
         let cache = DeviceCache::new(&config, &cache, 0, KvFormat::F32, &scales, &device);

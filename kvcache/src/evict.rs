@@ -67,38 +67,42 @@ impl KvCacheManager {
         short: Short,
         may_go: impl Fn(SnapshotId, &Snapshot) -> bool,
     ) -> Option<(SnapshotId, f64)> {
-        let now = self.prefix.now();
         let candidates = self.prefix.snapshots();
         let scored = candidates
             .filter(|&(id, snapshot)| may_go(id, snapshot))
-            .map(|(id, snapshot)| (id, self.score(&self.candidate(snapshot, short), now)));
+            .map(|(id, snapshot)| (id, self.score(&self.candidate(snapshot, short))));
         // Of equals the oldest.
         scored.reduce(|worst, next| if next.1 < worst.1 { next } else { worst })
     }
 
-    pub(crate) fn score(&self, candidate: &Candidate, now: u64) -> f64 {
-        self.policy.score(&self.prefix.habits, candidate, now)
+    pub(crate) fn score(&self, candidate: &Candidate) -> f64 {
+        let (habits, now) = (&self.prefix.habits, self.prefix.now());
+        self.policy.score(habits, candidate, now)
     }
 
     pub(crate) fn candidate(&self, snapshot: &Snapshot, short: Short) -> Candidate {
-        let pool = match snapshot.tier {
-            Tier::Device => &self.blocks,
-            Tier::Host => &self.host_blocks,
-        };
-        // What it holds alone is an end of its list, since who holds a block holds all before it.
-        let num_shared = snapshot
-            .blocks
-            .partition_point(|&block| pool.num_snapshots(block) > 1);
-        let num_own = (snapshot.blocks.len() - num_shared) as u32;
         Candidate {
             num_saved_tokens: self.prefix.num_saved_tokens(snapshot),
             num_freed: match short {
                 Short::Slots => 1,
-                Short::Blocks => num_own,
+                Short::Blocks => self.num_own_blocks(snapshot),
             },
             last_use: snapshot.last_use,
             class: snapshot.class(),
         }
+    }
+
+    /// Blocks that no other snapshot holds.
+    pub(crate) fn num_own_blocks(&self, snapshot: &Snapshot) -> u32 {
+        let pool = match snapshot.tier {
+            Tier::Device => &self.blocks,
+            Tier::Host => &self.host_blocks,
+        };
+        // They are an end of its list, since who holds a block holds all before it.
+        let num_shared = snapshot
+            .blocks
+            .partition_point(|&block| pool.num_snapshots(block) > 1);
+        (snapshot.blocks.len() - num_shared) as u32
     }
 
     /// Takes a snapshot off the device: to the host if it is worth that, and there is or can be made
@@ -120,7 +124,7 @@ impl KvCacheManager {
         if !self.policy.is_worth_moving(&candidate, block_size) {
             return false;
         }
-        let worth = self.score(&candidate, self.prefix.now());
+        let worth = self.score(&candidate);
         let from_slot = snapshot.slot;
         let from = snapshot.blocks.clone();
         let num_full = (snapshot.len / self.config.block_size) as usize;

@@ -32,16 +32,16 @@ impl KvCacheManager {
         let now = self.prefix.now();
         let snapshots = self.prefix.snapshots();
         let held = snapshots.map(|(_, snapshot)| {
-            let candidate = self.candidate(snapshot, Short::Blocks);
+            let candidate = self.candidate(snapshot, Short::Slots);
             Held {
                 len: snapshot.len,
                 kind: snapshot.kind,
                 tier: snapshot.tier,
                 num_blocks: snapshot.blocks.len() as u32,
-                num_own_blocks: candidate.num_freed,
+                num_own_blocks: self.num_own_blocks(snapshot),
                 age: now - snapshot.last_use,
                 num_hits: snapshot.num_hits,
-                score: self.score(&self.candidate(snapshot, Short::Slots), now),
+                score: self.score(&candidate),
             }
         });
         held.collect()

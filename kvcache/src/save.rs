@@ -35,7 +35,7 @@ impl KvCacheManager {
                 has_longer: wish.has_longer,
             },
         };
-        self.score(&candidate, self.prefix.now())
+        self.score(&candidate)
     }
 
     /// A slot for a snapshot of exactly `tokens`: a free one, or that of a snapshot of less worth.

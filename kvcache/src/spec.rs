@@ -81,8 +81,6 @@ pub struct CacheConfig {
     pub num_host_slots: u32,
     /// Blocks in host memory; 0 is no host memory.
     pub num_host_blocks: u32,
-    /// The memory of a slot, counted in blocks: what evicting a snapshot frees at least.
-    pub blocks_per_slot: u32,
 }
 
 impl CacheConfig {
@@ -116,7 +114,6 @@ mod tests {
             num_slots: 3,
             num_host_slots: 0,
             num_host_blocks: 0,
-            blocks_per_slot: 1,
         };
         assert_eq!(spec.total_bytes(&config), 1920 + 4500);
     }
@@ -129,7 +126,6 @@ mod tests {
             num_slots: 3,
             num_host_slots: 0,
             num_host_blocks: 0,
-            blocks_per_slot: 1,
         };
         let got: Vec<u32> = [0, 1, 4, 5, 8]
             .iter()

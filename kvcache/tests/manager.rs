@@ -34,7 +34,6 @@ impl Books {
             num_slots,
             num_host_slots: 0,
             num_host_blocks: 0,
-            blocks_per_slot: 1,
         };
         Self {
             cache: KvCacheManager::new(config),
@@ -478,7 +477,6 @@ fn refuse(block_size: u32, num_blocks: u32, num_slots: u32) {
         num_slots,
         num_host_slots: 0,
         num_host_blocks: 0,
-        blocks_per_slot: 1,
     });
 }
 

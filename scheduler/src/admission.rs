@@ -89,7 +89,6 @@ mod tests {
                     num_slots: 2,
                     num_host_slots: 0,
                     num_host_blocks: 0,
-                    blocks_per_slot: 1,
                 };
                 let got = check_size(&request, &config, &cache);
                 assert_eq!(got, expect, "{len} and {max_tokens} in {num_blocks} blocks");

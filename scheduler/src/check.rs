@@ -158,7 +158,6 @@ mod tests {
             num_slots: 3,
             num_host_slots: 0,
             num_host_blocks: 0,
-            blocks_per_slot: 1,
         };
         let mut scheduler = Scheduler::new(
             SchedulerConfig {

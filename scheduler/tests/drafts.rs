@@ -25,7 +25,6 @@ fn cache() -> CacheConfig {
         num_slots: 9,
         num_host_slots: 0,
         num_host_blocks: 0,
-        blocks_per_slot: 1,
     }
 }
 

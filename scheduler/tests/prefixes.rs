@@ -63,7 +63,6 @@ impl Server {
             num_slots: num_slots + 1,
             num_host_slots,
             num_host_blocks,
-            blocks_per_slot: 64,
         };
         Self {
             scheduler: Scheduler::new(config, cache),

@@ -28,7 +28,6 @@ fn cache() -> CacheConfig {
         num_slots: 5,
         num_host_slots: 0,
         num_host_blocks: 0,
-        blocks_per_slot: 1,
     }
 }
 

@@ -47,7 +47,6 @@ pub fn state<R: Runner + Send + 'static>(size: Size, runner: impl FnOnce(u32) ->
         num_slots: info.num_slots + 1,
         num_host_slots: 0,
         num_host_blocks: 0,
-        blocks_per_slot: 1,
     };
     let vocab_size = info.vocab_size;
     let runner = runner(vocab_size);

@@ -32,7 +32,6 @@ pub(crate) fn serve(requests: &[workload::Request]) -> Outcome {
         num_slots: num_slots as u32,
         num_host_slots: 0,
         num_host_blocks: 0,
-        blocks_per_slot: (STATE_BYTES / block_bytes) as u32,
     };
     let mut scheduler = Scheduler::new(config, cache);
     // Each segment's tokens are made once.

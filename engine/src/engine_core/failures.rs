@@ -86,7 +86,6 @@ async fn end(when: When, how: How, text: &'static str) -> (Failure, Option<Strin
         num_slots: 3,
         num_host_slots: 0,
         num_host_blocks: 0,
-        blocks_per_slot: 1,
     };
     let handle = spawn(SchedulerConfig::default(), cache, 100, move |_| {
         let doomed = Doomed { when, how, text };

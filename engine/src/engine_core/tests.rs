@@ -64,7 +64,6 @@ where
         num_slots: 9,
         num_host_slots: 0,
         num_host_blocks: 0,
-        blocks_per_slot: 1,
     };
     spawn(config, cache, VOCAB_SIZE, move |_| {
         Ok(FakeRunner {
@@ -175,7 +174,6 @@ async fn a_failed_load_fails_the_engine() {
             num_slots: 2,
             num_host_slots: 0,
             num_host_blocks: 0,
-            blocks_per_slot: 1,
         },
         VOCAB_SIZE,
         |_| -> Result<FakeRunner<Hook>, _> { Err(EngineError::Device("no such device".into())) },
@@ -196,7 +194,6 @@ async fn nothing_is_taken_while_loading() {
             num_slots: 4,
             num_host_slots: 0,
             num_host_blocks: 0,
-            blocks_per_slot: 1,
         },
         VOCAB_SIZE,
         move |progress| {

@@ -124,7 +124,6 @@ impl Player {
             num_slots: machine.must("slots") + 1,
             num_host_slots: machine.number("host").unwrap_or(0),
             num_host_blocks: machine.number("host").unwrap_or(0),
-            blocks_per_slot: 1,
         };
         let poison = Poison {
             one_in: 0,

@@ -179,7 +179,6 @@ fn draw_cache(rng: &mut Rng) -> CacheConfig {
         num_slots: *rng.pick(&[2, 3, 5, 8, 20]),
         num_host_slots: *rng.pick(&[0, 2, 10, 10, 10]),
         num_host_blocks: 2 * num_tokens / block_size + rng.range(0, 4),
-        blocks_per_slot: *rng.pick(&[1, 4, 100]),
     }
 }
 

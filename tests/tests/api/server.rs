@@ -111,7 +111,6 @@ impl Server {
             num_slots: 8193,
             num_host_slots: 0,
             num_host_blocks: 0,
-            blocks_per_slot: 1,
         };
         let config = SchedulerConfig {
             max_model_len,

@@ -407,7 +407,6 @@ fn scripted_engine(script: &Arc<Script>, info: &EngineInfo, plan: &Plan) -> Engi
         num_slots: info.num_slots + 1,
         num_host_slots: 0,
         num_host_blocks: 0,
-        blocks_per_slot: 1,
     };
     engine::spawn(config, cache, info.vocab_size, move |_progress| {
         script.wait_for_load()?;

@@ -106,7 +106,6 @@ impl Bench {
             num_slots: 2,
             num_host_slots: 0,
             num_host_blocks: 0,
-            blocks_per_slot: 1,
         };
         let scales = weights.kv_scales().expect("they are positive");
         let cache = DeviceCache::new(&config, &cache, 1, KvFormat::F32, &scales, &device);
