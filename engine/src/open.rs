@@ -248,7 +248,6 @@ impl Opened {
             max_model_len: self.plan.max_model_len,
             grid: self.grid,
             max_drafts: self.config.max_drafts,
-            saves_within_rows: true,
             draft_costs: self.draft_costs(),
         }
     }

@@ -162,7 +162,7 @@ impl KvCacheManager {
     }
 
     /// Whether a slot is at hand that no live sequence and no row in flight holds.
-    pub fn has_spare_slot(&self) -> bool {
+    fn has_spare_slot(&self) -> bool {
         self.states.num_free() + self.states.num_snapshots() > 0
     }
 

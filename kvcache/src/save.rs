@@ -5,7 +5,6 @@ use crate::block::SlotId;
 use crate::hash::HashChain;
 use crate::manager::{KvCacheManager, Lease};
 use crate::policy::{Candidate, Class, SnapshotKind};
-use crate::state::StateOp;
 
 /// A snapshot that a row could make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,34 +81,5 @@ impl KvCacheManager {
     /// Gives back the slot of a snapshot that will not be.
     pub fn cancel_save(&mut self, slot: SlotId) {
         self.states.release_pending(slot);
-    }
-
-    /// Publishes the state of a running sequence, which has computed exactly `tokens`. The copy is an
-    /// operation of the next plan. Returns whether such a snapshot exists now.
-    pub fn save(
-        &mut self,
-        lease: &mut Lease,
-        chain: &mut HashChain,
-        tokens: &[u32],
-        kind: SnapshotKind,
-    ) -> bool {
-        if self.touch_existing(chain, tokens) {
-            return true;
-        }
-        if !self.has_spare_slot() {
-            return false;
-        }
-        self.evict_for_slot(None);
-        let to = self
-            .states
-            .take_snapshot()
-            .expect("a slot was spare or evicted above");
-        let num_pending = lease.num_pending();
-        self.publish(&mut lease.table, to, chain, tokens, (kind, num_pending));
-        self.ops.push(StateOp::CopySlot {
-            from: lease.slot,
-            to,
-        });
-        true
     }
 }

@@ -34,9 +34,6 @@ pub struct SchedulerConfig {
     /// Most drafts of a row, at most [`MAX_DRAFTS`]; 0 is no speculative decoding, and must be where
     /// there is a `grid`. Default 0.
     pub max_drafts: u32,
-    /// Whether the runner carries out [`Row::saves`](crate::Row::saves). If not, prompts are cut where
-    /// their end is to be saved, and nothing else of them is. Default `false`.
-    pub saves_within_rows: bool,
     /// What drafts cost in steps of 1, 2, 4, .. rows; larger steps cost as the last says. By it and by
     /// how many drafts come true, each row has as many drafts as pay. Empty: always `max_drafts`.
     /// Default empty.
@@ -52,7 +49,6 @@ impl Default for SchedulerConfig {
             max_model_len: 262_144,
             grid: None,
             max_drafts: 0,
-            saves_within_rows: false,
             draft_costs: Vec::new(),
         }
     }

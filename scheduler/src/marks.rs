@@ -47,18 +47,16 @@ pub(crate) struct Stretch<'a> {
     pub(crate) block_size: u32,
     /// Snapshots are kept at its multiples only, and only inside prompts.
     pub(crate) grid: Option<u32>,
-    /// Whether a row can be saved on its way. If not, nothing but the prompt's end is worth a cut.
-    pub(crate) within_rows: bool,
 }
 
 impl Stretch<'_> {
     /// The prompt without its last token, or without what lies beyond the last line of the grid.
-    pub(crate) fn prompt_end(&self) -> u32 {
-        self.on_grid(self.num_prompt - 1)
+    fn prompt_end(&self) -> u32 {
+        on_grid(self.num_prompt - 1, self.grid)
     }
 
     /// Whether a snapshot there is worth it. For siblings always.
-    pub(crate) fn saves_prompt(&self) -> bool {
+    fn saves_prompt(&self) -> bool {
         self.prompt_end() >= self.min_len() || self.has_siblings
     }
 
@@ -66,36 +64,32 @@ impl Stretch<'_> {
     pub(crate) fn marks(&self) -> Vec<Mark> {
         let mut marks: Vec<Mark> = Vec::new();
         let end = self.prompt_end();
-        if self.within_rows {
-            let mut last = self.num_hit;
-            for &boundary in self.boundaries {
-                let at = self.on_grid(boundary);
-                // One that lies behind the beginning of the same block serves as well.
-                let is_served = at - at % self.block_size <= last;
-                if at >= self.min_len() && at <= end && !is_served {
-                    marks.push(mark(at, SnapshotKind::Boundary));
-                    last = at;
-                }
+        let mut last = self.num_hit;
+        for &boundary in self.boundaries {
+            let at = self.on_grid(boundary);
+            // One that lies behind the beginning of the same block serves as well.
+            let is_served = at - at % self.block_size <= last;
+            if at >= self.min_len() && at <= end && !is_served {
+                marks.push(mark(at, SnapshotKind::Boundary));
+                last = at;
             }
-            if let (Some(mark), Some(&opening)) = (marks.last_mut(), self.boundaries.last())
-                && mark.at == self.on_grid(opening)
-            {
-                mark.kind = SnapshotKind::Opening;
-            }
-            let branch = self.on_grid(self.num_common);
-            let below = self.nearest_below(&marks, branch);
-            if branch >= below + self.min_len() && branch < end {
-                insert(&mut marks, mark(branch, SnapshotKind::Branch));
-            }
+        }
+        if let (Some(mark), Some(&opening)) = (marks.last_mut(), self.boundaries.last())
+            && mark.at == self.on_grid(opening)
+        {
+            mark.kind = SnapshotKind::Opening;
+        }
+        let branch = self.on_grid(self.num_common);
+        let below = self.nearest_below(&marks, branch);
+        if branch >= below + self.min_len() && branch < end {
+            insert(&mut marks, mark(branch, SnapshotKind::Branch));
         }
         let last = marks.last().map_or(self.num_hit, |mark| mark.at);
         let is_served = end - end % self.block_size <= last && !self.has_siblings;
-        if self.saves_prompt() && end > last && (!is_served || !self.within_rows) {
+        if self.saves_prompt() && end > last && !is_served {
             marks.push(mark(end, SnapshotKind::PromptEnd));
         }
-        if self.within_rows {
-            self.fill(&mut marks);
-        }
+        self.fill(&mut marks);
         marks.retain(|mark| (self.num_hit + 1..=self.num_wanted).contains(&mark.at));
         marks
     }
@@ -132,8 +126,13 @@ impl Stretch<'_> {
     }
 
     fn on_grid(&self, at: u32) -> u32 {
-        at - at % self.grid.unwrap_or(1)
+        on_grid(at, self.grid)
     }
+}
+
+/// The last line of the grid up to `at`.
+pub(crate) fn on_grid(at: u32, grid: Option<u32>) -> u32 {
+    at - at % grid.unwrap_or(1)
 }
 
 /// How much longer than one's own hit another's snapshot must be to be worth waiting for.
@@ -171,7 +170,6 @@ mod tests {
         has_siblings: false,
         block_size: 16,
         grid: None,
-        within_rows: true,
     };
 
     /// `B`oundary, `O`pening, `E`nd, branc`H`, `I`nterval.
@@ -301,14 +299,5 @@ mod tests {
             ..LONG
         };
         assert_eq!(shown(&scores), "");
-        let cut = Stretch {
-            within_rows: false,
-            boundaries: &[100, 990],
-            num_common: 320,
-            num_prompt: 20_000,
-            num_wanted: 20_000,
-            ..LONG
-        };
-        assert_eq!(shown(&cut), "E19999", "a cut is for the prompt's end");
     }
 }

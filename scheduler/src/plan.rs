@@ -2,10 +2,9 @@
 
 use kvcache::Start;
 
-use crate::budget::{Span, chunk_len};
 use crate::output::{Row, SchedulerOutput, SequenceId, StepId};
 use crate::scheduler::{InFlight, PlannedRow, Scheduler};
-use crate::sequence::{Sequence, Status};
+use crate::sequence::Status;
 
 /// A plan in the making.
 pub(crate) struct Plan {
@@ -77,7 +76,7 @@ impl Scheduler {
             }
             // It may have yielded to an older one above.
             let sequence = &self.sequences[&id];
-            let wants_one = sequence.status() == Status::Running && self.span(sequence).len() == 1;
+            let wants_one = sequence.status() == Status::Running && sequence.span().len() == 1;
             if wants_one && self.make_room(id) {
                 self.plan_row(plan, id, 1);
             }
@@ -87,7 +86,7 @@ impl Scheduler {
     /// Running sequences that want more; their blocks are reserved since they entered.
     fn plan_chunks(&mut self, plan: &mut Plan) {
         for id in self.running_ids() {
-            if self.span(&self.sequences[&id]).len() > 1 {
+            if self.sequences[&id].span().len() > 1 {
                 self.plan_chunk(plan, id);
             }
         }
@@ -120,12 +119,8 @@ impl Scheduler {
         self.running.iter().copied().collect()
     }
 
-    fn span(&self, sequence: &Sequence) -> Span {
-        sequence.span(!self.config.saves_within_rows && self.cache.has_spare_slot())
-    }
-
     fn plan_chunk(&mut self, plan: &mut Plan, id: SequenceId) {
-        let len = chunk_len(self.span(&self.sequences[&id]), plan.budget);
+        let len = self.sequences[&id].span().chunk_len(plan.budget);
         if len > 0 {
             self.plan_row(plan, id, len);
         }
@@ -152,8 +147,7 @@ impl Scheduler {
             num_common,
             miss,
         } = start;
-        let within_rows = self.config.saves_within_rows;
-        sequence.start(lease, (num_hit, num_common), within_rows);
+        sequence.start(lease, (num_hit, num_common));
         self.waiting.remove(id);
         self.running.insert(id);
 

@@ -36,9 +36,6 @@ impl Scheduler {
     /// everything else: who runs comes before what is saved.
     pub(crate) fn plan_saves(&mut self, rows: &mut [Row]) -> PlannedSaves {
         let mut planned = PlannedSaves::new();
-        if !self.config.saves_within_rows {
-            return planned;
-        }
         let mut candidates = Vec::new();
         for (index, row) in rows.iter().enumerate() {
             if row.drafting.num_drafts == 0 {

@@ -6,7 +6,7 @@ use kvcache::{BlockHash, BlockId, HashChain, KvCacheManager, Lease, Reservation,
 
 use crate::budget::Span;
 use crate::depth::Guesser;
-use crate::marks::{Mark, Stretch};
+use crate::marks::{Mark, Stretch, on_grid};
 use crate::output::{Drafting, History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
 use crate::request::Request;
 
@@ -209,7 +209,7 @@ impl Sequence {
     }
 
     /// What decides where its state is worth a snapshot.
-    fn stretch(&self, (num_hit, num_common): (u32, u32), within_rows: bool) -> Stretch<'_> {
+    fn stretch(&self, (num_hit, num_common): (u32, u32)) -> Stretch<'_> {
         Stretch {
             num_hit,
             num_common,
@@ -219,38 +219,27 @@ impl Sequence {
             has_siblings: self.request.num_choices > 1,
             block_size: self.block_size,
             grid: self.grid,
-            within_rows,
         }
     }
 
-    /// Where a chunk ends for the sake of a snapshot if rows cannot be saved on their way, and with a
-    /// grid always: there, what follows is computed apart.
-    pub(crate) fn prompt_end(&self) -> u32 {
-        self.stretch((0, 0), false).prompt_end()
-    }
-
-    /// What it could run next. `cuts`: whether a chunk should end where a snapshot is to be made.
-    pub(crate) fn span(&self, cuts: bool) -> Span {
+    /// What it could run next.
+    pub(crate) fn span(&self) -> Span {
         let (start, num_wanted) = (self.num_computed, self.num_wanted());
-        let saves = cuts && self.stretch((0, 0), false).saves_prompt();
         let Some(grid) = self.grid else {
             return Span {
                 start,
                 end: num_wanted,
-                boundary: saves.then_some(self.prompt_end()),
                 grid: 1,
             };
         };
+        // What follows the last line of the grid is computed apart, and generated tokens run alone, as
+        // they did the first time.
+        let last_line = on_grid(self.num_prompt() - 1, self.grid);
+        let ends = [last_line, self.num_prompt(), start + 1];
+        let end = ends.into_iter().find(|end| start < *end);
         Span {
             start,
-            // Generated tokens run alone, as they did the first time.
-            end: if start < self.num_prompt() {
-                num_wanted.min(self.num_prompt())
-            } else {
-                num_wanted.min(start + 1)
-            },
-            // Cut here whether or not a snapshot follows: what follows the cut is computed apart.
-            boundary: Some(self.prompt_end()),
+            end: num_wanted.min(end.expect("the last is beyond it")),
             grid,
         }
     }
@@ -269,20 +258,15 @@ impl Sequence {
     }
 
     /// `Waiting` to `Running`, with `num_hit` tokens computed, on a path of which `num_common` are
-    /// known. `within_rows`: whether rows can be saved on their way.
-    pub(crate) fn start(
-        &mut self,
-        lease: Lease,
-        (num_hit, num_common): (u32, u32),
-        within_rows: bool,
-    ) {
+    /// known.
+    pub(crate) fn start(&mut self, lease: Lease, (num_hit, num_common): (u32, u32)) {
         assert_eq!(self.status, Status::Waiting, "{:?} starts", self.id);
         self.status = Status::Running;
         self.lease = Some(lease);
         self.num_computed = num_hit;
         self.num_saved = num_hit;
         self.awaited = None;
-        self.marks = self.stretch((num_hit, num_common), within_rows).marks();
+        self.marks = self.stretch((num_hit, num_common)).marks();
         self.num_cached.get_or_insert(num_hit);
     }
 

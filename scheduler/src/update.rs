@@ -1,7 +1,5 @@
 //! What a result changes.
 
-use kvcache::SnapshotKind;
-
 use crate::output::{RequestOutput, RowFault, RowOutput, SequenceId, StepResult, TokenLogprobs};
 use crate::request::FinishReason;
 use crate::scheduler::{PlannedRow, Scheduler};
@@ -71,8 +69,6 @@ impl Scheduler {
             .get_mut(&id)
             .expect("looked up by our caller");
         let num_told = output.tokens.len() as u32;
-        let reached = sequence.num_computed() + planned.len;
-        let reached_mark = sequence.marks().iter().any(|mark| mark.at == reached);
         let finish = append(sequence, &mut output, self.config.max_model_len);
         let num_kept = output.tokens.len() as u32;
         self.counters.generation_tokens += u64::from(num_kept);
@@ -102,18 +98,7 @@ impl Scheduler {
         if finish.is_some() {
             self.forget_choice(id);
             self.remove(id, true);
-        } else if reached_mark && !self.config.saves_within_rows {
-            let num_computed = sequence.num_computed() as usize;
-            let (lease, chain, tokens) = sequence.cache_parts();
-            // Without a spare slot there is no snapshot, and who waits for it computes by itself.
-            self.cache.save(
-                lease,
-                chain,
-                &tokens[..num_computed],
-                SnapshotKind::PromptEnd,
-            );
-        }
-        if finish.is_none() {
+        } else {
             self.trim(id);
         }
         news

@@ -54,7 +54,6 @@ impl Server {
         let config = SchedulerConfig {
             max_num_batched_tokens: budget,
             max_model_len: 100_000,
-            saves_within_rows: true,
             ..SchedulerConfig::default()
         };
         let cache = CacheConfig {

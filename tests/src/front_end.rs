@@ -38,7 +38,6 @@ pub fn state<R: Runner + Send + 'static>(size: Size, runner: impl FnOnce(u32) ->
         max_model_len: size.max_model_len,
         max_num_seqs: size.max_num_seqs,
         max_num_batched_tokens: 1 << 14,
-        saves_within_rows: true,
         ..SchedulerConfig::default()
     };
     let cache = CacheConfig {

@@ -23,7 +23,6 @@ pub(crate) fn serve(requests: &[workload::Request]) -> Outcome {
         max_num_batched_tokens: 8192,
         max_num_seqs: 64,
         max_model_len: 1 << 20,
-        saves_within_rows: true,
         ..SchedulerConfig::default()
     };
     let cache = CacheConfig {

@@ -55,7 +55,6 @@ where
         max_model_len: 8000,
         grid: None,
         max_drafts: 0,
-        saves_within_rows: false,
         draft_costs: Vec::new(),
     };
     let cache = CacheConfig {

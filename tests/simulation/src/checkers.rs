@@ -168,7 +168,7 @@ fn check_drafting(config: &SchedulerConfig, row: &Row) {
 fn check_saves(scenario: &Scenario, row: &Row, slots: &mut BTreeSet<SlotId>) {
     let (config, cache) = (&scenario.config, &scenario.cache);
     let end = row.start + row.input_ids.len() as u32;
-    let is_plain = config.saves_within_rows && row.drafting.num_drafts == 0;
+    let is_plain = row.drafting.num_drafts == 0;
     assert!(row.saves.is_empty() || is_plain, "{:?}", row.sequence);
     assert!(row.saves.is_sorted_by(|a, b| a.at < b.at));
     for save in &row.saves {

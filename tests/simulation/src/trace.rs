@@ -3,7 +3,7 @@
 //! A script sets up a small machine, lets named requests arrive and takes steps:
 //!
 //! ```text
-//! machine budget=8 seqs=4 queue=8 len=64 block=4 blocks=16 slots=6 saves host=20
+//! machine budget=8 seqs=4 queue=8 len=64 block=4 blocks=16 slots=6 host=20
 //! a prompt=s8+u3 max=4 n=2 salt=x scores    s8: eight tokens of text s; equal texts are equal
 //! c prompt=s8 messages=3,6 priority=-1 max=4  messages begin at 3 and 6
 //! b prompt=s8+u3+a.0 max=4                  a.0: all that choice 0 of a has said
@@ -15,8 +15,7 @@
 //! fault a                                   rows of a go wrong from now on
 //! ```
 //!
-//! With `saves` rows are saved on their way, else cut where their prompts end; `host` is for so many
-//! slots and blocks.
+//! `host` is for so many slots and blocks.
 //!
 //! The schedule shows for each step the operations, a line per row (whose, positions, whether it
 //! samples, blocks, slot), the news, and who holds memory afterwards.
@@ -116,7 +115,6 @@ impl Player {
             grid: machine.number("grid"),
             max_drafts: machine.number("drafts").unwrap_or(0),
             draft_costs: Vec::new(),
-            saves_within_rows: machine.words.contains(&"saves"),
         };
         let cache = CacheConfig {
             block_size: machine.must("block"),

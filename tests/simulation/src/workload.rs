@@ -208,6 +208,5 @@ fn draw_limits(rng: &mut Rng) -> SchedulerConfig {
         },
         grid,
         draft_costs,
-        saves_within_rows: !rng.one_in(5),
     }
 }

@@ -114,7 +114,6 @@ impl Server {
         };
         let config = SchedulerConfig {
             max_model_len,
-            saves_within_rows: true,
             ..SchedulerConfig::default()
         };
         let engine = engine::spawn(config, cache.clone(), VOCAB_SIZE, move |_| Ok(runner));

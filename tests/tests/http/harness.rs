@@ -398,7 +398,6 @@ fn scripted_engine(script: &Arc<Script>, info: &EngineInfo, plan: &Plan) -> Engi
         max_model_len: info.max_model_len,
         grid: None,
         max_drafts: 0,
-        saves_within_rows: true,
         draft_costs: Vec::new(),
     };
     let cache = CacheConfig {
