@@ -3,9 +3,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use engine::{DeviceChoice, DummyMix, Engine, EngineConfig, EngineInfo, ModelSource};
+use engine::{DeviceChoice, DummyMix, Engine, EngineConfig, EngineInfo, ModelSource, StreamEvent};
 use nemoserve_tests::driver::{Driver, Scores, Turn};
+use nemoserve_tests::fixtures;
+use scheduler::{Request, SamplingParams};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -38,20 +41,26 @@ fn shrunk(name: &str) -> TempDir {
     folder
 }
 
-/// What is loaded, and all log-probabilities of a prompt and of the token after it.
-fn run(folder: &Path, dummy_mix: Option<DummyMix>) -> (EngineInfo, Scores) {
+fn config(folder: &Path) -> EngineConfig {
     let source = ModelSource::Dummy {
         folder: folder.to_owned(),
         seed: 5,
     };
-    let config = EngineConfig {
-        dummy_mix,
+    EngineConfig {
         device: DeviceChoice::Cpu,
         max_model_len: Some(BLOCK_SIZE * (NUM_BLOCKS - 1)),
         max_num_seqs: 2,
         block_size: BLOCK_SIZE,
         cache_memory_bytes: Some(64 << 20),
         ..EngineConfig::new(source)
+    }
+}
+
+/// What is loaded, and all log-probabilities of a prompt and of the token after it.
+fn run(folder: &Path, dummy_mix: Option<DummyMix>) -> (EngineInfo, Scores) {
+    let config = EngineConfig {
+        dummy_mix,
+        ..config(folder)
     };
     let opened = Engine::open(config).expect("the configuration is sound");
     let info = opened.info().clone();
@@ -125,18 +134,80 @@ fn a_small_super_serves_in_every_mix() {
     assert_eq!(scores.len(), plain_scores.len());
 }
 
+/// What is loaded, a greedy answer, and how many drafts its steps ran.
+fn answer(config: EngineConfig) -> (EngineInfo, Vec<u32>, u64) {
+    let opened = Engine::open(config).expect("the configuration is sound");
+    let info = opened.info().clone();
+    let handle = opened.start().expect("the thread starts");
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.expect("a runtime");
+    runtime.block_on(handle.ready()).expect("it loads");
+    let request = Request {
+        id: handle.next_request_id(),
+        prompt: (0..20).map(|i| i * 7 % VOCAB_SIZE as u32).collect(),
+        sampling: Arc::new(SamplingParams {
+            max_tokens: 30,
+            ..SamplingParams::default()
+        }),
+        num_choices: 1,
+        cache_salt: "".into(),
+        boundaries: Arc::default(),
+        priority: 0,
+    };
+    let mut stream = handle.submit(request, None).expect("the queue is empty");
+    let mut tokens = Vec::new();
+    runtime.block_on(async {
+        while let Some(event) = stream.next().await {
+            let StreamEvent::Output(output) = event else {
+                panic!("{event:?}");
+            };
+            tokens.extend(&output.tokens);
+        }
+    });
+    (info, tokens, handle.stats().scheduler.num_draft_tokens)
+}
+
+#[test]
+fn a_dummy_drafts_with_a_block_of_its_own() {
+    // Plain in every mix, as in the releases, so it weighs the same in all of them.
+    let mut block_bytes = None;
+    for name in ["super", "super-fp8", "super-nvfp4"] {
+        let folder = shrunk(name);
+        let config = config(folder.path());
+        let (plain, expect, none) = answer(config.clone());
+        assert_eq!((expect.len(), none), (30, 0));
+        for num_ranks in [1, 2] {
+            let config = EngineConfig {
+                max_drafts: 3,
+                tensor_parallel_size: num_ranks,
+                ..config.clone()
+            };
+            let (info, tokens, num_drafts) = answer(config);
+            assert!(num_drafts > 50, "{name}: {num_drafts}");
+            assert_eq!(info.num_parameters, plain.num_parameters);
+            let bytes = info.weight_bytes - plain.weight_bytes;
+            assert!(
+                bytes > 0 && bytes == *block_bytes.get_or_insert(bytes),
+                "{name}"
+            );
+            // Sums over two ranks are other sums.
+            assert!(num_ranks > 1 || tokens == expect, "{name}");
+        }
+    }
+    let config = EngineConfig {
+        max_drafts: 3,
+        ..config(&fixtures::folder("nano3-4b"))
+    };
+    let error = Engine::open(config).err().expect("it has no such block");
+    assert!(error.to_string().contains("no draft block"), "{error}");
+}
+
 #[test]
 fn a_format_that_nobody_knows_is_refused() {
     let folder = shrunk("super");
     let path = folder.path().join("hf_quant_config.json");
     let unknown = json!({"quantization": {"quant_algo": "INT4_AWQ"}});
     fs::write(path, unknown.to_string()).expect("ours");
-    let source = ModelSource::Dummy {
-        folder: folder.path().to_owned(),
-        seed: 5,
-    };
-    let error = Engine::open(EngineConfig::new(source))
-        .err()
-        .expect("refused");
+    let error = Engine::open(config(folder.path())).err().expect("refused");
     assert!(error.to_string().contains("INT4_AWQ"), "{error}");
 }

@@ -182,9 +182,12 @@ impl Finder {
         Ok(format)
     }
 
-    /// Told by the tensors present; a dummy is what it is said to be.
+    /// Told by the tensors present; a dummy is what it is said to be, and plain in the draft block.
     fn stored_format(&self, module: &str) -> Result<Format, EngineError> {
         let Origin::Files { unclaimed, .. } = &self.origin else {
+            if module.starts_with("mtp.") {
+                return Ok(Format::Plain);
+            }
             let said = self.quantization.of(module).next();
             // What is said and not known is refused where it is compared.
             return Ok(said.map_or(Format::Plain, |(_, said)| {
@@ -290,11 +293,14 @@ impl Finder {
         }
     }
 
-    pub(super) fn has_any(&self, start: &str) -> bool {
+    /// Whether there is a draft block, given that the configuration has one: writers drop its tensors
+    /// and keep its keys. A dummy has all that its configuration says.
+    pub(super) fn has_draft(&self) -> bool {
         match &self.origin {
-            Origin::Files { unclaimed, .. } => unclaimed.keys().any(|name| name.starts_with(start)),
-            // Nobody asks a dummy for drafts.
-            Origin::Seed(_) => false,
+            Origin::Files { unclaimed, .. } => {
+                unclaimed.keys().any(|name| name.starts_with("mtp."))
+            }
+            Origin::Seed(_) => true,
         }
     }
 

@@ -38,8 +38,7 @@ impl Finder {
         } else {
             Some(self.matrix("lm_head", [vocab, hidden], Init::fan_in(hidden))?)
         };
-        // Writers drop its tensors and keep its keys, so it may be absent as a whole.
-        let draft = if config.mtp_layers.is_some() && self.has_any("mtp.") {
+        let draft = if config.mtp_layers.is_some() && self.has_draft() {
             Some(Box::new(self.draft(config)?))
         } else {
             None
