@@ -22,6 +22,13 @@ pub struct SchedulerConfig {
     pub max_num_seqs: u32,
     /// Requests (not choices) that may wait. Default 1024.
     pub max_queue: u32,
+    /// While sequences generate, a step with prompt tokens takes at most so many times what one without
+    /// takes, by the times told to [`Scheduler::observe`](crate::Scheduler::observe); at least 2. `None`:
+    /// `max_num_batched_tokens` alone bounds it. Default `None`.
+    pub max_slowdown: Option<u32>,
+    /// Positions of context that cost a prompt's token as much again as itself; 0 if none ever do.
+    /// Default 0.
+    pub context_cost: u32,
     /// Prompt plus generated tokens of one sequence.
     pub max_model_len: u32,
     /// `Some(grid)`: every token is computed in one way only, whatever is cached, cut or preempted.
@@ -46,6 +53,8 @@ impl Default for SchedulerConfig {
             max_num_batched_tokens: 2048,
             max_num_seqs: 64,
             max_queue: 1024,
+            max_slowdown: None,
+            context_cost: 0,
             max_model_len: 262_144,
             grid: None,
             max_drafts: 0,

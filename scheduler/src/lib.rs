@@ -9,6 +9,7 @@
 //! | `sequence` | one choice of a request, in flight, and its legal status changes |
 //! | `queue` | the order of those who wait |
 //! | `budget` | how many tokens a sequence gets |
+//! | `pace` | how much of prompts a step takes beside those who generate |
 //! | `admission` | [`check_size`]: what can never run |
 //! | `scheduler` | [`Scheduler`]: add, abort, finish |
 //! | `plan` | `schedule`: who runs in the next step |
@@ -76,6 +77,10 @@
 //!    that runs behind others may come out otherwise than alone where two are about as likely, as it
 //!    may in another batch. A `grid` rules that out, so with a grid there are no drafts.
 //!
+//! 9. *Pace.* With a `max_slowdown` prompts get what is left of a step's time, so learned from the times
+//!    told to `observe`; which tokens run together changes, no token does. A time told is a call like
+//!    any other: same calls, same plans.
+//!
 //! # What this crate does not know
 //!
 //! Text, stop strings, grammars (the server's and the runner's); devices and tensors; how a token is
@@ -91,6 +96,7 @@ mod drafts;
 mod marks;
 mod mask;
 mod output;
+mod pace;
 mod plan;
 mod preempt;
 mod prepare;

@@ -3,12 +3,14 @@
 use kvcache::Start;
 
 use crate::output::{Row, SchedulerOutput, SequenceId, StepId};
+use crate::pace::{Allowance, Mixture};
 use crate::scheduler::{InFlight, PlannedRow, Scheduler};
 use crate::sequence::Status;
 
 /// A plan in the making.
 pub(crate) struct Plan {
     pub(crate) budget: u32,
+    pub(crate) allowance: Allowance,
     pub(crate) rows: Vec<Row>,
 }
 
@@ -22,10 +24,13 @@ impl Scheduler {
         );
         let mut plan = Plan {
             budget: self.config.max_num_batched_tokens,
+            allowance: self.pace.allowance(0),
             rows: Vec::with_capacity(self.running.len()),
         };
         let num_preemptions = self.counters.preemptions;
         self.plan_single_tokens(&mut plan);
+        let num_rows = plan.rows.len() as u32;
+        plan.allowance = self.pace.allowance(num_rows);
         let reserved = self.reserve_for_drafts(&mut plan);
         self.plan_chunks(&mut plan);
         // What somebody had to give back is not handed to a newcomer at once.
@@ -59,6 +64,10 @@ impl Scheduler {
             step,
             rows: rows_in_flight,
             saves,
+            mixture: Mixture {
+                num_rows,
+                work: plan.allowance.taken(),
+            },
         });
         Some(SchedulerOutput {
             step,
@@ -105,7 +114,8 @@ impl Scheduler {
             }
             // Whoever starts runs: it may not hold memory for a later step's budget.
             let grid = self.config.grid.unwrap_or(1);
-            if plan.budget < grid.min(self.sequences[&id].num_wanted()) {
+            let affordable = plan.budget.min(plan.allowance.tokens(0, grid));
+            if affordable < grid.min(self.sequences[&id].num_wanted()) {
                 return;
             }
             if !self.start(id) {
@@ -120,8 +130,11 @@ impl Scheduler {
     }
 
     fn plan_chunk(&mut self, plan: &mut Plan, id: SequenceId) {
-        let len = self.sequences[&id].span().chunk_len(plan.budget);
+        let span = self.sequences[&id].span();
+        let affordable = plan.allowance.tokens(span.start, span.grid);
+        let len = span.chunk_len(plan.budget.min(affordable));
         if len > 0 {
+            plan.allowance.take(span.start, len);
             self.plan_row(plan, id, len);
         }
     }

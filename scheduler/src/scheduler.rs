@@ -9,6 +9,7 @@ use crate::admission::{AdmissionError, check_size};
 use crate::config::{MAX_DRAFTS, SchedulerConfig};
 use crate::depth::Depth;
 use crate::output::{SequenceId, StepId};
+use crate::pace::{Mixture, Pace};
 use crate::queue::{self, WaitingQueue};
 use crate::request::{Request, RequestId};
 use crate::saves::PlannedSaves;
@@ -30,6 +31,7 @@ pub struct Scheduler {
     pub(crate) num_queued: u32,
     pub(crate) next_sequence: u64,
     pub(crate) depth: Depth,
+    pub(crate) pace: Pace,
     pub(crate) counters: Counters,
 }
 
@@ -48,6 +50,7 @@ pub(crate) struct InFlight {
     pub(crate) step: StepId,
     pub(crate) rows: Vec<PlannedRow>,
     pub(crate) saves: PlannedSaves,
+    pub(crate) mixture: Mixture,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +96,7 @@ impl Scheduler {
             config.max_drafts == 0 || config.grid.is_none(),
             "drafts would change how tokens are computed"
         );
+        let pace = Pace::new(config.max_slowdown, config.context_cost);
         let depth = Depth::new(config.max_drafts, config.draft_costs.clone());
         Self {
             config,
@@ -105,6 +109,7 @@ impl Scheduler {
             num_queued: 0,
             next_sequence: 0,
             depth,
+            pace,
             counters: Counters::default(),
         }
     }
@@ -177,6 +182,14 @@ impl Scheduler {
             .find(|id| self.sequences[id].choice == choice);
         if let Some(sequence) = found {
             self.leave(sequence, true);
+        }
+    }
+
+    /// Tells how long the step in flight took, in nanoseconds; before `update`. See
+    /// [`SchedulerConfig::max_slowdown`].
+    pub fn observe(&mut self, nanos: u64) {
+        if let Some(in_flight) = &self.in_flight {
+            self.pace.observe(in_flight.mixture, nanos);
         }
     }
 

@@ -16,7 +16,7 @@ fn config() -> SchedulerConfig {
         max_model_len: 32,
         grid: None,
         max_drafts: 0,
-        draft_costs: Vec::new(),
+        ..SchedulerConfig::default()
     }
 }
 

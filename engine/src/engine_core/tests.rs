@@ -55,7 +55,7 @@ where
         max_model_len: 8000,
         grid: None,
         max_drafts: 0,
-        draft_costs: Vec::new(),
+        ..SchedulerConfig::default()
     };
     let cache = CacheConfig {
         block_size: 16,

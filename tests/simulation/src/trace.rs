@@ -115,6 +115,8 @@ impl Player {
             grid: machine.number("grid"),
             max_drafts: machine.number("drafts").unwrap_or(0),
             draft_costs: Vec::new(),
+            max_slowdown: None,
+            context_cost: 0,
         };
         let cache = CacheConfig {
             block_size: machine.must("block"),

@@ -208,5 +208,7 @@ fn draw_limits(rng: &mut Rng) -> SchedulerConfig {
         },
         grid,
         draft_costs,
+        max_slowdown: rng.one_in(4).then(|| rng.range(2, 5)),
+        context_cost: rng.range(0, 40),
     }
 }

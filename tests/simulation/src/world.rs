@@ -157,10 +157,19 @@ impl World<'_> {
         self.end_some(turn, &[Standing::InFlight]);
         self.prepare(2);
         let Ok(result) = self.model.collect(&[]);
+        self.scheduler.observe(self.step_nanos());
         let news = self.scheduler.update(result);
         self.scheduler.check_invariants();
         self.clients.hear(news);
         true
+    }
+
+    /// What the last step took, so to speak: by its tokens, and now and then for no reason.
+    fn step_nanos(&self) -> u64 {
+        let plan = self.report.plans.last().expect("a step was planned");
+        let num_tokens: usize = plan.rows.iter().map(|row| row.input_ids.len()).sum();
+        let disturbance = (plan.step.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 61).pow(3);
+        1000 + 50 * num_tokens as u64 + disturbance
     }
 
     /// Once in `n` chances, or never.

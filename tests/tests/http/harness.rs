@@ -398,7 +398,7 @@ fn scripted_engine(script: &Arc<Script>, info: &EngineInfo, plan: &Plan) -> Engi
         max_model_len: info.max_model_len,
         grid: None,
         max_drafts: 0,
-        draft_costs: Vec::new(),
+        ..SchedulerConfig::default()
     };
     let cache = CacheConfig {
         block_size: info.block_size,
