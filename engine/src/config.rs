@@ -142,6 +142,10 @@ pub struct EngineConfig {
     /// Tokens in one step over all sequences. Large values make running streams wait for other
     /// requests' prompts. Default 512.
     pub max_num_batched_tokens: u32,
+    /// While sequences generate, a step with prompt tokens takes at most so many times what one without
+    /// takes, 2 to 1000; 0: no such bound. `None`: 4 on a CPU, where a full step of prompt takes a
+    /// second; no bound elsewhere.
+    pub max_decode_slowdown: Option<u32>,
     /// Tokens per cache block. Default 32.
     pub block_size: u32,
     /// Bytes for KV blocks and state slots together, on each rank's device. `None`: half of the memory
@@ -190,6 +194,7 @@ impl EngineConfig {
             max_model_len: None,
             max_num_seqs: 64,
             max_num_batched_tokens: 512,
+            max_decode_slowdown: None,
             block_size: 32,
             cache_memory_bytes: None,
             memory_fraction: None,

@@ -190,6 +190,7 @@ impl<R: Runner> EngineCore<'_, R> {
                 continue;
             };
             self.beat();
+            let begin = Instant::now();
             let failed = |error: R::Error| verdict::of_error(Phase::Step, error);
             let constrained = self.constraints.of(&plan);
             self.runner.submit(plan).map_err(failed)?;
@@ -198,6 +199,8 @@ impl<R: Runner> EngineCore<'_, R> {
             self.take_arrivals();
             self.scheduler.prepare();
             let mut result = self.runner.collect(&masks).map_err(failed)?;
+            let nanos = begin.elapsed().as_nanos();
+            self.scheduler.observe(nanos as u64);
             self.constraints.advance(&constrained, &mut result);
             for output in self.scheduler.update(result) {
                 self.deliver(output);

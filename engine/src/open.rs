@@ -39,6 +39,10 @@ use crate::workbench::Workbench;
 /// The way in.
 pub struct Engine;
 
+/// How much slower prompts may make a step on a processor, unless told otherwise: three quarters of the
+/// time are theirs then, and a stream that wrote ten words a second writes two or three.
+const CPU_SLOWDOWN: u32 = 4;
+
 /// A model whose files are known to be good and whose memory is planned; no weight is read yet.
 pub struct Opened {
     config: EngineConfig,
@@ -249,7 +253,26 @@ impl Opened {
             grid: self.grid,
             max_drafts: self.config.max_drafts,
             draft_costs: self.draft_costs(),
+            max_slowdown: self.max_slowdown(),
+            context_cost: self.context_cost(),
         }
+    }
+
+    fn max_slowdown(&self) -> Option<u32> {
+        let of_device = if self.is_cpu { CPU_SLOWDOWN } else { 0 };
+        let times = self.config.max_decode_slowdown.unwrap_or(of_device);
+        (times > 0).then_some(times)
+    }
+
+    /// By operations, of which attention's are no dearer than others.
+    fn context_cost(&self) -> u32 {
+        let Footprint {
+            flops_per_token,
+            attention_flops,
+            ..
+        } = self.footprint();
+        let positions = flops_per_token.checked_div(attention_flops);
+        positions.map_or(0, |positions| positions.clamp(1, u32::MAX.into()) as u32)
     }
 
     /// What the scheduler weighs drafts by; nothing if their number is fixed.
@@ -530,6 +553,9 @@ fn check_options(config: &EngineConfig) -> Result<(), EngineError> {
     };
     if let Some(len) = config.max_model_len {
         in_range("max-model-len", len.into(), 1..=MAX_MODEL_LEN.into())?;
+    }
+    if let Some(times @ 1..) = config.max_decode_slowdown {
+        in_range("max-decode-slowdown", times.into(), 2..=1000)?;
     }
     if let Some(threads) = config.threads {
         in_range("threads", threads as u64, 1..=1024)?;

@@ -130,9 +130,12 @@ impl Workbench {
             num_tokens: plan.rows.iter().map(|row| row.input_ids.len() as u64).sum(),
             num_positions: plan.rows.iter().map(|row| u64::from(row.start)).sum(),
         };
+        let submitted = Instant::now();
         self.runner.submit(plan)?;
         self.scheduler.prepare();
         let result = self.runner.collect(&[])?;
+        self.scheduler
+            .observe(submitted.elapsed().as_nanos() as u64);
         let news = self.scheduler.update(result);
         Ok(Some(StepReport {
             time: begin.elapsed(),

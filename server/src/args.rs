@@ -145,6 +145,11 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_MAX_NUM_BATCHED_TOKENS", value_name = "TOKENS")]
     pub max_num_batched_tokens: Option<u32>,
 
+    /// While answers are written, a step that reads prompts too takes at most so many times as long, 2
+    /// to 1000; 0: as long as it takes [default: 4 on a CPU, 0 elsewhere]
+    #[arg(long, env = "NEMOSERVE_MAX_DECODE_SLOWDOWN", value_name = "TIMES")]
+    pub max_decode_slowdown: Option<u32>,
+
     /// Requests that may wait; beyond them 429 [default: 1024]
     #[arg(long, env = "NEMOSERVE_MAX_QUEUE", value_name = "N")]
     pub max_queue: Option<u32>,
@@ -596,6 +601,7 @@ impl ServeArgs {
             max_model_len: self.max_model_len.or(base.max_model_len),
             max_num_seqs: self.max_num_seqs.or(base.max_num_seqs),
             max_num_batched_tokens: self.max_num_batched_tokens.or(base.max_num_batched_tokens),
+            max_decode_slowdown: self.max_decode_slowdown.or(base.max_decode_slowdown),
             max_queue: self.max_queue.or(base.max_queue),
             max_tokens: self.max_tokens.or(base.max_tokens),
             block_size: self.block_size.or(base.block_size),

@@ -330,6 +330,7 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
             let seqs = args.max_num_seqs.unwrap_or(0);
             defaults.max_num_batched_tokens.max(seqs)
         }),
+        max_decode_slowdown: args.max_decode_slowdown,
         block_size: args.block_size.unwrap_or(defaults.block_size),
         cache_memory_bytes,
         threads: args.threads,
