@@ -7,6 +7,7 @@ use crate::block::BlockId;
 use crate::manager::KvCacheManager;
 use crate::policy::Candidate;
 use crate::prefix::{Snapshot, SnapshotId, Tier};
+use crate::runs::{Holder, Path};
 use crate::state::StateOp;
 
 /// What room is made for. Slots and blocks are pools apart: what is freed of the other does not help.
@@ -27,7 +28,7 @@ impl KvCacheManager {
     }
 
     pub(crate) fn evict_for_blocks(&mut self, num_blocks: u32, spared: Option<SnapshotId>) {
-        while self.blocks.num_free() < num_blocks {
+        while self.blocks().num_free() < num_blocks {
             let id = self
                 .worst_for_blocks(spared)
                 .expect("cached blocks have a snapshot");
@@ -48,12 +49,12 @@ impl KvCacheManager {
     /// free nothing by themselves.
     fn worst_for_blocks(&self, spared: Option<SnapshotId>) -> Option<SnapshotId> {
         // Who holds a used block last has used blocks only (invariant 4).
+        let runs = &self.prefix.device.blocks.runs;
         let holds_cached = |snapshot: &Snapshot| {
-            snapshot.tier == Tier::Device && !self.blocks.is_used(last_block(snapshot))
+            snapshot.tier == Tier::Device && !runs.is_held(snapshot.path, Holder::Lease)
         };
-        let holds_alone = |snapshot: &Snapshot| {
-            holds_cached(snapshot) && self.blocks.num_snapshots(last_block(snapshot)) == 1
-        };
+        let holds_alone =
+            |snapshot: &Snapshot| snapshot.tier == Tier::Device && runs.num_own(snapshot.path) > 0;
         self.worst(Short::Blocks, |id, snapshot| {
             holds_alone(snapshot) && Some(id) != spared
         })
@@ -92,17 +93,10 @@ impl KvCacheManager {
         }
     }
 
-    /// Blocks that no other snapshot holds.
+    /// Blocks that nobody else holds.
     pub(crate) fn num_own_blocks(&self, snapshot: &Snapshot) -> u32 {
-        let pool = match snapshot.tier {
-            Tier::Device => &self.blocks,
-            Tier::Host => &self.host_blocks,
-        };
-        // They are an end of its list, since who holds a block holds all before it.
-        let num_shared = snapshot
-            .blocks
-            .partition_point(|&block| pool.num_snapshots(block) > 1);
-        (snapshot.blocks.len() - num_shared) as u32
+        let paths = self.prefix.paths(snapshot.tier);
+        paths.blocks.runs.num_own(snapshot.path)
     }
 
     /// Takes a snapshot off the device: to the host if it is worth that, and there is or can be made
@@ -126,68 +120,74 @@ impl KvCacheManager {
         }
         let worth = self.score(&candidate);
         let from_slot = snapshot.slot;
-        let from = snapshot.blocks.clone();
         let num_full = (snapshot.len / self.config.block_size) as usize;
-        let device = &self.prefix.device;
-        let (num_known, mut blocks) = self.prefix.known_blocks(Tier::Host, num_full, |num| {
+        let (device, host) = (&self.prefix.device, &self.prefix.host);
+        let from = device.blocks.runs.list(snapshot.path, 0, 0);
+        let known = self.prefix.known_path(Tier::Host, num_full, |num| {
             device.key(from[num - 1]).expect("a full block has a path")
         });
-        let mut pairs = from.iter().zip(&blocks);
-        let is_same = pairs.all(|(&from, &to)| device.tokens(from) == self.prefix.host.tokens(to));
-        let num_known = if is_same { num_known } else { 0 };
-        blocks.truncate(num_known);
-        let num_new = (from.len() - num_known) as u32;
-        for &block in &blocks {
-            self.host_blocks.add_lease(block);
-        }
-        let has_room = self.make_host_room(num_new, worth, spared);
-        if has_room {
-            for &block in &from[num_known..] {
-                let to = self.host_blocks.allocate().expect("there is room");
-                self.ops.push(StateOp::BlockToHost {
-                    from: block,
-                    to: to.into(),
-                });
-                let tokens = self.prefix.device.tokens(block).to_vec();
-                self.prefix.host.record(to, &tokens);
-                blocks.push(to);
-            }
-            for (index, &block) in blocks.iter().enumerate() {
-                self.host_blocks.add_snapshot(block);
-                if index < num_full {
-                    let key = self.prefix.device.key(from[index]);
-                    let key = key.expect("a full block has a path");
-                    self.prefix.host.insert(block, key);
-                }
-            }
-        }
-        for &block in blocks.iter().rev() {
-            self.host_blocks.drop_lease(block);
-        }
+        let is_same = |(start, blocks): (usize, &[BlockId])| {
+            let mut pairs = from[start..].iter().zip(blocks);
+            pairs.all(|(&from, &to)| device.tokens(from) == host.tokens(to))
+        };
+        let is_known = host.blocks.runs.stretches(known).all(is_same);
+        let known = if is_known { known } else { Path::default() };
+        self.prefix.host.blocks.add_lease(known);
+        let has_room = self.make_host_room((from.len() - known.len()) as u32, worth, spared);
         if !has_room {
+            self.prefix.host.blocks.drop_lease(known);
             return false;
         }
+        let path = self.copy_to_host(known, &from[known.len()..]);
+        let (device, host) = (&self.prefix.device, &mut self.prefix.host);
+        host.blocks.add_snapshot(path);
+        host.blocks.drop_lease(path);
+        // Those that were there already may have lost the last who held them while room was made.
+        let full = host.blocks.runs.beginning(path, num_full);
+        host.make_findable(full, |num| {
+            device.key(from[num - 1]).expect("a full block has a path")
+        });
         let slot = self.host_states.take_snapshot().expect("there is room");
         self.ops.push(StateOp::SlotToHost {
             from: from_slot,
             to: slot.into(),
         });
-        let (from_slot, from) = self.prefix.relocate(id, slot, blocks);
+        let (from_slot, from) = self.prefix.relocate(id, slot, path);
         self.states.release_snapshot(from_slot);
-        self.drop_blocks(Tier::Device, &from);
+        self.drop_path(Tier::Device, from);
         self.moves.num_swapped_out += 1;
         true
     }
 
+    /// Blocks of the device, behind those that are on the host already. A lease holds the path.
+    fn copy_to_host(&mut self, known: Path, from: &[BlockId]) -> Path {
+        let (device, host) = (&self.prefix.device, &mut self.prefix.host);
+        let mut blocks = Vec::with_capacity(from.len());
+        for &block in from {
+            let to = host.blocks.allocate().expect("there is room");
+            self.ops.push(StateOp::BlockToHost {
+                from: block,
+                to: to.into(),
+            });
+            host.record(to, device.tokens(block));
+            blocks.push(to);
+        }
+        if blocks.is_empty() {
+            return known;
+        }
+        host.blocks.share(known, &blocks)
+    }
+
     /// Room for a slot and so many blocks on the host, for something of this worth.
     fn make_host_room(&mut self, num_blocks: u32, worth: f64, spared: Option<SnapshotId>) -> bool {
-        let num_available = self.host_blocks.num_free() + self.host_blocks.num_cached();
+        let host = self.host_blocks();
+        let num_available = host.num_free() + host.num_cached();
         if num_blocks > num_available {
             return false;
         }
         loop {
             let has_slot = self.host_states.num_free() > 0;
-            if has_slot && self.host_blocks.num_free() >= num_blocks {
+            if has_slot && self.host_blocks().num_free() >= num_blocks {
                 return true;
             }
             let short = if has_slot {
@@ -195,10 +195,11 @@ impl KvCacheManager {
             } else {
                 Short::Slots
             };
+            let runs = &self.host_blocks().runs;
             let worst = self.worst(short, |id, snapshot| {
                 snapshot.tier == Tier::Host
                     && Some(id) != spared
-                    && (!has_slot || !self.host_blocks.is_used(last_block(snapshot)))
+                    && (!has_slot || !runs.is_held(snapshot.path, Holder::Lease))
             });
             let Some((id, _)) = worst.filter(|&(_, least)| least < worth) else {
                 return false;
@@ -216,25 +217,13 @@ impl KvCacheManager {
             Tier::Device => self.states.release_snapshot(snapshot.slot),
             Tier::Host => self.host_states.release_snapshot(snapshot.slot),
         }
-        self.drop_blocks(snapshot.tier, &snapshot.blocks);
+        self.drop_path(snapshot.tier, snapshot.path);
     }
 
-    fn drop_blocks(&mut self, tier: Tier, blocks: &[BlockId]) {
-        for &block in blocks.iter().rev() {
-            let pool = match tier {
-                Tier::Device => &mut self.blocks,
-                Tier::Host => &mut self.host_blocks,
-            };
-            if pool.drop_snapshot(block) {
-                self.prefix.paths_mut(tier).remove(block);
-            }
+    fn drop_path(&mut self, tier: Tier, path: Path) {
+        let paths = self.prefix.paths_mut(tier);
+        for block in paths.blocks.drop_snapshot(path) {
+            paths.remove(block);
         }
     }
-}
-
-fn last_block(snapshot: &Snapshot) -> BlockId {
-    *snapshot
-        .blocks
-        .last()
-        .expect("a snapshot covers at least one token")
 }

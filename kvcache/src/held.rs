@@ -37,7 +37,7 @@ impl KvCacheManager {
                 len: snapshot.len,
                 kind: snapshot.kind,
                 tier: snapshot.tier,
-                num_blocks: snapshot.blocks.len() as u32,
+                num_blocks: snapshot.path.len() as u32,
                 num_own_blocks: self.num_own_blocks(snapshot),
                 age: now - snapshot.last_use,
                 num_hits: snapshot.num_hits,

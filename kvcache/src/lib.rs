@@ -8,6 +8,7 @@
 //! | `block` | [`BlockId`], [`SlotId`] |
 //! | `hash` | [`BlockHash`], [`HashChain`]: a prefix as a chain of numbers |
 //! | `pool` | [`BlockPool`]: free, used, cached |
+//! | `runs` | which blocks follow which: the tree of paths, and who holds how much of it |
 //! | `table` | [`BlockTable`]: the blocks of one sequence, in order |
 //! | `state` | [`StatePool`]: free, live, snapshot; [`StateOp`] |
 //! | `paths` | which blocks hold which tokens, found by hash |
@@ -33,8 +34,8 @@
 //! 2. Every other block is *free*, *used* (held by at least one [`Lease`]) or *cached* (held by
 //!    snapshots only). Every other slot is *free*, *live* (one lease), *pending* (a row in flight
 //!    writes a snapshot to it) or a *snapshot*.
-//! 3. Blocks are counted by two reference counts: of leases and of snapshots. Both can be recomputed
-//!    from the leases and snapshots alone; `check_invariants` does it.
+//! 3. Who holds a block is counted where its path ends. All counts can be recomputed from the leases
+//!    and snapshots alone; `check_invariants` does it.
 //! 4. Blocks form a tree. Who holds block b at index i of its list also holds the same i blocks that
 //!    come before b in every other list with b in it. Hence a list whose last block is used is used
 //!    as a whole.
@@ -74,6 +75,7 @@ mod paths;
 mod policy;
 mod pool;
 mod prefix;
+mod runs;
 mod save;
 mod spec;
 mod state;

@@ -5,6 +5,7 @@ use crate::hash::HashChain;
 use crate::policy::{Policy, SnapshotKind};
 use crate::pool::BlockPool;
 use crate::prefix::{Miss, PrefixCache, SnapshotId, Tier};
+use crate::runs::{Path, Runs};
 use crate::spec::CacheConfig;
 use crate::state::{StateOp, StatePool};
 use crate::table::BlockTable;
@@ -84,10 +85,7 @@ pub struct Moves {
 pub struct KvCacheManager {
     pub(crate) config: CacheConfig,
     pub(crate) policy: Policy,
-    pub(crate) blocks: BlockPool,
     pub(crate) states: StatePool,
-    /// Held by snapshots only.
-    pub(crate) host_blocks: BlockPool,
     /// Held by snapshots only.
     pub(crate) host_states: StatePool,
     pub(crate) prefix: PrefixCache,
@@ -119,9 +117,7 @@ impl KvCacheManager {
         let (num_host_blocks, num_host_slots) =
             (config.num_host_blocks + 1, config.num_host_slots + 1);
         Self {
-            blocks: BlockPool::new(config.num_blocks),
             states: StatePool::new(config.num_slots),
-            host_blocks: BlockPool::new(num_host_blocks),
             host_states: StatePool::new(num_host_slots),
             prefix: PrefixCache::new(config.block_size, config.num_blocks, num_host_blocks),
             ops: Vec::new(),
@@ -138,7 +134,7 @@ impl KvCacheManager {
 
     /// Counts of blocks.
     pub fn blocks(&self) -> &BlockPool {
-        &self.blocks
+        &self.prefix.device.blocks
     }
 
     /// Counts of slots.
@@ -148,7 +144,7 @@ impl KvCacheManager {
 
     /// Counts of blocks in host memory.
     pub fn host_blocks(&self) -> &BlockPool {
-        &self.host_blocks
+        &self.prefix.host.blocks
     }
 
     /// Counts of slots in host memory.
@@ -195,16 +191,14 @@ impl KvCacheManager {
             let snapshot = self.prefix.get(id);
             (snapshot.len, snapshot.num_pending)
         });
-        let shared = hit.map_or_else(Vec::new, |id| self.shared_blocks(id, chain, tokens));
+        let shared = hit.map_or_else(Path::default, |id| self.shared_path(id, chain, tokens));
 
         // Shared blocks count as used from here on: evictions below cannot take them.
-        for &block in &shared {
-            self.blocks.add_lease(block);
-        }
+        self.prefix.device.blocks.add_lease(shared);
         let num_shared = shared.len();
         let num_new = self.config.blocks_for(tokens.len() as u32) - num_shared as u32;
         if num_new + num_spare_blocks > self.num_available() {
-            self.drop_leases(&shared);
+            self.prefix.device.blocks.drop_lease(shared);
             return None;
         }
         let num_common = self.prefix.num_known(chain, tokens, max_hit) as u32;
@@ -221,7 +215,7 @@ impl KvCacheManager {
             (
                 snapshot.tier,
                 snapshot.slot,
-                snapshot.blocks[num_shared..].to_vec(),
+                self.runs(snapshot.tier).list(snapshot.path, num_shared, 0),
             )
         });
         self.evict_for_slot(hit);
@@ -229,8 +223,9 @@ impl KvCacheManager {
             .states
             .take_live()
             .expect("a slot was spare or evicted above");
+        let blocks = self.runs(Tier::Device).list(shared, 0, num_new as usize);
         let mut lease = Lease {
-            table: BlockTable::new(shared, num_shared),
+            table: BlockTable::new(blocks, shared),
             slot,
             num_pending,
         };
@@ -294,26 +289,19 @@ impl KvCacheManager {
     }
 
     /// The full blocks of a hit that are on the device.
-    fn shared_blocks(
-        &self,
-        hit: SnapshotId,
-        chain: &mut HashChain,
-        tokens: &[u32],
-    ) -> Vec<BlockId> {
+    fn shared_path(&self, hit: SnapshotId, chain: &mut HashChain, tokens: &[u32]) -> Path {
         let snapshot = self.prefix.get(hit);
         let block_size = self.config.block_size as usize;
         let num_full = snapshot.len as usize / block_size;
         match snapshot.tier {
-            Tier::Device => snapshot.blocks[..num_full].to_vec(),
+            Tier::Device => self.runs(Tier::Device).beginning(snapshot.path, num_full),
             Tier::Host => {
-                let (num_known, blocks) = self.prefix.known_blocks(Tier::Device, num_full, |num| {
+                let path = self.prefix.known_path(Tier::Device, num_full, |num| {
                     chain.at(tokens, num * block_size)
                 });
-                let is_same = self
-                    .prefix
-                    .device
-                    .holds(&blocks, &tokens[..num_known * block_size]);
-                if is_same { blocks } else { Vec::new() }
+                let tokens = &tokens[..path.len() * block_size];
+                let is_same = self.prefix.device.holds(path, tokens);
+                if is_same { path } else { Path::default() }
             }
         }
     }
@@ -359,7 +347,7 @@ impl KvCacheManager {
     pub fn trim(&mut self, lease: &mut Lease, num_tokens: u32) {
         let num_kept = self.config.blocks_for(num_tokens) as usize;
         let spare = lease.table.truncate(num_kept);
-        self.drop_leases(&spare);
+        self.prefix.device.blocks.give_back(&spare);
     }
 
     /// Ends a lease whose sequence has computed exactly `tokens`: its slot becomes the snapshot.
@@ -377,14 +365,14 @@ impl KvCacheManager {
         let (slot, num_pending) = (lease.slot, lease.num_pending);
         self.states.rename_to_snapshot(slot);
         self.publish(&mut lease.table, slot, chain, tokens, (kind, num_pending));
-        self.drop_leases(lease.table.as_slice());
+        self.give_back(&lease.table);
     }
 
     /// Ends a lease and publishes nothing.
     pub fn release(&mut self, lease: Lease) {
         let Lease { table, slot, .. } = lease;
         self.states.release_live(slot);
-        self.drop_leases(table.as_slice());
+        self.give_back(&table);
     }
 
     /// Forgets every snapshot of a prefix of `tokens`: a computation that went through them ended
@@ -411,28 +399,38 @@ impl KvCacheManager {
             let all = self.prefix.snapshots().map(|(_, snapshot)| snapshot);
             all.filter(move |snapshot| snapshot.tier == tier)
         };
-        let blocks_of = |tier| of_tier(tier).map(|snapshot| snapshot.blocks.as_slice());
+        let paths_of = |tier| of_tier(tier).map(|snapshot| snapshot.path);
         let slots_of = |tier| of_tier(tier).map(|snapshot| snapshot.slot);
-        self.blocks
-            .check(leases.clone().map(Lease::blocks), blocks_of(Tier::Device));
+        let held = |lease: &'a Lease| (lease.table.path(), lease.table.own());
+        let device = &self.prefix.device.blocks;
+        device.check(leases.clone().map(held), paths_of(Tier::Device));
+        for lease in leases.clone() {
+            let shared = device.runs.list(lease.table.path(), 0, 0);
+            assert!(
+                lease.blocks().starts_with(&shared),
+                "a table begins with its path"
+            );
+        }
         self.states
             .check(leases.map(Lease::slot), saves, slots_of(Tier::Device));
         let none = || std::iter::empty();
-        self.host_blocks
-            .check(std::iter::empty(), blocks_of(Tier::Host));
+        let host = &self.prefix.host.blocks;
+        host.check(std::iter::empty(), paths_of(Tier::Host));
         self.host_states.check(none(), none(), slots_of(Tier::Host));
         self.prefix.check();
     }
 
     /// Blocks that a lease could have: free ones, and those that eviction would free.
     fn num_available(&self) -> u32 {
-        self.blocks.num_free() + self.blocks.num_cached()
+        self.blocks().num_free() + self.blocks().num_cached()
     }
 
     fn append(&mut self, lease: &mut Lease, num_new: u32, spared: Option<SnapshotId>) {
         self.evict_for_blocks(num_new, spared);
         for _ in 0..num_new {
             let block = self
+                .prefix
+                .device
                 .blocks
                 .allocate()
                 .expect("enough blocks are available or evicted");
@@ -453,19 +451,18 @@ impl KvCacheManager {
             "what is pending is of its tokens"
         );
         let block_size = self.config.block_size as usize;
-        let blocks = &table.as_slice()[..tokens.len().div_ceil(block_size)];
-        for &block in blocks {
-            self.blocks.add_snapshot(block);
-        }
+        let device = &mut self.prefix.device;
+        let path = table.share(&mut device.blocks, tokens.len().div_ceil(block_size));
+        device.blocks.add_snapshot(path);
         // Blocks recorded by an earlier snapshot, or taken over in a hit, need no second writing.
-        let num_recorded = table.num_recorded();
-        let unrecorded = tokens.chunks(block_size).zip(blocks).skip(num_recorded);
-        for (tokens, &block) in unrecorded {
-            self.prefix.device.record(block, tokens);
+        let num_recorded = table.num_recorded().min(path.len());
+        let unrecorded = tokens[(num_recorded * block_size).min(tokens.len())..].chunks(block_size);
+        for (tokens, &block) in unrecorded.zip(&table.as_slice()[num_recorded..]) {
+            device.record(block, tokens);
         }
         self.prefix
-            .insert((kind, num_pending), slot, blocks.to_vec(), chain, tokens);
-        table.set_recorded((tokens.len() / block_size).max(num_recorded));
+            .insert((kind, num_pending), slot, path, chain, tokens);
+        table.set_recorded((tokens.len() / block_size).max(table.num_recorded()));
     }
 
     /// Finds a snapshot of exactly `tokens` on the device and counts that as a use. One in host memory
@@ -486,9 +483,13 @@ impl KvCacheManager {
         }
     }
 
-    pub(crate) fn drop_leases(&mut self, blocks: &[BlockId]) {
-        for &block in blocks.iter().rev() {
-            self.blocks.drop_lease(block);
-        }
+    fn give_back(&mut self, table: &BlockTable) {
+        let blocks = &mut self.prefix.device.blocks;
+        blocks.give_back(table.own());
+        blocks.drop_lease(table.path());
+    }
+
+    fn runs(&self, tier: Tier) -> &Runs {
+        &self.prefix.paths(tier).blocks.runs
     }
 }

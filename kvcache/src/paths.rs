@@ -1,4 +1,4 @@
-//! Which blocks hold which tokens, in one memory.
+//! The blocks of one memory, and which hold which tokens.
 //!
 //! Every full block of a snapshot is found by the hash of all tokens up to its end. As who holds a
 //! block holds all before it, the blocks known of a prompt are a beginning of it, whose length is
@@ -9,6 +9,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::block::BlockId;
 use crate::hash::{BlockHash, HashChain};
+use crate::pool::BlockPool;
+use crate::runs::Path;
 
 /// Block hashes are spread well already.
 #[derive(Debug, Default)]
@@ -36,9 +38,10 @@ struct Link {
     next: Option<BlockId>,
 }
 
-/// The tokens of all blocks of one memory, and the blocks by their paths.
+/// The blocks of one memory, their tokens, and those that hold tokens by the hash of all tokens up to their end.
 #[derive(Debug)]
 pub(crate) struct Paths {
+    pub(crate) blocks: BlockPool,
     block_size: usize,
     /// The tokens of every block, as far as a snapshot covers them.
     contents: Vec<u32>,
@@ -50,6 +53,7 @@ pub(crate) struct Paths {
 impl Paths {
     pub(crate) fn new(block_size: usize, num_blocks: u32) -> Self {
         Self {
+            blocks: BlockPool::new(num_blocks),
             block_size,
             contents: vec![0; block_size * num_blocks as usize],
             links: vec![None; num_blocks as usize],
@@ -68,15 +72,37 @@ impl Paths {
         &self.contents[start..start + self.block_size]
     }
 
-    /// Whether the blocks hold these tokens.
-    pub(crate) fn holds(&self, blocks: &[BlockId], tokens: &[u32]) -> bool {
-        let wanted = tokens.chunks(self.block_size);
-        let mut pairs = blocks.iter().zip(wanted);
-        pairs.all(|(block, wanted)| self.tokens(*block)[..wanted.len()] == *wanted)
+    /// Whether the blocks of a path hold these tokens, which are as many as it has blocks for.
+    pub(crate) fn holds(&self, path: Path, tokens: &[u32]) -> bool {
+        let num_blocks = tokens.len().div_ceil(self.block_size);
+        assert_eq!(path.len(), num_blocks, "tokens are those of a path");
+        let mut stretches = self.blocks.runs.stretches(path);
+        stretches.all(|(start, blocks)| {
+            let wanted = tokens[start * self.block_size..].chunks(self.block_size);
+            let mut pairs = blocks.iter().zip(wanted);
+            pairs.all(|(block, wanted)| self.tokens(*block)[..wanted.len()] == *wanted)
+        })
     }
 
     pub(crate) fn key(&self, block: BlockId) -> Option<BlockHash> {
         self.links[block.index()].map(|link| link.key)
+    }
+
+    /// Makes the full blocks of a path findable that are not yet; `key_at` says the hashes.
+    pub(crate) fn make_findable(&mut self, path: Path, mut key_at: impl FnMut(usize) -> BlockHash) {
+        let mut new = Vec::new();
+        // Whoever made one of them findable did so with all before it.
+        for (_, stretch) in self.blocks.runs.stretches(path) {
+            let unknown = stretch.iter().rev();
+            let num_before = new.len();
+            new.extend(unknown.take_while(|&&block| self.key(block).is_none()));
+            if new.len() - num_before < stretch.len() {
+                break;
+            }
+        }
+        for (block, num) in new.into_iter().zip((1..=path.len()).rev()) {
+            self.insert(block, key_at(num));
+        }
     }
 
     /// Makes a full block findable, if it is not.
@@ -212,11 +238,21 @@ mod tests {
 
     #[test]
     fn tokens_are_compared_to_the_last() {
-        let paths = known(3);
-        let blocks = [BlockId(1), BlockId(2)];
-        assert!(paths.holds(&blocks, &[7, 7, 7]));
-        assert!(!paths.holds(&blocks, &[7, 7, 8]));
-        assert!(!paths.holds(&blocks, &[8, 7]));
+        let mut paths = known(3);
+        let two = [1, 2].map(|_| paths.blocks.allocate().unwrap());
+        let path = paths.blocks.share(Path::default(), &two);
+        assert!(paths.holds(path, &[7, 7, 7]));
+        assert!(!paths.holds(path, &[7, 7, 8]));
+        assert!(!paths.holds(path, &[8, 7, 7]));
+        let one = paths.blocks.runs.beginning(path, 1);
+        assert!(paths.holds(one, &[7, 7]) && !paths.holds(one, &[7, 8]));
+        // A path of two runs.
+        let third = [paths.blocks.allocate().unwrap()];
+        paths.blocks.add_lease(path);
+        let longer = paths.blocks.share(path, &third);
+        assert!(paths.holds(longer, &[7; 6]));
+        assert!(!paths.holds(longer, &[7, 7, 8, 7, 7, 7]));
+        assert!(!paths.holds(longer, &[7, 7, 7, 7, 7, 8]));
         assert_eq!(paths.key(BlockId(2)), Some(chain().at(&TOKENS, 4)));
         assert_eq!(paths.key(BlockId(9)), None);
     }

@@ -8,13 +8,14 @@
 //! The longest match is found by walking the snapshots from the longest that could match down, which
 //! costs one comparison of hashes each; how far the blocks known of a prompt reach bounds the walk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::block::{BlockId, SlotId};
+use crate::block::SlotId;
 use crate::hash::{BlockHash, HashChain};
 use crate::paths::Paths;
 use crate::policy::{Class, Habits, SnapshotKind};
+use crate::runs::Path;
 
 /// Evicted snapshots that are remembered, to explain misses.
 const MAX_GHOSTS: usize = 512;
@@ -45,7 +46,7 @@ pub(crate) struct Snapshot {
     pub(crate) tier: Tier,
     pub(crate) slot: SlotId,
     /// Blocks of those tokens; the last may be partly filled.
-    pub(crate) blocks: Vec<BlockId>,
+    pub(crate) path: Path,
     /// Whom it may serve.
     pub(crate) salt: Arc<str>,
     /// Hash of the full blocks under the salt.
@@ -99,6 +100,8 @@ pub(crate) struct PrefixCache {
     pub(crate) host: Paths,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
     by_len: BTreeMap<(u32, SnapshotId), Hashes>,
+    /// Each behind the next shorter one on its path.
+    by_shorter: BTreeSet<(Option<SnapshotId>, SnapshotId)>,
     /// What snapshots of each class came to.
     pub(crate) habits: Habits,
     /// Counts uses, in place of a clock. Births are uses, so it numbers snapshots, too.
@@ -117,6 +120,7 @@ impl PrefixCache {
             host: Paths::new(block_size, num_host_blocks),
             snapshots: BTreeMap::new(),
             by_len: BTreeMap::new(),
+            by_shorter: BTreeSet::new(),
             habits: Habits::default(),
             num_uses: 0,
             ghosts: VecDeque::new(),
@@ -189,13 +193,13 @@ impl PrefixCache {
     }
 
     /// The blocks of `tier` that hold the longest beginning, of up to `max` full blocks, of what
-    /// `key_at` says the hashes of; all of one snapshot, so that they are one path.
-    pub(crate) fn known_blocks(
+    /// `key_at` says the hashes of.
+    pub(crate) fn known_path(
         &self,
         tier: Tier,
         max: usize,
         mut key_at: impl FnMut(usize) -> BlockHash,
-    ) -> (usize, Vec<BlockId>) {
+    ) -> Path {
         let paths = self.paths(tier);
         let (mut known, mut unknown) = (0, max + 1);
         while known + 1 < unknown {
@@ -206,16 +210,12 @@ impl PrefixCache {
             }
         }
         if known == 0 {
-            return (0, Vec::new());
+            return Path::default();
         }
         let last = paths.find(key_at(known)).expect("it was found above");
-        let holder = self.snapshots.values().find(|snapshot| {
-            snapshot.tier == tier && snapshot.blocks.get(known - 1) == Some(&last)
-        });
         // None only if two paths of different lengths have the same hash.
-        holder.map_or((0, Vec::new()), |holder| {
-            (known, holder.blocks[..known].to_vec())
-        })
+        let path = paths.blocks.runs.find(last, known);
+        path.unwrap_or_default()
     }
 
     /// Why a prompt whose longest hit has `num_hit` tokens has none of up to `max_hit`, and how many
@@ -280,19 +280,18 @@ impl PrefixCache {
         &mut self,
         (kind, num_pending): (SnapshotKind, u32),
         slot: SlotId,
-        blocks: Vec<BlockId>,
+        path: Path,
         chain: &mut HashChain,
         tokens: &[u32],
     ) -> SnapshotId {
         let num_full = tokens.len() / self.block_size;
-        // Whoever made one of them findable did so with all before it.
-        for (index, &block) in blocks[..num_full].iter().enumerate().rev() {
-            if self.device.key(block).is_some() {
-                break;
-            }
-            let key = chain.at(tokens, (index + 1) * self.block_size);
-            self.device.insert(block, key);
-        }
+        // Who goes on from it has its last full block, or one with the same tokens.
+        let may_have_longer =
+            num_full == 0 || self.is_known(chain.at(tokens, num_full * self.block_size));
+        let full = self.device.blocks.runs.beginning(path, num_full);
+        let block_size = self.block_size;
+        self.device
+            .make_findable(full, |num| chain.at(tokens, num * block_size));
         let shorter = tokens
             .len()
             .checked_sub(1)
@@ -310,7 +309,7 @@ impl PrefixCache {
             kind,
             tier: Tier::Device,
             slot,
-            blocks,
+            path,
             salt: Arc::clone(chain.salt()),
             key: hashes.salted,
             last_use: self.num_uses,
@@ -319,15 +318,21 @@ impl PrefixCache {
             num_longer: 0,
         };
         // Those that go on from it have it as their next shorter one from now on.
-        let goes_on = |(_, longer): &(&SnapshotId, &Snapshot)| {
-            longer.shorter == shorter && longer.len > len && self.goes_on(longer, &snapshot, tokens)
+        let longer = if may_have_longer {
+            let all = self.longer_than(shorter).into_iter();
+            let goes_on = |other: &SnapshotId| {
+                let other = self.get(*other);
+                other.len > len && self.goes_on(other, &snapshot, tokens)
+            };
+            all.filter(goes_on).collect()
+        } else {
+            Vec::new()
         };
-        let longer = self.snapshots.iter().filter(goes_on);
-        let longer: Vec<SnapshotId> = longer.map(|(&id, _)| id).collect();
         snapshot.num_longer = longer.len() as u32;
         for other in longer {
-            self.get_mut(other).shorter = Some(id);
+            self.set_shorter(other, Some(id));
         }
+        self.by_shorter.insert((shorter, id));
         if let Some(shorter) = shorter {
             let num_adopted = snapshot.num_longer;
             let shorter = self.get_mut(shorter);
@@ -345,19 +350,36 @@ impl PrefixCache {
         id
     }
 
+    fn is_known(&self, key: BlockHash) -> bool {
+        let tiers = [&self.device, &self.host];
+        tiers.into_iter().any(|paths| paths.find(key).is_some())
+    }
+
+    /// Those whose next shorter one is `shorter`.
+    fn longer_than(&self, shorter: Option<SnapshotId>) -> Vec<SnapshotId> {
+        let range = (shorter, SnapshotId(0))..=(shorter, SnapshotId(u64::MAX));
+        let longer = self.by_shorter.range(range);
+        longer.map(|&(_, longer)| longer).collect()
+    }
+
+    fn set_shorter(&mut self, id: SnapshotId, shorter: Option<SnapshotId>) {
+        let before = std::mem::replace(&mut self.get_mut(id).shorter, shorter);
+        self.by_shorter.remove(&(before, id));
+        self.by_shorter.insert((shorter, id));
+    }
+
     /// Whether `longer` begins with the tokens of `snapshot`.
     fn goes_on(&self, longer: &Snapshot, snapshot: &Snapshot, tokens: &[u32]) -> bool {
         let num_full = tokens.len() / self.block_size;
         let paths = self.paths(longer.tier);
+        let block_at = |index| paths.blocks.runs.block_at(longer.path, index);
         let same_blocks = match num_full.checked_sub(1) {
-            Some(last) => paths.key(longer.blocks[last]) == Some(snapshot.key),
+            Some(last) => block_at(last).and_then(|block| paths.key(block)) == Some(snapshot.key),
             None => longer.salt == snapshot.salt,
         };
         let tail = &tokens[num_full * self.block_size..];
-        let tail_block = longer.blocks.get(num_full);
-        same_blocks
-            && (tail.is_empty()
-                || tail_block.is_some_and(|&block| paths.tokens(block)[..tail.len()] == *tail))
+        let is_tail = |block| paths.tokens(block)[..tail.len()] == *tail;
+        same_blocks && (tail.is_empty() || block_at(num_full).is_some_and(is_tail))
     }
 
     /// Was of use just now.
@@ -394,11 +416,10 @@ impl PrefixCache {
     pub(crate) fn remove(&mut self, id: SnapshotId) -> Snapshot {
         let snapshot = self.snapshots.remove(&id).expect("a snapshot is there");
         self.by_len.remove(&(snapshot.len, id));
+        self.by_shorter.remove(&(snapshot.shorter, id));
         if snapshot.num_longer > 0 {
-            for longer in self.snapshots.values_mut() {
-                if longer.shorter == Some(id) {
-                    longer.shorter = snapshot.shorter;
-                }
+            for longer in self.longer_than(Some(id)) {
+                self.set_shorter(longer, snapshot.shorter);
             }
         }
         if let Some(shorter) = snapshot.shorter {
@@ -418,17 +439,12 @@ impl PrefixCache {
     }
 
     /// It is in host memory now. Returns where it was.
-    pub(crate) fn relocate(
-        &mut self,
-        id: SnapshotId,
-        slot: SlotId,
-        blocks: Vec<BlockId>,
-    ) -> (SlotId, Vec<BlockId>) {
+    pub(crate) fn relocate(&mut self, id: SnapshotId, slot: SlotId, path: Path) -> (SlotId, Path) {
         let snapshot = self.get_mut(id);
         snapshot.tier = Tier::Host;
         (
             std::mem::replace(&mut snapshot.slot, slot),
-            std::mem::replace(&mut snapshot.blocks, blocks),
+            std::mem::replace(&mut snapshot.path, path),
         )
     }
 
@@ -444,7 +460,7 @@ impl PrefixCache {
         let snapshot = self.get(id);
         let tokens = &tokens[..snapshot.len as usize];
         let is_match = snapshot.salt == *chain.salt()
-            && self.paths(snapshot.tier).holds(&snapshot.blocks, tokens);
+            && self.paths(snapshot.tier).holds(snapshot.path, tokens);
         if is_match {
             chain.note_match(id.0);
         }
@@ -457,17 +473,22 @@ impl PrefixCache {
         self.device.check();
         self.host.check();
         assert_eq!(self.by_len.len(), self.snapshots.len(), "index by length");
+        assert_eq!(
+            self.by_shorter.len(),
+            self.snapshots.len(),
+            "index by the next shorter one"
+        );
         for (&id, snapshot) in &self.snapshots {
             let paths = self.paths(snapshot.tier);
-            let tokens: Vec<u32> = snapshot
-                .blocks
+            let blocks = paths.blocks.runs.list(snapshot.path, 0, 0);
+            let tokens: Vec<u32> = blocks
                 .iter()
                 .flat_map(|&block| paths.tokens(block))
                 .copied()
                 .collect();
             let len = snapshot.len as usize;
             assert_eq!(
-                snapshot.blocks.len(),
+                blocks.len(),
                 len.div_ceil(self.block_size),
                 "blocks of a snapshot"
             );
@@ -484,7 +505,7 @@ impl PrefixCache {
                 Some(&hashes),
                 "index by length"
             );
-            for (index, &block) in snapshot.blocks[..len / self.block_size].iter().enumerate() {
+            for (index, &block) in blocks[..len / self.block_size].iter().enumerate() {
                 let key = chain.at(tokens, (index + 1) * self.block_size);
                 assert_eq!(paths.key(block), Some(key), "a full block is findable");
             }
@@ -500,6 +521,10 @@ impl PrefixCache {
             let of_id = |other: &&Snapshot| other.shorter == Some(id);
             let num_longer = self.snapshots.values().filter(of_id).count();
             assert_eq!(snapshot.num_longer as usize, num_longer, "longer ones");
+            assert!(
+                self.by_shorter.contains(&(snapshot.shorter, id)),
+                "index by the next shorter one"
+            );
         }
     }
 }
@@ -507,11 +532,11 @@ impl PrefixCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::BlockId;
 
     /// A cache over blocks of two tokens. Every snapshot takes the next blocks.
     struct Cache {
         prefix: PrefixCache,
-        next_block: u32,
     }
 
     fn chain(salt: &str) -> HashChain {
@@ -522,27 +547,31 @@ mod tests {
         fn new() -> Self {
             Self {
                 prefix: PrefixCache::new(2, 64, 1),
-                next_block: 1,
             }
         }
 
         fn save(&mut self, slot: u32, salt: &str, tokens: &[u32]) -> SnapshotId {
+            let device = &mut self.prefix.device;
             let mut blocks = Vec::new();
             for tokens in tokens.chunks(2) {
-                blocks.push(BlockId(self.next_block));
-                self.prefix.device.record(BlockId(self.next_block), tokens);
-                self.next_block += 1;
+                let block = device.blocks.allocate().unwrap();
+                blocks.push(block);
+                device.record(block, tokens);
             }
+            let path = device.blocks.share(Path::default(), &blocks);
+            device.blocks.add_snapshot(path);
+            device.blocks.drop_lease(path);
             let kind = (SnapshotKind::Finish, 0);
             let id = self
                 .prefix
-                .insert(kind, SlotId(slot), blocks, &mut chain(salt), tokens);
+                .insert(kind, SlotId(slot), path, &mut chain(salt), tokens);
             self.prefix.check();
             id
         }
 
         fn drop(&mut self, id: SnapshotId) {
-            for block in self.prefix.remove(id).blocks {
+            let path = self.prefix.remove(id).path;
+            for block in self.prefix.device.blocks.drop_snapshot(path) {
                 self.prefix.device.remove(block);
             }
             self.prefix.check();
@@ -724,7 +753,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "blocks of a snapshot")]
     fn the_check_finds_a_missing_tail() {
-        broken(|prefix, id| prefix.get_mut(id).blocks.truncate(1));
+        broken(|prefix, id| prefix.get_mut(id).len = 5);
     }
 
     #[test]

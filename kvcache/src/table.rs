@@ -1,26 +1,28 @@
 //! The blocks of one sequence.
 
 use crate::block::BlockId;
+use crate::pool::BlockPool;
+use crate::runs::Path;
 
 /// Block ids holding one sequence's attention KV, in order. What holds tokens is never taken out
 /// again: what a snapshot shares of it stays true while the sequence runs on.
 #[derive(Debug, Default)]
 pub struct BlockTable {
     blocks: Vec<BlockId>,
+    /// The first of them, as far as they are or may be shared. What is behind is this sequence's alone.
+    path: Path,
     /// The tokens of this many leading blocks are recorded in the prefix cache.
     num_recorded: usize,
 }
 
 impl BlockTable {
-    /// The first `num_recorded` of `blocks` are shared with a snapshot and full.
-    pub(crate) fn new(blocks: Vec<BlockId>, num_recorded: usize) -> Self {
-        assert!(
-            num_recorded <= blocks.len(),
-            "cannot record blocks that are not there"
-        );
+    /// `blocks` are those of `path`, shared with a snapshot and full.
+    pub(crate) fn new(blocks: Vec<BlockId>, path: Path) -> Self {
+        assert_eq!(blocks.len(), path.len(), "blocks are those of their path");
         Self {
+            num_recorded: blocks.len(),
             blocks,
-            num_recorded,
+            path,
         }
     }
 
@@ -39,6 +41,16 @@ impl BlockTable {
         self.blocks.is_empty()
     }
 
+    /// The blocks that are or may be shared.
+    pub(crate) fn path(&self) -> Path {
+        self.path
+    }
+
+    /// Blocks behind them.
+    pub(crate) fn own(&self) -> &[BlockId] {
+        &self.blocks[self.path.len()..]
+    }
+
     pub(crate) fn append(&mut self, block: BlockId) {
         self.blocks.push(block);
     }
@@ -46,10 +58,18 @@ impl BlockTable {
     /// Takes out and returns what lies behind the first `num_blocks`.
     pub(crate) fn truncate(&mut self, num_blocks: usize) -> Vec<BlockId> {
         assert!(
-            self.num_recorded <= num_blocks,
+            self.num_recorded.max(self.path.len()) <= num_blocks,
             "recorded blocks hold tokens"
         );
         self.blocks.split_off(num_blocks.min(self.blocks.len()))
+    }
+
+    /// Lets others hold the first `num_blocks`; their path.
+    pub(crate) fn share(&mut self, pool: &mut BlockPool, num_blocks: usize) -> Path {
+        if num_blocks > self.path.len() {
+            self.path = pool.share(self.path, &self.blocks[self.path.len()..num_blocks]);
+        }
+        pool.runs.beginning(self.path, num_blocks)
     }
 
     pub(crate) fn num_recorded(&self) -> usize {
@@ -70,19 +90,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn appends_in_order() {
-        let mut table = BlockTable::new(vec![BlockId(3)], 1);
-        assert!(!table.is_empty() && BlockTable::default().is_empty());
-        table.append(BlockId(1));
-        assert_eq!(table.as_slice(), [BlockId(3), BlockId(1)]);
-        assert_eq!((table.len(), table.num_recorded()), (2, 1));
+    fn shares_what_it_is_told_and_keeps_the_rest() {
+        let mut pool = BlockPool::new(9);
+        let mut table = BlockTable::default();
+        assert!(table.is_empty());
+        for _ in 0..3 {
+            table.append(pool.allocate().unwrap());
+        }
+        let two = table.share(&mut pool, 2);
+        assert_eq!((two, table.path(), table.len()), (two, two, 3));
+        assert_eq!(table.own(), [BlockId(3)]);
+        let one = table.share(&mut pool, 1);
+        assert_eq!(
+            (one.len(), table.path()),
+            (1, two),
+            "a part of it is its path"
+        );
         table.set_recorded(2);
         assert_eq!(table.num_recorded(), 2);
+        assert_eq!(table.as_slice(), [1, 2, 3].map(BlockId));
     }
 
     #[test]
     fn gives_back_from_its_end() {
-        let mut table = BlockTable::new(vec![BlockId(3), BlockId(1), BlockId(4)], 1);
+        let mut table = BlockTable::default();
+        for id in [3, 1, 4] {
+            table.append(BlockId(id));
+        }
         assert_eq!(table.truncate(7), []);
         assert_eq!(table.truncate(1), [BlockId(1), BlockId(4)]);
         assert_eq!(table.as_slice(), [BlockId(3)]);
@@ -91,7 +125,20 @@ mod tests {
     #[test]
     #[should_panic(expected = "hold tokens")]
     fn keeps_what_is_recorded() {
-        BlockTable::new(vec![BlockId(3)], 1).truncate(0);
+        let mut table = BlockTable::default();
+        table.append(BlockId(3));
+        table.set_recorded(1);
+        table.truncate(0);
+    }
+
+    #[test]
+    #[should_panic(expected = "hold tokens")]
+    fn keeps_what_is_shared() {
+        let mut pool = BlockPool::new(9);
+        let mut table = BlockTable::default();
+        table.append(pool.allocate().unwrap());
+        table.share(&mut pool, 1);
+        table.truncate(0);
     }
 
     #[test]
@@ -101,8 +148,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "not there")]
+    #[should_panic(expected = "those of their path")]
     fn starts_with_what_it_has() {
-        BlockTable::new(vec![], 1);
+        BlockTable::new(vec![BlockId(1)], Path::default());
     }
 }

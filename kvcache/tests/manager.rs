@@ -466,7 +466,7 @@ fn a_hit_of_everything_cannot_be_asked_for() {
 }
 
 #[test]
-#[should_panic(expected = "reference counts")]
+#[should_panic(expected = "block counts")]
 fn a_lost_lease_is_found() {
     let mut books = Books::new(8, 3);
     books.reserve(&tokens(3), 0);
