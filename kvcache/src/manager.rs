@@ -300,7 +300,7 @@ impl KvCacheManager {
                     chain.at(tokens, num * block_size)
                 });
                 let tokens = &tokens[..path.len() * block_size];
-                let is_same = self.prefix.device.holds(path, tokens);
+                let is_same = self.prefix.device.holds(path, tokens, Path::default());
                 if is_same { path } else { Path::default() }
             }
         }

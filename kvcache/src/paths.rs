@@ -72,14 +72,20 @@ impl Paths {
         &self.contents[start..start + self.block_size]
     }
 
-    /// Whether the blocks of a path hold these tokens, which are as many as it has blocks for.
-    pub(crate) fn holds(&self, path: Path, tokens: &[u32]) -> bool {
+    /// Whether the blocks of a path hold these tokens, which are as many as it has blocks for; those
+    /// that `known` has, too, are known to.
+    pub(crate) fn holds(&self, path: Path, tokens: &[u32], known: Path) -> bool {
         let num_blocks = tokens.len().div_ceil(self.block_size);
         assert_eq!(path.len(), num_blocks, "tokens are those of a path");
-        let mut stretches = self.blocks.runs.stretches(path);
-        stretches.all(|(start, blocks)| {
-            let wanted = tokens[start * self.block_size..].chunks(self.block_size);
-            let mut pairs = blocks.iter().zip(wanted);
+        let runs = &self.blocks.runs;
+        let num_known = runs.num_common(path, known);
+        let end = |&(start, blocks): &(usize, &[BlockId])| start + blocks.len();
+        let stretches = runs.stretches(path);
+        let mut unknown = stretches.take_while(|stretch| end(stretch) > num_known);
+        unknown.all(|(start, blocks)| {
+            let skipped = num_known.saturating_sub(start);
+            let wanted = tokens[(start + skipped) * self.block_size..].chunks(self.block_size);
+            let mut pairs = blocks[skipped..].iter().zip(wanted);
             pairs.all(|(block, wanted)| self.tokens(*block)[..wanted.len()] == *wanted)
         })
     }
@@ -241,18 +247,24 @@ mod tests {
         let mut paths = known(3);
         let two = [1, 2].map(|_| paths.blocks.allocate().unwrap());
         let path = paths.blocks.share(Path::default(), &two);
-        assert!(paths.holds(path, &[7, 7, 7]));
-        assert!(!paths.holds(path, &[7, 7, 8]));
-        assert!(!paths.holds(path, &[8, 7, 7]));
+        let none = Path::default();
+        assert!(paths.holds(path, &[7, 7, 7], none));
+        assert!(!paths.holds(path, &[7, 7, 8], none));
+        assert!(!paths.holds(path, &[8, 7, 7], none));
         let one = paths.blocks.runs.beginning(path, 1);
-        assert!(paths.holds(one, &[7, 7]) && !paths.holds(one, &[7, 8]));
+        assert!(paths.holds(one, &[7, 7], none) && !paths.holds(one, &[7, 8], none));
         // A path of two runs.
         let third = [paths.blocks.allocate().unwrap()];
         paths.blocks.add_lease(path);
         let longer = paths.blocks.share(path, &third);
-        assert!(paths.holds(longer, &[7; 6]));
-        assert!(!paths.holds(longer, &[7, 7, 8, 7, 7, 7]));
-        assert!(!paths.holds(longer, &[7, 7, 7, 7, 7, 8]));
+        assert!(paths.holds(longer, &[7; 6], none));
+        assert!(!paths.holds(longer, &[7, 7, 8, 7, 7, 7], none));
+        assert!(!paths.holds(longer, &[7, 7, 7, 7, 7, 8], none));
+        // What is known is not looked at again, and nothing else is known.
+        assert!(paths.holds(longer, &[8, 8, 7, 7, 7, 7], one));
+        assert!(!paths.holds(longer, &[7, 7, 7, 8, 7, 7], one));
+        assert!(paths.holds(longer, &[8, 8, 8, 8, 7, 7], path));
+        assert!(!paths.holds(longer, &[7, 7, 7, 7, 8, 7], path));
         assert_eq!(paths.key(BlockId(2)), Some(chain().at(&TOKENS, 4)));
         assert_eq!(paths.key(BlockId(9)), None);
     }

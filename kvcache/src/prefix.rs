@@ -150,6 +150,17 @@ impl PrefixCache {
         tokens: &[u32],
         max_len: usize,
     ) -> Option<SnapshotId> {
+        self.longest_beside(Path::default(), chain, tokens, max_len)
+    }
+
+    /// The same for somebody whose blocks on the device are `own`.
+    fn longest_beside(
+        &self,
+        own: Path,
+        chain: &mut HashChain,
+        tokens: &[u32],
+        max_len: usize,
+    ) -> Option<SnapshotId> {
         let max_len = max_len.min(tokens.len());
         // Snapshots shorter than a block need no block to be known.
         let known = self.num_known(chain, tokens, max_len) * self.block_size;
@@ -157,7 +168,8 @@ impl PrefixCache {
         let upper = (max_len as u32, SnapshotId(u64::MAX));
         let mut candidates = self.by_len.range(..=upper).rev();
         let found = candidates.find(|&(&(len, id), hashes)| {
-            hashes.salted == chain.at(tokens, len as usize) && self.is_match(id, chain, tokens)
+            let is_candidate = hashes.salted == chain.at(tokens, len as usize);
+            is_candidate && self.is_match(id, chain, tokens, own)
         });
         found.map(|(&(_, id), _)| id)
     }
@@ -169,8 +181,9 @@ impl PrefixCache {
         let mut candidates = self
             .by_len
             .range((len, SnapshotId(0))..=(len, SnapshotId(u64::MAX)));
-        let found = candidates
-            .find(|&(&(_, id), hashes)| hashes.salted == key && self.is_match(id, chain, tokens));
+        let found = candidates.find(|&(&(_, id), hashes)| {
+            hashes.salted == key && self.is_match(id, chain, tokens, Path::default())
+        });
         found.map(|(&(_, id), _)| id)
     }
 
@@ -295,7 +308,7 @@ impl PrefixCache {
         let shorter = tokens
             .len()
             .checked_sub(1)
-            .and_then(|max| self.longest(chain, tokens, max));
+            .and_then(|max| self.longest_beside(path, chain, tokens, max));
         self.num_uses += 1;
         let id = SnapshotId(self.num_uses);
         let len = tokens.len() as u32;
@@ -453,14 +466,19 @@ impl PrefixCache {
         self.snapshots.iter().map(|(&id, snapshot)| (id, snapshot))
     }
 
-    fn is_match(&self, id: SnapshotId, chain: &mut HashChain, tokens: &[u32]) -> bool {
+    /// Whether a snapshot holds these tokens, which the blocks of `own` do as far as they go.
+    fn is_match(&self, id: SnapshotId, chain: &mut HashChain, tokens: &[u32], own: Path) -> bool {
         if chain.has_matched(id.0) {
             return true;
         }
         let snapshot = self.get(id);
         let tokens = &tokens[..snapshot.len as usize];
-        let is_match = snapshot.salt == *chain.salt()
-            && self.paths(snapshot.tier).holds(snapshot.path, tokens);
+        let own = match snapshot.tier {
+            Tier::Device => own,
+            Tier::Host => Path::default(),
+        };
+        let paths = self.paths(snapshot.tier);
+        let is_match = snapshot.salt == *chain.salt() && paths.holds(snapshot.path, tokens, own);
         if is_match {
             chain.note_match(id.0);
         }

@@ -248,6 +248,27 @@ impl Runs {
         Path { run, len }
     }
 
+    /// Blocks that two paths share.
+    pub(crate) fn num_common(&self, one: Path, other: Path) -> usize {
+        let (mut one, mut other) = (one, other);
+        while let (Some(a), Some(b)) = (one.run, other.run) {
+            if a == b {
+                return one.len.min(other.len) as usize;
+            }
+            let (a, b) = (self.run(a), self.run(b));
+            let up = |run: &Run| Path {
+                run: run.parent,
+                len: run.start,
+            };
+            if a.start >= b.start {
+                one = up(a);
+            } else {
+                other = up(b);
+            }
+        }
+        0
+    }
+
     /// Stretches of a path, the last first, each with the number of blocks before it.
     pub(crate) fn stretches(&self, path: Path) -> impl Iterator<Item = (usize, &[BlockId])> {
         let (mut at, mut end) = (path.run, path.len);
@@ -430,6 +451,11 @@ mod tests {
         assert_eq!(in_runs, expect.collect::<Vec<_>>());
         for (index, (path, holder, blocks)) in held.iter().enumerate() {
             assert_eq!(runs.list(*path, 0, 0), *blocks);
+            for (other, _, other_blocks) in held {
+                let same = blocks.iter().zip(other_blocks);
+                let num_common = same.take_while(|(a, b)| a == b).count();
+                assert_eq!(runs.num_common(*path, *other), num_common);
+            }
             if *holder == Holder::Snapshot {
                 let others = || held.iter().enumerate().filter(|(other, _)| *other != index);
                 let is_own = |block: &&BlockId| others().all(|(_, one)| !holds(&one, **block));
