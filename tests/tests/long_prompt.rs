@@ -1,0 +1,170 @@
+//! A very long prompt: the same answer from small chunks, from large ones, and beside streams, which
+//! hardly notice it.
+//!
+//! ```sh
+//! NEMOSERVE_LONG_PROMPT=1000000 cargo test --workspace --test long_prompt -- --nocapture
+//! ```
+//!
+//! prints how long that took and what it did to the streams; the default length takes seconds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use engine::{
+    DeviceChoice, Engine, EngineConfig, EngineHandle, ModelSource, RequestStream, StreamEvent,
+};
+use nemoserve_tests::fixtures;
+use scheduler::{Request, SamplingParams};
+
+const FIXTURE: &str = "old-aliases";
+const VOCABULARY: u32 = 97;
+const DEFAULT_LEN: u32 = 12_000;
+const NUM_STREAMS: usize = 8;
+/// How much slower prompts may make a step.
+const SLOWDOWN: u32 = 2;
+/// Of a stream that ends and begins again until the prompt is done.
+const STREAM_LEN: u32 = 2000;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Answer {
+    tokens: Vec<u32>,
+    logprobs: Vec<u32>,
+}
+
+fn start(prompt_len: u32, change: impl FnOnce(&mut EngineConfig)) -> EngineHandle {
+    let mut config = EngineConfig {
+        device: DeviceChoice::Cpu,
+        max_model_len: Some(prompt_len + 100),
+        max_num_seqs: NUM_STREAMS as u32 + 1,
+        cache_memory_bytes: Some(1 << 30),
+        ..EngineConfig::new(ModelSource::Folder(fixtures::folder(FIXTURE)))
+    };
+    change(&mut config);
+    let opened = Engine::open(config).expect("the fixture is good");
+    opened.start().expect("a thread starts")
+}
+
+fn submit(handle: &EngineHandle, prompt: Vec<u32>, max_tokens: u32) -> RequestStream {
+    let request = Request {
+        id: handle.next_request_id(),
+        prompt: prompt.into(),
+        sampling: Arc::new(SamplingParams {
+            max_tokens,
+            temperature: 1.0,
+            seed: 5,
+            logprobs: Some(0),
+            ..SamplingParams::default()
+        }),
+        num_choices: 1,
+        cache_salt: "".into(),
+        boundaries: Arc::default(),
+        priority: 0,
+    };
+    handle.submit(request, None).expect("there is room")
+}
+
+async fn answer(handle: &EngineHandle, prompt_len: u32) -> (Answer, Duration) {
+    let begin = Instant::now();
+    let prompt = (0..prompt_len)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 7) % VOCABULARY)
+        .collect();
+    let mut stream = submit(handle, prompt, 8);
+    let (mut tokens, mut logprobs, mut first) = (Vec::new(), Vec::new(), None);
+    while let Some(event) = stream.next().await {
+        let StreamEvent::Output(output) = event else {
+            panic!("{event:?}");
+        };
+        assert_eq!(output.num_cached_tokens, 0, "nothing is known beforehand");
+        first.get_or_insert(begin.elapsed());
+        tokens.extend(output.tokens);
+        logprobs.extend(output.logprobs.iter().map(|of| of.logprob.to_bits()));
+    }
+    assert_eq!(tokens.len(), 8);
+    (
+        Answer { tokens, logprobs },
+        first.expect("it said something"),
+    )
+}
+
+/// Gaps between the tokens of a stream, which begins anew until it is told to stop.
+async fn gaps(handle: EngineHandle, number: u32, stop: Arc<AtomicBool>) -> Vec<Duration> {
+    let mut gaps = Vec::new();
+    for round in 0.. {
+        let prompt = (0..20).map(|i| (i * 7 + number + round) % VOCABULARY);
+        let mut stream = submit(&handle, prompt.collect(), STREAM_LEN);
+        let mut last = None;
+        while let Some(event) = stream.next().await {
+            let StreamEvent::Output(_) = event else {
+                panic!("{event:?}");
+            };
+            gaps.extend(last.map(|last: Instant| last.elapsed()));
+            last = Some(Instant::now());
+            if stop.load(Ordering::Relaxed) {
+                return gaps;
+            }
+        }
+    }
+    gaps
+}
+
+/// Runs the streams as long as `alongside` takes; its outcome and all their gaps, ascending.
+async fn beside<T>(
+    handle: &EngineHandle,
+    alongside: impl Future<Output = T>,
+) -> (T, Vec<Duration>) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let streams: Vec<_> = (0..NUM_STREAMS as u32)
+        .map(|number| tokio::spawn(gaps(handle.clone(), number, Arc::clone(&stop))))
+        .collect();
+    let outcome = alongside.await;
+    stop.store(true, Ordering::Relaxed);
+    let mut all = Vec::new();
+    for stream in streams {
+        all.extend(stream.await.expect("a stream does not panic"));
+    }
+    all.sort();
+    (outcome, all)
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() - 1) * percent / 100]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_long_prompt_is_the_same_in_any_chunks_and_company() {
+    let len = std::env::var("NEMOSERVE_LONG_PROMPT").ok();
+    let len = len.map_or(DEFAULT_LEN, |len| len.parse().expect("a number of tokens"));
+
+    let mut expect = None;
+    for budget in [8192, 512] {
+        let handle = start(len, |config| config.max_num_batched_tokens = budget);
+        handle.ready().await.expect("it loads");
+        let (got, time) = answer(&handle, len).await;
+        println!("{len} tokens, {budget} a step: first token after {time:.1?}");
+        let expect = expect.get_or_insert_with(|| got.clone());
+        assert_eq!(*expect, got, "{budget} tokens a step");
+    }
+
+    let handle = start(len, |config| config.max_decode_slowdown = Some(SLOWDOWN));
+    handle.ready().await.expect("it loads");
+    let quiet = tokio::time::sleep(Duration::from_secs(2));
+    let ((), alone) = beside(&handle, quiet).await;
+    let ((got, time), busy) = beside(&handle, async {
+        // All streams are under way.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        answer(&handle, len).await
+    })
+    .await;
+    println!("beside {NUM_STREAMS} streams: first token after {time:.1?}");
+    for (percent, name) in [(50, "median"), (99, "p99"), (100, "longest")] {
+        let (alone, busy) = (percentile(&alone, percent), percentile(&busy, percent));
+        let times = busy.as_secs_f64() / alone.as_secs_f64();
+        println!(
+            "gap between tokens, {name}: {alone:.2?} alone, {busy:.2?} beside it, {times:.2} times"
+        );
+    }
+    assert_eq!(expect, Some(got), "beside streams");
+    // They ran all the while.
+    assert!(busy.len() > 100, "{} tokens", busy.len());
+}
