@@ -7,6 +7,7 @@
 //!
 //! prints how long that took and what it did to the streams; the default length takes seconds.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,10 +15,20 @@ use std::time::{Duration, Instant};
 use engine::{
     DeviceChoice, Engine, EngineConfig, EngineHandle, ModelSource, RequestStream, StreamEvent,
 };
-use nemoserve_tests::fixtures;
 use scheduler::{Request, SamplingParams};
 
-const FIXTURE: &str = "old-aliases";
+/// Every kind of layer; one head of attention, whose work grows with the square of the prompt.
+const CONFIG: &str = r#"{
+    "model_type": "nemotron_h",
+    "hybrid_override_pattern": "ME*-M",
+    "hidden_size": 32, "vocab_size": 97, "max_position_embeddings": 1048576,
+    "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16,
+    "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16, "conv_kernel": 4,
+    "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "moe_intermediate_size": 16, "moe_latent_size": 16, "routed_scaling_factor": 2.5,
+    "moe_shared_expert_intermediate_size": 32, "n_shared_experts": 1,
+    "intermediate_size": 32, "time_step_limit": [0.0, Infinity]
+}"#;
 const VOCABULARY: u32 = 97;
 const DEFAULT_LEN: u32 = 12_000;
 const NUM_STREAMS: usize = 8;
@@ -32,16 +43,19 @@ struct Answer {
     logprobs: Vec<u32>,
 }
 
-fn start(prompt_len: u32, change: impl FnOnce(&mut EngineConfig)) -> EngineHandle {
+fn start(folder: &Path, prompt_len: u32, change: impl FnOnce(&mut EngineConfig)) -> EngineHandle {
     let mut config = EngineConfig {
         device: DeviceChoice::Cpu,
         max_model_len: Some(prompt_len + 100),
         max_num_seqs: NUM_STREAMS as u32 + 1,
         cache_memory_bytes: Some(1 << 30),
-        ..EngineConfig::new(ModelSource::Folder(fixtures::folder(FIXTURE)))
+        ..EngineConfig::new(ModelSource::Dummy {
+            folder: folder.to_owned(),
+            seed: 3,
+        })
     };
     change(&mut config);
-    let opened = Engine::open(config).expect("the fixture is good");
+    let opened = Engine::open(config).expect("the model is good");
     opened.start().expect("a thread starts")
 }
 
@@ -136,9 +150,13 @@ async fn a_long_prompt_is_the_same_in_any_chunks_and_company() {
     let len = std::env::var("NEMOSERVE_LONG_PROMPT").ok();
     let len = len.map_or(DEFAULT_LEN, |len| len.parse().expect("a number of tokens"));
 
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder.path();
+    std::fs::write(folder.join("config.json"), CONFIG).expect("it can be written to");
+
     let mut expect = None;
     for budget in [8192, 512] {
-        let handle = start(len, |config| config.max_num_batched_tokens = budget);
+        let handle = start(folder, len, |config| config.max_num_batched_tokens = budget);
         handle.ready().await.expect("it loads");
         let (got, time) = answer(&handle, len).await;
         println!("{len} tokens, {budget} a step: first token after {time:.1?}");
@@ -146,7 +164,9 @@ async fn a_long_prompt_is_the_same_in_any_chunks_and_company() {
         assert_eq!(*expect, got, "{budget} tokens a step");
     }
 
-    let handle = start(len, |config| config.max_decode_slowdown = Some(SLOWDOWN));
+    let handle = start(folder, len, |config| {
+        config.max_decode_slowdown = Some(SLOWDOWN)
+    });
     handle.ready().await.expect("it loads");
     let quiet = tokio::time::sleep(Duration::from_secs(2));
     let ((), alone) = beside(&handle, quiet).await;
