@@ -151,6 +151,10 @@ pub struct EngineConfig {
     /// Bytes for KV blocks and state slots together, on each rank's device. `None`: half of the memory
     /// that the weights leave free, or less if nobody could use it.
     pub cache_memory_bytes: Option<u64>,
+    /// Bytes of the host's memory for snapshots and their blocks that the devices have no room for,
+    /// over all ranks; 0 is none. What is hit there is brought back instead of computed again, which
+    /// makes its step wait for the copy. On a CPU it is the same memory once more. Default 0.
+    pub host_cache_bytes: u64,
     /// Share of the device's memory that weights, cache and a step's workspace may take together, 0.1
     /// to 1. `None`: 0.95 on a device; on a processor half of what weights leave is for others.
     pub memory_fraction: Option<f64>,
@@ -197,6 +201,7 @@ impl EngineConfig {
             max_decode_slowdown: None,
             block_size: 32,
             cache_memory_bytes: None,
+            host_cache_bytes: 0,
             memory_fraction: None,
             threads: None,
             max_queue: 1024,

@@ -105,6 +105,10 @@ pub struct EngineInfo {
     pub block_bytes: u64,
     /// Bytes of one slot over all Mamba layers, of one rank.
     pub slot_bytes: u64,
+    /// Blocks in host memory, of every rank.
+    pub num_host_blocks: u32,
+    /// Slots in host memory, of every rank.
+    pub num_host_slots: u32,
     /// Bytes that the largest step needs besides.
     pub workspace_bytes: u64,
     /// Bytes left to others.

@@ -1,10 +1,12 @@
 //! Slots and blocks in host memory, as bytes: what the device has no room for.
 //!
-//! A copy waits for the device. It costs what its bytes take on the bus, and saves computing thousands
-//! of tokens again.
+//! A copy to the host waits for the device, once for all layers. It costs what its bytes take on the
+//! bus, and saves computing thousands of tokens again. On CUDA the bytes lie in pinned memory as long
+//! as CubeCL's pool can have more of it (else on the heap): that is where it reads to, they stay where
+//! they were read to, and the way back takes them from there without another copy.
 
-use burn::tensor::kind::Numeric;
-use burn::tensor::{Tensor, TensorData, s};
+use burn::tensor::kind::{Numeric, Transaction as Readable};
+use burn::tensor::{Tensor, TensorData, Transaction, s};
 use kernels::{KvPool, KvTensor, StatePool};
 use scheduler::{CacheConfig, HostBlockId, HostSlotId};
 
@@ -44,14 +46,29 @@ impl HostCache {
         from: usize,
         to: HostSlotId,
     ) {
-        let bytes = pools.map(|pool| SlotBytes {
-            conv: read_row(&pool.conv, from),
-            ssm: read_row(&pool.ssm, from),
-            ring: pool.ring.as_ref().map(|ring| read_row(ring, from)),
+        let mut rows = Rows::default();
+        let mut has_ring = Vec::new();
+        for pool in pools {
+            rows.add(&pool.conv, from);
+            rows.add(&pool.ssm, from);
+            if let Some(ring) = &pool.ring {
+                rows.add(ring, from);
+            }
+            has_ring.push(pool.ring.is_some());
+        }
+        if let Some(hidden) = hidden {
+            rows.add(hidden, from);
+        }
+        let mut bytes = rows.read().into_iter();
+        let mut next = || bytes.next().expect("what was asked for was read");
+        let layers = has_ring.into_iter().map(|has_ring| SlotBytes {
+            conv: next(),
+            ssm: next(),
+            ring: has_ring.then(&mut next),
         });
         self.slots[to.0 as usize] = HostSlot {
-            layers: bytes.collect(),
-            hidden: hidden.map(|hidden| read_row(hidden, from)),
+            layers: layers.collect(),
+            hidden: hidden.map(|_| next()),
         };
     }
 
@@ -85,12 +102,14 @@ impl HostCache {
         from: usize,
         to: HostBlockId,
     ) {
-        let side = |side: &KvTensor| match side {
-            KvTensor::Float(tensor) => read_row(tensor, from),
-            KvTensor::Fp8 { codes, .. } => read_row(codes, from),
-        };
-        let bytes = pools.flat_map(|pool| [side(&pool.keys), side(&pool.values)]);
-        self.blocks[to.0 as usize] = bytes.collect();
+        let mut rows = Rows::default();
+        for side in pools.flat_map(|pool| [&pool.keys, &pool.values]) {
+            match side {
+                KvTensor::Float(tensor) => rows.add(tensor, from),
+                KvTensor::Fp8 { codes, .. } => rows.add(codes, from),
+            }
+        }
+        self.blocks[to.0 as usize] = rows.read();
     }
 
     /// `layer` counts attention layers.
@@ -116,8 +135,24 @@ impl HostCache {
     }
 }
 
-fn read_row<const D: usize, K: Numeric>(pool: &Tensor<D, K>, row: usize) -> TensorData {
-    pool.clone().narrow(0, row, 1).into_data()
+/// Rows of pools on their way to the host: the device is waited for once.
+#[derive(Default)]
+struct Rows(Transaction);
+
+impl Rows {
+    fn add<const D: usize, K: Numeric + Readable>(&mut self, pool: &Tensor<D, K>, row: usize) {
+        let row = pool.clone().narrow(0, row, 1);
+        self.0 = std::mem::take(&mut self.0).register(row);
+    }
+
+    /// In the order in which they were added.
+    fn read(self) -> Vec<TensorData> {
+        let shareable = |data: TensorData| {
+            let (bytes, shape, dtype) = data.into_parts();
+            TensorData::from_bytes(bytes.shared(), shape, dtype)
+        };
+        self.0.execute().into_iter().map(shareable).collect()
+    }
 }
 
 fn write_row<const D: usize, K: Numeric>(

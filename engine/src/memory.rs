@@ -2,7 +2,8 @@
 //!
 //! A sequence pays in two currencies: one state slot, and blocks as it grows. A slot is worth
 //! thousands of tokens of KV, so neither may starve the other: live slots take half of the budget at
-//! most, blocks what their longest use needs, and what is left becomes snapshots.
+//! most, blocks what their longest use needs, and what is left becomes snapshots. Host memory, if any is
+//! granted, holds nothing but snapshots.
 
 use scheduler::CacheConfig;
 
@@ -212,6 +213,7 @@ pub(crate) fn plan(
             bytes(free.workspace),
         )));
     }
+    let (host_slots, host_blocks) = host_plan(config, (slot_bytes, block_bytes), blocks)?;
     let capacity = (blocks - 1) * block_size;
     if config.max_model_len.is_some() && capacity < wished_len {
         return Err(EngineError::Memory(format!(
@@ -226,8 +228,8 @@ pub(crate) fn plan(
             block_size: config.block_size,
             num_blocks: blocks as u32,
             num_slots: slots as u32,
-            num_host_slots: 0,
-            num_host_blocks: 0,
+            num_host_slots: host_slots,
+            num_host_blocks: host_blocks,
         },
         block_bytes,
         slot_bytes,
@@ -236,6 +238,46 @@ pub(crate) fn plan(
         workspace: free.workspace,
         reserve: free.reserve,
     })
+}
+
+/// Of host memory, what is for slots; the rest is for blocks. As the simulator of the prefix cache cuts
+/// memory (benches/pure/prefix_cache).
+const HOST_SHARE_OF_SLOTS: f64 = 0.6;
+
+/// Slots and blocks of one rank in host memory, beside `num_blocks` on its device.
+fn host_plan(
+    config: &EngineConfig,
+    (slot_bytes, block_bytes): (u64, u64),
+    num_blocks: u64,
+) -> Result<(u32, u32), EngineError> {
+    let budget = config.host_cache_bytes / config.tensor_parallel_size as u64;
+    if budget == 0 {
+        return Ok((0, 0));
+    }
+    let share = match (slot_bytes, block_bytes) {
+        (0, _) => 0.0,
+        (_, 0) => 1.0,
+        _ => HOST_SHARE_OF_SLOTS,
+    };
+    let for_slots = (budget as f64 * share) as u64;
+    // What takes no memory is never short.
+    let count = |budget, each, free| match each {
+        0 => free,
+        _ => affordable(budget, each, u64::from(u32::MAX / 2)),
+    };
+    let slots = count(for_slots, slot_bytes, num_blocks);
+    let blocks = count(budget - for_slots, block_bytes, num_blocks);
+    if slots == 0 || blocks == 0 {
+        return Err(EngineError::Memory(format!(
+            "{} of host cache memory cannot hold one snapshot: a state slot takes {} of three fifths, a block \
+             of {} tokens {} of the rest",
+            bytes(budget),
+            bytes(slot_bytes),
+            config.block_size,
+            bytes(block_bytes),
+        )));
+    }
+    Ok((slots as u32, blocks as u32))
 }
 
 fn granted(config: &EngineConfig, free: FreeMemory) -> String {
@@ -549,6 +591,63 @@ mod tests {
                 assert!(plan.slot_bytes > 1 << 40);
             }
         }
+    }
+
+    fn with_host(host_cache_bytes: u64, num_ranks: usize) -> EngineConfig {
+        EngineConfig {
+            host_cache_bytes,
+            tensor_parallel_size: num_ranks,
+            ..config(Some(64 << 20), None)
+        }
+    }
+
+    #[test]
+    fn host_memory_holds_snapshots_within_its_budget() {
+        let model = model("M*M");
+        let none = plan(&with_host(0, 1), &model, 4, free(0)).expect("it fits");
+        assert_eq!(
+            (none.cache.num_host_slots, none.cache.num_host_blocks),
+            (0, 0)
+        );
+        for num_ranks in [1, 2] {
+            let budget = 100 << 20;
+            let plan = plan(&with_host(budget, num_ranks), &model, 4, free(0)).expect("it fits");
+            assert_eq!(plan.cache.num_slots, none.cache.num_slots, "a device's own");
+            let slots = u64::from(plan.cache.num_host_slots) * plan.slot_bytes;
+            let blocks = u64::from(plan.cache.num_host_blocks) * plan.block_bytes;
+            let of_rank = budget / num_ranks as u64;
+            assert!(slots + blocks <= of_rank);
+            assert!(slots + blocks + plan.slot_bytes + plan.block_bytes > of_rank);
+            assert!(slots > blocks && 2 * blocks > slots);
+        }
+    }
+
+    #[test]
+    fn host_memory_is_for_what_a_model_has() {
+        let of = |pattern| {
+            let plan = plan(&with_host(8 << 20, 1), &model(pattern), 4, free(0)).expect("it fits");
+            (plan.cache.num_host_slots, plan.cache.num_host_blocks)
+        };
+        let (slots, blocks) = of("M-M");
+        assert_eq!(slots, (8 << 20) / (2 * 4 * (512 * 128 + (512 + 512) * 3)));
+        assert_eq!(
+            blocks,
+            64 * 313 + 1,
+            "they are nothing: as many as on the device"
+        );
+        let (slots, blocks) = of("*-*");
+        assert_eq!(blocks, (8 << 20) / (2 * 32 * 4096));
+        assert!(slots >= blocks, "nor are these");
+    }
+
+    #[test]
+    fn too_little_host_memory_is_an_error_with_numbers() {
+        let error = plan(&with_host(100 << 10, 1), &model("M*M"), 4, free(0));
+        let text = error.expect_err("no slot fits").to_string();
+        assert!(
+            text.contains("100.0 KiB of host") && text.contains("536.0 KiB"),
+            "{text}"
+        );
     }
 
     #[test]

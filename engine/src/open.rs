@@ -109,6 +109,14 @@ impl Engine {
         let has_fp8_cache = model.quantization.has_fp8_cache();
         let kv_format = resolve_kv_format(config.kv_cache_dtype, has_fp8_cache, dtype);
         let kv_scales = weights.kv_scales()?;
+        let host_memory = memory::available();
+        if config.host_cache_bytes > host_memory {
+            return Err(EngineError::Memory(format!(
+                "{} of host cache memory were granted, this machine has {} available",
+                memory::bytes(config.host_cache_bytes),
+                memory::bytes(host_memory)
+            )));
+        }
         let plan_for = |rank: usize, model: &ModelConfig, weights: u64| {
             let at_once = logits_at_once(&devices[rank], config.max_num_seqs as usize);
             let workspace = memory::workspace(model, config.max_num_batched_tokens, at_once);
@@ -117,7 +125,9 @@ impl Engine {
             let free = if let Some(memory) = own {
                 FreeMemory::of_device(memory, fraction, weights, workspace)
             } else {
-                let available = memory::available() / num_ranks as u64;
+                // The host's memory is this very memory.
+                let available = host_memory.saturating_sub(config.host_cache_bytes);
+                let available = available / num_ranks as u64;
                 FreeMemory::of_cpu(available, fraction, weights, workspace)
             };
             let is_dummy = matches!(config.source, ModelSource::Dummy { .. });
@@ -163,6 +173,8 @@ impl Engine {
             rank_weight_bytes,
             block_bytes: plan.block_bytes,
             slot_bytes: plan.slot_bytes,
+            num_host_blocks: plan.cache.num_host_blocks,
+            num_host_slots: plan.cache.num_host_slots,
             workspace_bytes: plan.workspace,
             reserve_bytes: plan.reserve,
             max_drafts: config.max_drafts,

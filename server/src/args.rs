@@ -167,6 +167,11 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_CACHE_MEMORY", value_name = "SIZE")]
     pub cache_memory: Option<String>,
 
+    /// The host's memory for cached prefixes that a GPU has no room for, such as 16GiB, shared by all
+    /// ranks. A hit there is copied back, for which its step waits [default: 0, none]
+    #[arg(long, env = "NEMOSERVE_HOST_CACHE_MEMORY", value_name = "SIZE")]
+    pub host_cache_memory: Option<String>,
+
     /// Share of the device's memory for weights, cache and workspace together, 0.1 to 1 [default: 0.95;
     /// on a CPU half of what weights leave is left to others]
     #[arg(long, env = "NEMOSERVE_MEMORY_FRACTION", value_name = "SHARE")]
@@ -606,6 +611,7 @@ impl ServeArgs {
             max_tokens: self.max_tokens.or(base.max_tokens),
             block_size: self.block_size.or(base.block_size),
             cache_memory: self.cache_memory.or(base.cache_memory),
+            host_cache_memory: self.host_cache_memory.or(base.host_cache_memory),
             memory_fraction: self.memory_fraction.or(base.memory_fraction),
             threads: self.threads.or(base.threads),
             tensor_parallel_size: self.tensor_parallel_size.or(base.tensor_parallel_size),

@@ -305,6 +305,10 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
         None => None,
         Some(text) => Some(size("--cache-memory", text)?),
     };
+    let host_cache_bytes = match args.host_cache_memory.as_deref() {
+        None | Some("0") => 0,
+        Some(text) => size("--host-cache-memory", text)?,
+    };
     let (max_drafts, adaptive_drafts) = drafts(args.speculative_tokens.as_deref())?;
     let memory_fraction = args.memory_fraction;
     if memory_fraction.is_some_and(|share| !(0.1..=1.0).contains(&share)) {
@@ -333,6 +337,7 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
         max_decode_slowdown: args.max_decode_slowdown,
         block_size: args.block_size.unwrap_or(defaults.block_size),
         cache_memory_bytes,
+        host_cache_bytes,
         threads: args.threads,
         max_queue: args.max_queue.unwrap_or(defaults.max_queue),
         tensor_parallel_size: args
@@ -591,6 +596,13 @@ mod tests {
                     ..base()
                 },
                 "--cache-memory",
+            ),
+            (
+                ServeArgs {
+                    host_cache_memory: Some("some".into()),
+                    ..base()
+                },
+                "--host-cache-memory",
             ),
             (
                 ServeArgs {

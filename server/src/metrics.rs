@@ -116,6 +116,10 @@ struct EngineMetrics {
     kv_usage: Gauge,
     blocks: IntGaugeVec,
     slots: IntGaugeVec,
+    host_blocks: IntGaugeVec,
+    host_slots: IntGaugeVec,
+    swapped_out: IntCounter,
+    swapped_in: IntCounter,
     preemptions: IntCounter,
     misses: IntCounterVec,
     missed_tokens: IntCounterVec,
@@ -191,13 +195,21 @@ impl Metrics {
             .set(info.weight_bytes as i64);
         let memory = of.gauges(
             "memory_plan_bytes",
-            "What memory is for: weights, KV blocks, state slots, a step's workspace, and what is left to others.",
+            "What memory is for: weights, KV blocks, state slots, both again in the host's memory, a step's workspace, and what is left to others.",
             &["part"],
         );
         for (part, bytes) in [
             ("weights", info.weight_bytes),
             ("blocks", u64::from(info.num_blocks) * info.block_bytes),
             ("slots", u64::from(info.num_slots) * info.slot_bytes),
+            (
+                "host_blocks",
+                u64::from(info.num_host_blocks) * info.block_bytes,
+            ),
+            (
+                "host_slots",
+                u64::from(info.num_host_slots) * info.slot_bytes,
+            ),
             ("workspace", info.workspace_bytes),
             ("reserve", info.reserve_bytes),
         ] {
@@ -227,6 +239,24 @@ impl Metrics {
                 "state_slots",
                 "Mamba state slots by state: used by live sequences, cached snapshots, or all there are.",
                 &["state"],
+            ),
+            host_blocks: of.gauges(
+                "host_kv_blocks",
+                "KV blocks in the host's memory by state: cached for reuse, or all there are.",
+                &["state"],
+            ),
+            host_slots: of.gauges(
+                "host_state_slots",
+                "Mamba state slots in the host's memory by state: cached snapshots, or all there are.",
+                &["state"],
+            ),
+            swapped_out: of.counter(
+                "prefix_cache_swapped_out_total",
+                "Snapshots moved to the host's memory for want of room on the device.",
+            ),
+            swapped_in: of.counter(
+                "prefix_cache_swapped_in_total",
+                "Hits whose snapshot was brought back from the host's memory.",
             ),
             preemptions: of.counter(
                 "preemptions_total",
@@ -420,6 +450,22 @@ impl EngineMetrics {
                 gauges.with_label_values(&[state]).set(value.into());
             }
         }
+        for (gauges, values) in [
+            (
+                &self.host_blocks,
+                [s.num_host_blocks_cached, s.num_host_blocks],
+            ),
+            (
+                &self.host_slots,
+                [s.num_host_slots_cached, s.num_host_slots],
+            ),
+        ] {
+            for (state, value) in ["cached", "total"].into_iter().zip(values) {
+                gauges.with_label_values(&[state]).set(value.into());
+            }
+        }
+        raise(&self.swapped_out, s.num_swapped_out);
+        raise(&self.swapped_in, s.num_swapped_in);
         raise(&self.preemptions, s.num_preemptions);
         for (counters, by) in [
             (&self.misses, &s.misses),

@@ -142,6 +142,17 @@ pub fn summary(state: &AppState, address: SocketAddr) -> String {
             bytes(info.reserve_bytes),
         ),
     );
+    if info.num_host_slots > 0 {
+        let (num_blocks, num_slots) = (info.num_host_blocks, info.num_host_slots);
+        line(
+            "",
+            format!(
+                "{on_each}of the host: {num_blocks} cached blocks {}, {num_slots} cached states {}",
+                bytes(u64::from(num_blocks) * block_bytes),
+                bytes(u64::from(num_slots) * slot_bytes),
+            ),
+        );
+    }
     line(
         "context",
         format!(

@@ -1,5 +1,6 @@
 //! Shared helpers of the cross-crate tests.
 //!
+//! - [`answers`]: requests to a running engine, and what it answers, to the bit.
 //! - [`driver`]: plans by hand, for a runner without a scheduler.
 //! - [`fixtures`]: the tiny checkpoints under `fixtures/` and what they must answer.
 //! - [`front_end`]: the real front end over one of the pretend models.
@@ -8,6 +9,7 @@
 //! - [`scripted`]: a pretend model that says what a test tells it to.
 //! - [`surgery`]: breaking a copy of one on purpose.
 
+pub mod answers;
 pub mod driver;
 pub mod fixtures;
 pub mod front_end;

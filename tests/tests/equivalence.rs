@@ -4,62 +4,14 @@
 //! One tiny model with every kind of layer and random weights, many ways to run the same requests;
 //! each must reproduce what one request at a time gives.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use engine::{
-    DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineHandle, KvDtypeChoice, ModelSource,
-    StreamEvent,
-};
+use engine::{DtypeChoice, Engine, EngineConfig, KvDtypeChoice, StreamEvent};
+use nemoserve_tests::answers::{Ask, Model, Said, assert_same};
 use nemoserve_tests::fixtures;
 use nemoserve_tests::memory::smallest_cache;
 use nemoserve_tests::surgery::Shard;
-use scheduler::{FinishReason, Request, RowFault, SamplingParams, TokenLogprobs};
-
-const CONFIG: &str = r#"{
-    "model_type": "nemotron_h",
-    "hybrid_override_pattern": "ME*-MEM*E",
-    "hidden_size": 48, "vocab_size": 300, "max_position_embeddings": 4096,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "mamba_num_heads": 6, "mamba_head_dim": 12, "n_groups": 2, "ssm_state_size": 16, "conv_kernel": 4,
-    "n_routed_experts": 12, "num_experts_per_tok": 3, "n_group": 3, "topk_group": 2,
-    "moe_intermediate_size": 20, "moe_latent_size": 24, "routed_scaling_factor": 2.5,
-    "moe_shared_expert_intermediate_size": 40, "n_shared_experts": 1,
-    "intermediate_size": 64, "time_step_limit": [0.0, Infinity], "num_nextn_predict_layers": 1
-}"#;
-
-/// What one choice says, floats as bits.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-struct Said {
-    tokens: Vec<u32>,
-    logprobs: Vec<Bits>,
-    prompt_logprobs: Vec<Bits>,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Bits {
-    token: u32,
-    logprob: u32,
-    top: Vec<(u32, u32)>,
-}
-
-impl From<&TokenLogprobs> for Bits {
-    fn from(from: &TokenLogprobs) -> Self {
-        Self {
-            token: from.token,
-            logprob: from.logprob.to_bits(),
-            top: from.top.iter().map(|(t, p)| (*t, p.to_bits())).collect(),
-        }
-    }
-}
-
-/// A request without its id.
-#[derive(Clone)]
-struct Ask {
-    prompt: Vec<u32>,
-    params: SamplingParams,
-    num_choices: u32,
-}
+use scheduler::{FinishReason, Request, RowFault, SamplingParams};
 
 /// Prompts around the sizes where something changes (one token, the convolution's window, a block,
 /// a chunk), half of them greedy, half drawn hot.
@@ -81,142 +33,19 @@ fn asks() -> Vec<Ask> {
                 prompt_logprobs: (at % 3 == 1).then_some(2),
                 ..SamplingParams::default()
             },
-            num_choices: 1,
+            ..Ask::default()
         })
         .collect()
 }
 
-struct Model {
-    folder: tempfile::TempDir,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Model {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::write(folder.path().join("config.json"), CONFIG).expect("it can be written to");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .expect("a runtime");
-        Self { folder, runtime }
-    }
-
-    fn config(&self) -> EngineConfig {
-        config(self.folder.path())
-    }
-
-    fn start(&self, config: EngineConfig) -> EngineHandle {
-        let handle = Engine::open(config)
-            .and_then(engine::Opened::start)
-            .expect("the model is good");
-        self.runtime.block_on(handle.ready()).expect("it loads");
-        handle
-    }
-
-    /// All at once, in this order; what each choice of each said.
-    fn run(&self, handle: &EngineHandle, asks: &[Ask]) -> Vec<Vec<Said>> {
-        self.runtime.block_on(async {
-            let streams: Vec<_> = asks
-                .iter()
-                .map(|ask| {
-                    let request = Request {
-                        id: handle.next_request_id(),
-                        prompt: ask.prompt.clone().into(),
-                        sampling: Arc::new(ask.params.clone()),
-                        num_choices: ask.num_choices,
-                        cache_salt: "".into(),
-                        boundaries: Arc::default(),
-                        priority: 0,
-                    };
-                    handle
-                        .submit(request, None)
-                        .expect("the queue is long enough")
-                })
-                .collect();
-            let mut answers = Vec::new();
-            for (mut stream, ask) in streams.into_iter().zip(asks) {
-                let mut said = vec![Said::default(); ask.num_choices as usize];
-                let mut num_finished = 0;
-                while let Some(event) = stream.next().await {
-                    let StreamEvent::Output(output) = event else {
-                        panic!("{event:?}");
-                    };
-                    let said = &mut said[output.choice as usize];
-                    said.tokens.extend(&output.tokens);
-                    said.logprobs.extend(output.logprobs.iter().map(Bits::from));
-                    let prompt = output.prompt_logprobs.iter().map(Bits::from);
-                    said.prompt_logprobs.extend(prompt);
-                    if let Some(finish) = output.finish {
-                        assert_eq!(finish, FinishReason::Length);
-                        num_finished += 1;
-                    }
-                }
-                assert_eq!(num_finished, ask.num_choices, "every choice ends well");
-                answers.push(said);
-            }
-            answers
-        })
-    }
-
-    /// One at a time, each in an engine of its own.
-    fn alone(&self, change: impl Fn(&mut EngineConfig), asks: &[Ask]) -> Vec<Vec<Said>> {
-        asks.iter()
-            .map(|ask| {
-                let mut config = self.config();
-                change(&mut config);
-                let handle = self.start(config);
-                let said = self.run(&handle, std::slice::from_ref(ask));
-                said.into_iter().next().expect("one request, one answer")
-            })
-            .collect()
-    }
-}
-
-fn config(folder: &Path) -> EngineConfig {
-    let source = ModelSource::Dummy {
-        folder: folder.to_owned(),
-        seed: 11,
-    };
-    EngineConfig {
-        device: DeviceChoice::Cpu,
-        max_num_seqs: 16,
-        max_num_batched_tokens: 512,
-        block_size: 16,
-        cache_memory_bytes: Some(64 << 20),
-        ..EngineConfig::new(source)
-    }
-}
-
-/// The same bits, or where they part first.
-#[track_caller]
-fn assert_same(what: &str, expect: &[Vec<Said>], got: &[Vec<Said>]) {
-    assert_eq!(expect.len(), got.len());
-    for (at, (expect, got)) in expect.iter().zip(got).enumerate() {
-        for (choice, (expect, got)) in expect.iter().zip(got).enumerate() {
-            let part = |name, same: bool| {
-                assert!(
-                    same,
-                    "{what}: the {name} of request {at} choice {choice} differ"
-                );
-            };
-            part("tokens", expect.tokens == got.tokens);
-            part("logprobs", expect.logprobs == got.logprobs);
-            part(
-                "prompt logprobs",
-                expect.prompt_logprobs == got.prompt_logprobs,
-            );
-        }
-        assert_eq!(expect.len(), got.len(), "{what}: choices of request {at}");
-    }
-}
-
 #[test]
 fn the_answers_are_worth_comparing() {
-    let model = Model::new();
+    let model = Model::dummy();
     let answers = model.alone(|_| {}, &asks());
     for (ask, said) in asks().iter().zip(&answers) {
         let said = &said[0];
         assert_eq!(said.tokens.len(), ask.params.max_tokens as usize);
+        assert_eq!(said.finish, Some(FinishReason::Length));
         assert_eq!(said.logprobs.len(), said.tokens.len());
         let scored = ask
             .params
@@ -242,7 +71,7 @@ fn the_answers_are_worth_comparing() {
 
 #[test]
 fn company_and_order_change_nothing() {
-    let model = Model::new();
+    let model = Model::dummy();
     let asks = asks();
     let expect = model.alone(|_| {}, &asks);
     let handle = model.start(model.config());
@@ -263,7 +92,7 @@ fn company_and_order_change_nothing() {
 
 #[test]
 fn chunks_change_nothing() {
-    let model = Model::new();
+    let model = Model::dummy();
     let asks = asks();
     let expect = model.alone(|_| {}, &asks);
     for budget in [1, 2, 3, 7, 16, 33] {
@@ -278,7 +107,7 @@ fn chunks_change_nothing() {
 /// The size of a block is part of the configuration and may move a bit; company may not.
 #[test]
 fn blocks_of_any_size_hold_apart() {
-    let model = Model::new();
+    let model = Model::dummy();
     let asks = asks();
     for block_size in [1, 3, 64] {
         let change = |config: &mut EngineConfig| config.block_size = block_size;
@@ -293,7 +122,7 @@ fn blocks_of_any_size_hold_apart() {
 
 #[test]
 fn threads_change_nothing() {
-    let model = Model::new();
+    let model = Model::dummy();
     let asks = asks();
     let expect = model.alone(|_| {}, &asks);
     let mut config = model.config();
@@ -305,7 +134,7 @@ fn threads_change_nothing() {
 /// Ranks sum in one order, whoever comes last: within one number of them everything above holds too.
 #[test]
 fn ranks_are_as_repeatable() {
-    let model = Model::new();
+    let model = Model::dummy();
     let asks = asks();
     let single = model.alone(|_| {}, &asks);
     for experts in [false, true] {
@@ -340,7 +169,7 @@ fn ranks_are_as_repeatable() {
 
 #[test]
 fn ranks_survive_preemption() {
-    let model = Model::new();
+    let model = Model::dummy();
     let mut asks = asks();
     for ask in &mut asks {
         ask.params.max_tokens = 60;
@@ -365,7 +194,7 @@ fn ranks_survive_preemption() {
 
 #[test]
 fn bf16_arithmetic_is_as_repeatable() {
-    let model = Model::new();
+    let model = Model::dummy();
     let asks = asks();
     let bf16 = |config: &mut EngineConfig| config.dtype = DtypeChoice::Bf16;
     let expect = model.alone(bf16, &asks);
@@ -382,7 +211,7 @@ fn bf16_arithmetic_is_as_repeatable() {
 
 #[test]
 fn an_fp8_cache_is_as_repeatable() {
-    let model = Model::new();
+    let model = Model::dummy();
     let asks = asks();
     let fp8 = |config: &mut EngineConfig| config.kv_cache_dtype = KvDtypeChoice::Fp8;
     let expect = model.alone(fp8, &asks);
@@ -399,7 +228,7 @@ fn an_fp8_cache_is_as_repeatable() {
 
 #[test]
 fn an_fp8_cache_holds_more_tokens() {
-    let model = Model::new();
+    let model = Model::dummy();
     let num_blocks = |kv_cache_dtype| {
         let config = EngineConfig {
             kv_cache_dtype,
@@ -433,7 +262,7 @@ fn preemption_changes_nothing_in_an_fp8_cache() {
 }
 
 fn check_preemption(kv_cache_dtype: KvDtypeChoice, max_model_len: u32) {
-    let model = Model::new();
+    let model = Model::dummy();
     // Long answers in a cache that holds few of them.
     let mut asks = asks();
     for ask in &mut asks {
@@ -459,7 +288,7 @@ fn check_preemption(kv_cache_dtype: KvDtypeChoice, max_model_len: u32) {
 
 #[test]
 fn several_choices_are_those_of_several_seeds() {
-    let model = Model::new();
+    let model = Model::dummy();
     let with_choices = |num_choices: u32| -> Vec<Ask> {
         asks()
             .into_iter()
@@ -488,7 +317,7 @@ fn several_choices_are_those_of_several_seeds() {
 
 #[test]
 fn what_is_cached_changes_nothing() {
-    let model = Model::new();
+    let model = Model::dummy();
     // Two turns: the second prompt is the first with its answer and more behind.
     let first = asks();
     let expect_first = model.alone(|_| {}, &first);
@@ -514,7 +343,7 @@ fn what_is_cached_changes_nothing() {
 
 #[test]
 fn drafts_change_nothing() {
-    let model = Model::new();
+    let model = Model::dummy();
     let asks = asks();
     let expect = model.alone(|_| {}, &asks);
     for (max_drafts, max_num_batched_tokens) in [(1, 512), (3, 19), (5, 512)] {
@@ -537,10 +366,7 @@ fn drafts_change_nothing() {
 /// and whoever gets them next.
 #[test]
 fn a_spoilt_request_spoils_no_other() {
-    let model = Model {
-        folder: fixtures::copy("nano3-30b"),
-        ..Model::new()
-    };
+    let model = Model::stored(fixtures::copy("nano3-30b"));
     let path = model.folder.path().join("model.safetensors");
     let mut shard = Shard::read(&path);
     let table = shard.bytes("backbone.embeddings.weight");
@@ -548,10 +374,7 @@ fn a_spoilt_request_spoils_no_other() {
     // All bits set is not a number in every element type.
     table[SPOILT as usize * row_bytes..][..row_bytes].fill(0xff);
     shard.write(&path);
-    let stored = |config: &mut EngineConfig| {
-        config.source = ModelSource::Folder(model.folder.path().to_owned());
-        config.block_size = 4;
-    };
+    let stored = |config: &mut EngineConfig| config.block_size = 4;
     let mut banned = asks();
     for ask in &mut banned {
         for token in &mut ask.prompt {
