@@ -113,7 +113,10 @@ where
                 phase = Phase::WarmUp;
                 warm_up(&mut runner, &shared)?;
                 phase = Phase::Step;
-                let scheduler = Scheduler::new(config, cache);
+                let mut scheduler = Scheduler::new(config, cache);
+                for time in runner.times() {
+                    scheduler.note_time(&time);
+                }
                 shared.status.send_replace(EngineStatus::Ready);
                 EngineCore {
                     scheduler,
@@ -202,6 +205,9 @@ impl<R: Runner> EngineCore<'_, R> {
             let nanos = begin.elapsed().as_nanos();
             self.scheduler.observe(nanos as u64);
             self.constraints.advance(&constrained, &mut result);
+            for time in self.runner.times() {
+                self.scheduler.note_time(&time);
+            }
             for output in self.scheduler.update(result) {
                 self.deliver(output);
             }

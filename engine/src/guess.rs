@@ -39,17 +39,18 @@ pub(crate) fn needs_hidden(row: &Row) -> bool {
 }
 
 /// Lets the draft block see the rows that want guesses, and writes the guesses into their outputs. A
-/// block that answers NaN, which the model need not mind, guesses nothing.
+/// block that answers NaN, which the model need not mind, guesses nothing. Returns how many passes through
+/// the block that took.
 pub(crate) fn guess(
     model: &NemotronH,
     cache: &mut DeviceCache,
     (rows, batch): (&[Row], &Batch),
     hidden: Hidden,
     outputs: &mut [Result<RowOutput, RowFault>],
-) {
+) -> u32 {
     let mut pairs = FirstPairs::new(rows, batch, &hidden, outputs);
     if pairs.ids.is_empty() {
-        return;
+        return 0;
     }
     let block_size = cache.block_size;
     let source = match hidden.before {
@@ -68,6 +69,7 @@ pub(crate) fn guess(
     };
     let before = gather(&source, &pairs.sources);
     let mut own = model.draft(pairs.ids, before, &layout, &asked, cache);
+    let mut num_passes = 1;
     while let Some(hidden) = own.take() {
         let guesses = draw(model, &hidden, &guessers);
         let mut going = Vec::new();
@@ -85,7 +87,7 @@ pub(crate) fn guess(
             }
         }
         if going.is_empty() {
-            return;
+            break;
         }
         let hidden = gather(&hidden, &going);
         let mut at = 0;
@@ -104,7 +106,9 @@ pub(crate) fn guess(
             layout: &layout,
         };
         own = model.draft(ids, hidden, &layout, &asked, cache);
+        num_passes += 1;
     }
+    num_passes
 }
 
 /// What each guesser would draw from the logits of its hidden state.

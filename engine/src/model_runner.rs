@@ -1,11 +1,14 @@
 //! Plan in, result out; decides nothing.
 
+mod timing;
+
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 use scheduler::{
     BlockId, Drafting, RequestId, Row, RowFault, RowMasks, RowOutput, RowResult, Runner, Sample,
-    SamplingParams, SchedulerOutput, SequenceId, SlotId, StateOp, StepId, StepResult,
+    SamplingParams, SchedulerOutput, SequenceId, SlotId, StateOp, StepId, StepResult, StepTime,
 };
 
 use crate::batch::{self, Batch};
@@ -17,6 +20,8 @@ use crate::model::nemotron_h::NemotronH;
 use crate::read_out::{Position, logits_at_once, read_out};
 use crate::verify::{self, Draws};
 
+use self::timing::Stopwatch;
+
 /// The model with its caches.
 pub(crate) struct ModelRunner {
     model: NemotronH,
@@ -26,6 +31,8 @@ pub(crate) struct ModelRunner {
     /// `None`: every step is launched kernel by kernel.
     graphs: Option<DecodeGraphs>,
     in_flight: Option<InFlight>,
+    /// How long steps took, for whoever weighs drafts.
+    times: Vec<StepTime>,
     /// Draws tokens; else computes its part of the logits and leaves the rest to rank 0.
     draws: bool,
 }
@@ -34,6 +41,7 @@ pub(crate) struct ModelRunner {
 struct InFlight {
     step: StepId,
     rows: Vec<Row>,
+    stopwatch: Stopwatch,
     /// What the model made of them, unless the plan only moves memory.
     forward: Option<(Batch, Hidden)>,
 }
@@ -52,6 +60,9 @@ pub(crate) struct WarmUp {
     pub(crate) params: SamplingParams,
     /// Whether only its recording matters: it is left out where nothing is recorded.
     pub(crate) is_recording: bool,
+    /// Whether how long it takes is of interest: it is run several times, or not at all once timing has
+    /// taken too long.
+    pub(crate) is_timed: bool,
 }
 
 impl ModelRunner {
@@ -67,6 +78,7 @@ impl ModelRunner {
             warm_ups,
             graphs,
             in_flight: None,
+            times: Vec::new(),
             draws: true,
         }
     }
@@ -118,13 +130,14 @@ impl ModelRunner {
         outcomes
     }
 
-    /// Remembers how far each row with drafts has come, and makes the next guesses.
+    /// Remembers how far each row with drafts has come, and makes the next guesses. Returns in how many
+    /// passes.
     fn go_on(
         &mut self,
         rows: &[Row],
         (batch, hidden): (Batch, Hidden),
         outcomes: &mut [Result<RowOutput, RowFault>],
-    ) {
+    ) -> u32 {
         let drafted = (0..rows.len()).filter(|at| rows[*at].drafting.num_drafts > 0);
         let moves = drafted.map(|at| {
             let num_drawn = outcomes[at]
@@ -146,7 +159,24 @@ impl ModelRunner {
             (rows, &batch),
             hidden,
             outcomes,
-        );
+        )
+    }
+
+    /// A step of the warm-up, and what puts everything back.
+    fn run_padding(&mut self, warm_up: &WarmUp) -> Result<(), EngineError> {
+        let step = padding_step(warm_up, self.cache.block_size, self.model.vocab_size());
+        let slots = step.rows.iter().map(|row| StateOp::ZeroSlot(row.slot));
+        let afterwards = SchedulerOutput {
+            step: step.step,
+            ops: slots.collect(),
+            rows: Vec::new(),
+        };
+        for plan in [step, afterwards] {
+            self.submit(plan)?;
+            // What is drawn from garbage, and whether it can be, is of no interest.
+            self.collect(&[])?;
+        }
+        Ok(())
     }
 }
 
@@ -156,23 +186,19 @@ impl Runner for ModelRunner {
     fn warm_up(&mut self, tell: &mut dyn FnMut(u32, u32)) -> Result<(), EngineError> {
         let warm_ups = std::mem::take(&mut self.warm_ups);
         let total = warm_ups.len() as u32;
+        let mut spent_timing = Duration::ZERO;
         for (num_done, warm_up) in (0..).zip(&warm_ups) {
             tell(num_done, total);
             let records = self.graphs.as_ref().is_some_and(DecodeGraphs::is_hardware);
             if warm_up.is_recording && !records {
                 continue;
             }
-            let step = padding_step(warm_up, self.cache.block_size);
-            let slots = step.rows.iter().map(|row| StateOp::ZeroSlot(row.slot));
-            let afterwards = SchedulerOutput {
-                step: step.step,
-                ops: slots.collect(),
-                rows: Vec::new(),
-            };
-            for plan in [step, afterwards] {
-                self.submit(plan)?;
-                // What is drawn from garbage, and whether it can be, is of no interest.
-                self.collect(&[])?;
+            if !warm_up.is_timed {
+                self.run_padding(warm_up)?;
+            } else if spent_timing < timing::MAX_TIME {
+                let begin = Instant::now();
+                self.time(warm_up)?;
+                spent_timing += begin.elapsed();
             }
         }
         if total > 0 {
@@ -183,6 +209,7 @@ impl Runner for ModelRunner {
 
     fn submit(&mut self, plan: SchedulerOutput) -> Result<(), EngineError> {
         assert!(self.in_flight.is_none(), "one step in flight at most");
+        let stopwatch = Stopwatch::start(&plan.rows);
         self.cache.apply(&plan.ops);
         let batch = Batch::new(&plan.rows, self.cache.block_size);
         let forward = if plan.rows.is_empty() {
@@ -210,6 +237,7 @@ impl Runner for ModelRunner {
         self.in_flight = Some(InFlight {
             step: plan.step,
             rows: plan.rows,
+            stopwatch,
             forward,
         });
         Ok(())
@@ -224,7 +252,10 @@ impl Runner for ModelRunner {
             if self.draws || self.model.drafts() {
                 let mut outcomes = self.read_out(&step.rows, masks, (&batch, &hidden.step));
                 if self.model.drafts() {
-                    self.go_on(&step.rows, (batch, hidden), &mut outcomes);
+                    let mut stopwatch = step.stopwatch;
+                    stopwatch.lap();
+                    let num_passes = self.go_on(&step.rows, (batch, hidden), &mut outcomes);
+                    self.times.extend(stopwatch.stop(num_passes));
                 }
                 if self.draws {
                     let results = step.rows.iter().zip(outcomes);
@@ -245,18 +276,27 @@ impl Runner for ModelRunner {
             rows,
         })
     }
+
+    fn times(&mut self) -> Vec<StepTime> {
+        std::mem::take(&mut self.times)
+    }
 }
+
+/// Between the tokens of a step of the warm-up; a prime.
+const TOKEN_STRIDE: usize = 7919;
 
 /// A step of which nothing stays: all rows write to the padding block, and each to a slot that must be
 /// zeroed behind it. For a time when no slot has an owner; rows of one step may not share one.
-fn padding_step(warm_up: &WarmUp, block_size: usize) -> SchedulerOutput {
+fn padding_step(warm_up: &WarmUp, block_size: usize, vocab_size: usize) -> SchedulerOutput {
     let len = warm_up.len as usize;
     let num_positions = len + warm_up.drafting.max_drafts as usize;
     let num_blocks = num_positions.div_ceil(block_size).max(warm_up.num_blocks);
     let params = Arc::new(warm_up.params.clone());
+    // Tokens that want other experts than their neighbours, as in service.
+    let id = |at: usize| (at * TOKEN_STRIDE % vocab_size) as u32;
     let row = |at: u32| Row {
         sequence: SequenceId(at.into()),
-        input_ids: vec![0; len],
+        input_ids: (0..len).map(|nth| id(at as usize * len + nth)).collect(),
         start: 0,
         block_table: vec![BlockId(0); num_blocks],
         slot: SlotId(at + 1),
@@ -374,7 +414,9 @@ mod tests {
             len: 1,
             ..WarmUp::default()
         };
-        runner.submit(padding_step(&warm_up, 4)).expect("it runs");
+        runner
+            .submit(padding_step(&warm_up, 4, 50))
+            .expect("it runs");
         let result = runner.collect(&[]).expect("it ran");
         let drawn = |row: &RowResult| row.outcome.as_ref().is_ok_and(|row| row.tokens.len() == 1);
         assert!(result.rows.len() == 3 && result.rows.iter().all(drawn));

@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use bytes::Bytes;
 use kernels::{Arithmetic, Format, KvFormat};
 use scheduler::{
-    DraftCost, Drafting, RowMasks, Runner, SchedulerConfig, SchedulerOutput, StepResult,
+    DraftCost, Drafting, RowMasks, Runner, SchedulerConfig, SchedulerOutput, StepResult, StepTime,
 };
 
 use crate::buckets::{decode_buckets, recorded_buckets};
@@ -399,7 +399,7 @@ impl Opened {
     /// Steps to run before the first request. A processor compiles nothing: there one token wakes the
     /// threads and shows that the model runs. A GPU compiles a kernel for each number of rows, and for
     /// each kind of draw and for rows with drafts; where steps are recorded, those of longer contexts
-    /// are too.
+    /// are too. Where drafts are weighed, steps with and without are timed.
     fn warm_ups(&self, device: &Device) -> Vec<WarmUp> {
         if !self.config.warm_up {
             return Vec::new();
@@ -409,23 +409,34 @@ impl Opened {
             len: 1,
             ..WarmUp::default()
         };
-        let max_drafts = self.config.max_drafts;
-        let drafts = |num_rows| {
-            let drafting = Drafting {
-                num_drafts: max_drafts,
-                max_drafts,
+        let with_drafts = |num_rows, num_drafts| WarmUp {
+            len: 1 + num_drafts,
+            drafting: Drafting {
+                num_drafts,
+                max_drafts: num_drafts,
                 ..Drafting::default()
-            };
-            (max_drafts > 0).then(|| WarmUp {
-                len: 1 + max_drafts,
-                drafting,
-                ..step(num_rows)
-            })
+            },
+            ..step(num_rows)
         };
-        if device::is_cpu(device) {
-            return [step(1)].into_iter().chain(drafts(1)).collect();
-        }
+        let max_drafts = self.config.max_drafts;
+        let drafts = |num_rows| (max_drafts > 0).then(|| with_drafts(num_rows, max_drafts));
         let max_num_seqs = self.plan.max_num_seqs;
+        let weighs_drafts = max_drafts > 0 && self.config.adaptive_drafts;
+        let timed = decode_buckets(max_num_seqs)
+            .into_iter()
+            .filter(|_| weighs_drafts)
+            .flat_map(|num_rows| [step(num_rows), with_drafts(num_rows, 1)])
+            .map(|warm_up| WarmUp {
+                is_timed: true,
+                ..warm_up
+            });
+        if device::is_cpu(device) {
+            return [step(1)]
+                .into_iter()
+                .chain(drafts(1))
+                .chain(timed)
+                .collect();
+        }
         let prompt = WarmUp {
             len: self.config.max_num_batched_tokens,
             ..step(1)
@@ -444,6 +455,7 @@ impl Opened {
                 is_recording: true,
                 ..step(num_rows)
             }))
+            .chain(timed)
             .collect()
     }
 }
@@ -475,6 +487,13 @@ impl Runner for Ranks {
         match self {
             Self::One(runner) => runner.collect(masks),
             Self::Many(runner) => runner.collect(masks),
+        }
+    }
+
+    fn times(&mut self) -> Vec<StepTime> {
+        match self {
+            Self::One(runner) => runner.times(),
+            Self::Many(runner) => runner.times(),
         }
     }
 }

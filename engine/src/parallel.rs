@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 
 use burn::tensor::{Device, Tensor};
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use scheduler::{RowMasks, Runner, SchedulerOutput, StepResult};
+use scheduler::{RowMasks, Runner, SchedulerOutput, StepResult, StepTime};
 
 pub(crate) use self::meeting::Meeting;
 use crate::engine_core::LoadProgress;
@@ -90,6 +90,8 @@ impl AllReduce for OverDevices {
 pub(crate) struct ParallelRunner {
     ranks: Vec<Rank>,
     reports: Receiver<Report>,
+    /// Of rank 0, the last to know a step's tokens.
+    times: Vec<StepTime>,
     ties: Arc<Ties>,
 }
 
@@ -108,7 +110,14 @@ enum Order {
 /// What a rank says once it has loaded, once per step, or with its last breath.
 struct Report {
     rank: usize,
-    outcome: Result<Option<StepResult>, EngineError>,
+    outcome: Result<News, EngineError>,
+}
+
+/// What came of an order.
+#[derive(Default)]
+struct News {
+    result: Option<StepResult>,
+    times: Vec<StepTime>,
 }
 
 /// What ties the ranks together.
@@ -142,6 +151,7 @@ impl ParallelRunner {
         let mut runner = Self {
             ranks: Vec::with_capacity(num_ranks),
             reports,
+            times: Vec::new(),
             ties: Arc::clone(&ties),
         };
         for rank in 0..num_ranks {
@@ -175,13 +185,14 @@ impl ParallelRunner {
     }
 
     /// Waits for a word from every rank, or for a bad one from any; rank 0's result.
-    fn gather(&self) -> Result<Option<StepResult>, EngineError> {
+    fn gather(&mut self) -> Result<Option<StepResult>, EngineError> {
         let mut result = None;
         for _ in &self.ranks {
             let report = self.reports.recv().expect("a rank speaks before it ends");
-            let outcome = report.outcome?;
+            let news = report.outcome?;
             if report.rank == 0 {
-                result = outcome;
+                result = news.result;
+                self.times.extend(news.times);
             }
         }
         Ok(result)
@@ -212,6 +223,10 @@ impl Runner for ParallelRunner {
         self.tell(|| Order::Collect(Arc::clone(&masks)));
         let result = self.gather()?;
         Ok(result.expect("rank 0 reports what it drew"))
+    }
+
+    fn times(&mut self) -> Vec<StepTime> {
+        std::mem::take(&mut self.times)
     }
 }
 
@@ -245,19 +260,27 @@ fn serve<R: Runner<Error = EngineError>>(
     let phase = Cell::new(Phase::Load);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut runner = load()?;
-        say(Ok(None));
+        say(Ok(News::default()));
         for order in orders {
             match order {
                 Order::WarmUp => {
                     phase.set(Phase::WarmUp);
                     runner.warm_up(&mut |_, _| {})?;
-                    say(Ok(None));
+                    let times = runner.times();
+                    say(Ok(News {
+                        result: None,
+                        times,
+                    }));
                 }
                 Order::Submit(plan) => {
                     phase.set(Phase::Step);
                     runner.submit((*plan).clone())?;
                 }
-                Order::Collect(masks) => say(Ok(Some(runner.collect(&masks)?))),
+                Order::Collect(masks) => {
+                    let result = Some(runner.collect(&masks)?);
+                    let times = runner.times();
+                    say(Ok(News { result, times }));
+                }
             }
         }
         Ok(())

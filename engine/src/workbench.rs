@@ -71,8 +71,12 @@ impl Workbench {
         footprint: Footprint,
     ) -> Result<Self, EngineError> {
         runner.warm_up(&mut |_, _| {})?;
+        let mut scheduler = Scheduler::new(config, cache);
+        for time in runner.times() {
+            scheduler.note_time(&time);
+        }
         Ok(Self {
-            scheduler: Scheduler::new(config, cache),
+            scheduler,
             runner,
             device,
             arithmetic,
@@ -136,6 +140,9 @@ impl Workbench {
         let result = self.runner.collect(&[])?;
         self.scheduler
             .observe(submitted.elapsed().as_nanos() as u64);
+        for time in self.runner.times() {
+            self.scheduler.note_time(&time);
+        }
         let news = self.scheduler.update(result);
         Ok(Some(StepReport {
             time: begin.elapsed(),

@@ -7,11 +7,10 @@
 //! same observations give the same plans everywhere.
 
 use crate::config::{DraftCost, MAX_DRAFTS};
+use crate::costs::{Costs, STEP, StepTime};
 
 /// Probability one.
 const ONE: u64 = 1 << 16;
-/// A step of one token in each row, for each row: see [`DraftCost`].
-const STEP: u64 = 1 << 10;
 /// What is believed beforehand weighs like so many observations.
 const PRIOR_WEIGHT: u64 = 8;
 /// What is believed while nothing is known: enough to try in all but the fullest steps. Who never tries
@@ -36,7 +35,7 @@ const PROBE_BELIEF: u64 = ONE / 2;
 /// What has come true so far, for all sequences.
 #[derive(Debug)]
 pub(crate) struct Depth {
-    costs: Vec<DraftCost>,
+    costs: Costs,
     max_drafts: u32,
     observed: Observed,
     /// Sequences that began while drafts paid for nobody.
@@ -67,7 +66,7 @@ pub(crate) struct Candidate<'a> {
 impl Depth {
     pub(crate) fn new(max_drafts: u32, costs: Vec<DraftCost>) -> Self {
         Self {
-            costs,
+            costs: Costs::new(costs),
             max_drafts,
             observed: Observed::new(GLOBAL_WINDOW),
             num_hopeless: 0,
@@ -99,9 +98,14 @@ impl Depth {
         guesser.is_off |= is_known && !self.could_pay(guesser);
     }
 
+    /// A step took so long.
+    pub(crate) fn note_time(&mut self, time: &StepTime) {
+        self.costs.note(time);
+    }
+
     /// How many drafts each candidate makes in a step in which `num_rows` rows draw tokens.
-    pub(crate) fn choose(&self, num_rows: u32, candidates: &mut [Candidate<'_>]) -> Vec<u32> {
-        let Some(cost) = self.cost(num_rows) else {
+    pub(crate) fn choose(&mut self, num_rows: u32, candidates: &mut [Candidate<'_>]) -> Vec<u32> {
+        let Some(cost) = self.costs.of(num_rows) else {
             return candidates.iter().map(|row| row.limit).collect();
         };
         let odds: Vec<Odds> = candidates
@@ -109,6 +113,17 @@ impl Depth {
             .map(|row| self.odds(row.guesser, row.limit))
             .collect();
         let mut depths = best_depths(cost, num_rows, &odds);
+        let willing: Vec<bool> = candidates
+            .iter()
+            .map(|row| row.limit > 0 && !row.guesser.is_off)
+            .collect();
+        let is_drafting = depths.iter().any(|depth| *depth > 0);
+        let could_draft = willing.contains(&true);
+        if could_draft && self.costs.probes(num_rows, is_drafting) {
+            // To see what it costs.
+            let depth = |is_willing| u32::from(!is_drafting && is_willing);
+            return willing.into_iter().map(depth).collect();
+        }
         for (depth, row) in depths.iter_mut().zip(candidates) {
             if *depth > 0 {
                 row.guesser.num_idle = 0;
@@ -128,19 +143,14 @@ impl Depth {
 
     /// Whether a row that draws nothing yet should pass through the draft block.
     pub(crate) fn prepares(&self, num_rows: u32, guesser: &Guesser) -> bool {
-        let cost = self.cost(num_rows.max(1));
+        let cost = self.costs.of(num_rows);
         !guesser.is_off && cost.is_none_or(|cost| pays(cost, &self.odds(guesser, self.max_drafts)))
     }
 
     /// Whether drafts pay in any step.
     fn could_pay(&self, guesser: &Guesser) -> bool {
         let odds = self.odds(guesser, self.max_drafts);
-        self.costs.is_empty() || self.costs.iter().any(|cost| pays(*cost, &odds))
-    }
-
-    fn cost(&self, num_rows: u32) -> Option<DraftCost> {
-        let at = num_rows.next_power_of_two().ilog2() as usize;
-        self.costs.get(at).or(self.costs.last()).copied()
+        self.costs.is_empty() || self.costs.all().any(|cost| pays(cost, &odds))
     }
 
     fn odds(&self, guesser: &Guesser, limit: u32) -> Odds {

@@ -14,7 +14,7 @@
 //! | `scheduler` | [`Scheduler`]: add, abort, finish |
 //! | `plan` | `schedule`: who runs in the next step |
 //! | `drafts` | which rows carry drafts, and make new ones |
-//! | `depth` | how many drafts pay |
+//! | `depth`, `costs` | how many drafts pay; what they cost |
 //! | `prepare` | `prepare`: what can be done while a step runs |
 //! | `update` | `update`: what a result changes |
 //! | `preempt` | who yields and what is given back |
@@ -85,12 +85,14 @@
 //!
 //! Text, stop strings, grammars (the server's and the runner's); devices and tensors; how a token is
 //! chosen. It reads limits and stop ids of [`SamplingParams`] and hands the rest through. It has no
-//! clock: whoever wants deadlines calls `abort`; waiting is counted in steps.
+//! clock: whoever wants deadlines calls `abort`; waiting is counted in steps; how long a step took is
+//! told by [`Runner::times`] and changes how many drafts there are, never what is said.
 
 mod admission;
 mod budget;
 mod check;
 mod config;
+mod costs;
 mod depth;
 mod drafts;
 mod marks;
@@ -113,6 +115,7 @@ mod update;
 pub use admission::{AdmissionError, check_size};
 pub use check::Standing;
 pub use config::{DraftCost, MAX_DRAFTS, SchedulerConfig};
+pub use costs::StepTime;
 pub use kvcache::{
     BlockId, CacheConfig, Held, HostBlockId, HostSlotId, SlotId, SnapshotKind, StateOp, Tier,
 };

@@ -1,5 +1,6 @@
 //! The seam between deciding and computing.
 
+use crate::costs::StepTime;
 use crate::mask::RowMasks;
 use crate::output::{SchedulerOutput, StepResult};
 
@@ -26,4 +27,10 @@ pub trait Runner {
     /// plan may draw at each of its positions; a row beyond the end may draw any. Masks come this late because
     /// they are made while the device works.
     fn collect(&mut self, masks: &[RowMasks]) -> Result<StepResult, Self::Error>;
+
+    /// How long steps took since the last call, those of the warm-up among them, if anybody looked at a
+    /// clock.
+    fn times(&mut self) -> Vec<StepTime> {
+        Vec::new()
+    }
 }

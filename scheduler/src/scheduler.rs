@@ -7,6 +7,7 @@ use kvcache::{CacheConfig, Held, KvCacheManager};
 
 use crate::admission::{AdmissionError, check_size};
 use crate::config::{MAX_DRAFTS, SchedulerConfig};
+use crate::costs::StepTime;
 use crate::depth::Depth;
 use crate::output::{SequenceId, StepId};
 use crate::pace::{Mixture, Pace};
@@ -112,6 +113,11 @@ impl Scheduler {
             pace,
             counters: Counters::default(),
         }
+    }
+
+    /// Learns what steps cost, to know how many drafts pay.
+    pub fn note_time(&mut self, time: &StepTime) {
+        self.depth.note_time(time);
     }
 
     /// Queues a request. Its prompt has a token and it has a choice; its id is new.

@@ -127,6 +127,11 @@ impl NemotronH {
         self.draft.is_some()
     }
 
+    /// Ids are below it.
+    pub(crate) fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
     /// Lets the draft block remember pairs of a token and the hidden state before it, `[T, H]`; its own
     /// hidden states of those asked, `[A, H]`, which [`logits`](Self::logits) reads, or `None` if none
     /// are.

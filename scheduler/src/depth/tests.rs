@@ -52,6 +52,10 @@ struct Load {
     num_tokens: u32,
     /// How often a draft of the `n`th request comes true, those before it being true.
     percent: fn(u64) -> u64,
+    /// What steps cost.
+    real: [DraftCost; 5],
+    /// Whether anybody looks at a clock; else what they cost is known.
+    is_timed: bool,
 }
 
 struct Running {
@@ -87,7 +91,8 @@ impl Load {
                 return num_tokens * STEP * 1000 / time;
             }
             let num_rows = rows.len() as u64;
-            let cost = TABLE[rows.len().next_power_of_two().ilog2() as usize];
+            let cost = self.real[rows.len().next_power_of_two().ilog2() as usize];
+            let began = time;
             time += num_rows * STEP;
             for row in &mut rows {
                 let mut num_accepted = 0;
@@ -100,6 +105,7 @@ impl Load {
                 row.num_left -= num_drawn;
                 num_tokens += u64::from(num_drawn);
             }
+            let step_time = time - began;
             let mut candidates: Vec<_> = rows
                 .iter_mut()
                 .map(|row| Candidate {
@@ -109,7 +115,17 @@ impl Load {
                 .collect();
             let depths = depth.choose(num_rows as u32, &mut candidates);
             let num_passes = u64::from(*depths.iter().max().expect("there is a row"));
-            time += num_passes * u64::from(cost.pass) * num_rows;
+            let pass_time = num_passes * u64::from(cost.pass) * num_rows;
+            time += pass_time;
+            if self.is_timed {
+                depth.note_time(&StepTime {
+                    num_rows: num_rows as u32,
+                    num_drafts: rows.iter().map(|row| row.num_drafts).sum(),
+                    step_ns: step_time * 1000,
+                    num_passes: num_passes as u32,
+                    drafting_ns: pass_time * 1000,
+                });
+            }
             for (row, depth) in rows.iter_mut().zip(depths) {
                 row.num_drafts = depth;
             }
@@ -139,6 +155,17 @@ fn load(num_rows: usize, percent: fn(u64) -> u64) -> Load {
         num_requests: 64,
         num_tokens: 300,
         percent,
+        real: TABLE,
+        is_timed: false,
+    }
+}
+
+/// As it is served: what steps cost is found out.
+fn timed(num_rows: usize, real: DraftCost, percent: fn(u64) -> u64) -> Load {
+    Load {
+        real: [real; 5],
+        is_timed: true,
+        ..load(num_rows, percent)
     }
 }
 
@@ -180,6 +207,26 @@ fn what_never_comes_true_costs_next_to_nothing() {
         ..load(1, |_| 0)
     }
     .check(98, 98);
+}
+
+/// A table that is wrong by a factor is soon found out.
+#[test]
+fn what_steps_cost_is_measured() {
+    let dear = DraftCost {
+        token: 1000,
+        pass: 300,
+    };
+    let cheap = DraftCost {
+        token: 100,
+        pass: 50,
+    };
+    for num_rows in [1, 16] {
+        for percent in [|_| 0, |_| 50, |_| 90] {
+            timed(num_rows, dear, percent).check(98, 97);
+        }
+        timed(num_rows, cheap, |_| 0).check(98, 98);
+        timed(num_rows, cheap, |_| 90).check(250, 94);
+    }
 }
 
 #[test]
