@@ -23,18 +23,18 @@ use crate::error::EngineError;
 use crate::footprint::Footprint;
 use crate::handle::{EngineHandle, EngineInfo};
 use crate::memory::{self, FreeMemory, MAX_MODEL_LEN, MemoryPlan};
-use crate::model::ModelConfig;
 use crate::model::config::Quantization;
 use crate::model::load::Loader;
 use crate::model::nemotron_h::NemotronH;
 use crate::model::readahead::ReadAhead;
 use crate::model::shard::{Share, Split};
 use crate::model::weights::{self, Inventory, ModelWeights, fnv1a};
+use crate::model::{LayerKind, ModelConfig};
 use crate::model_runner::{ModelRunner, WarmUp};
 use crate::parallel::{AllReduce, Meeting, OverDevices, ParallelRunner, Peers};
 use crate::read_out::logits_at_once;
 use crate::sampler;
-use crate::workbench::Workbench;
+use crate::workbench::{self, Workbench};
 
 /// The way in.
 pub struct Engine;
@@ -239,6 +239,24 @@ impl Opened {
             is_whole,
             footprint,
         )
+    }
+
+    /// Seconds that the attention layers take together for the last `num_tokens` tokens of a sequence
+    /// over `context` positions before them; loads nothing. FP8 caches are timed as the arithmetic's
+    /// own type.
+    pub fn time_attention(&self, num_tokens: usize, context: usize) -> Result<f64, EngineError> {
+        let Some(heads) = &self.model.attention else {
+            return Ok(0.0);
+        };
+        let device = device::resolve(self.config.device)?;
+        kernels::set_num_threads(self.config.threads.unwrap_or_else(device::num_cores));
+        let shape = [heads.num_heads, heads.num_kv_heads, heads.head_dim];
+        let (arithmetic, block_size) = (self.arithmetic(&device), self.config.block_size as usize);
+        workbench::guarded(|| {
+            let tokens = (num_tokens, context);
+            let layer = kernels::measure_attention(&device, arithmetic, shape, block_size, tokens);
+            Ok(layer * self.model.num_layers(LayerKind::Attention) as f64)
+        })
     }
 
     /// What a step will read and compute.

@@ -446,6 +446,8 @@ pub enum BenchCommand {
     Decode(Box<BenchDecodeArgs>),
     /// Prompts from nothing to their first token: operations, share of the matrix rate
     Prefill(Box<BenchPrefillArgs>),
+    /// Attention of the last tokens over a long context: what a turn pays for its history
+    Attention(Box<BenchAttentionArgs>),
     /// The large products of prompts by every way that the device has, beside its matrix rate
     Products(BenchProductsArgs),
     /// Requests as clients send them: times to first token and between tokens
@@ -480,6 +482,20 @@ pub struct BenchPrefillArgs {
     /// Prompts of each length; the median counts
     #[arg(long, default_value_t = 3)]
     pub repeat: u32,
+    /// The model.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// Tokens over contexts.
+#[derive(Clone, Debug, Args)]
+pub struct BenchAttentionArgs {
+    /// Tokens at once
+    #[arg(long, value_delimiter = ',', default_value = "16,64,256")]
+    pub tokens: Vec<usize>,
+    /// Positions before them
+    #[arg(long, value_delimiter = ',', default_value = "8192,65536,262144")]
+    pub context: Vec<usize>,
     /// The model.
     #[command(flatten)]
     pub serve: ServeArgs,

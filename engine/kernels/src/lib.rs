@@ -125,7 +125,7 @@ pub use paged_attention::paged_attention;
 pub use random::{RANDOM_PIECE_BYTES, RandomForm, RandomPart, random_codes, random_weight};
 pub use read_back::count_read_back;
 pub use recording::Recording;
-pub use roof::{count_launches, measure_bandwidth, measure_matrix_rate};
+pub use roof::{count_launches, measure_attention, measure_bandwidth, measure_matrix_rate};
 pub use route::{can_reorder, force_reference, has_tensor_cores, is_cpu, is_gpu, with_reference};
 pub use router_topk::{RouterShape, Routing, router_topk};
 pub use shortlist::{

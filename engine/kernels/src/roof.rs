@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::bf16;
 
-use crate::{Arithmetic, Matrix, bandwidth, linear, route, team};
+use crate::{
+    Arithmetic, KvPool, KvTensor, Layout, Matrix, RowLayout, bandwidth, linear, paged_attention,
+    route, team,
+};
 
 /// Bytes of the array that is copied: beyond every cache.
 const COPIED_BYTES: usize = 256 << 20;
@@ -55,6 +58,48 @@ pub fn measure_matrix_rate(device: &Device, arithmetic: Arithmetic) -> f64 {
         }
     }
     best
+}
+
+/// Seconds that attention of one layer takes for the last `num_tokens` tokens of one sequence over
+/// `context` positions before them, cached in the arithmetic's own type.
+pub fn measure_attention(
+    device: &Device,
+    arithmetic: Arithmetic,
+    [heads, kv_heads, head_dim]: [usize; 3],
+    block_size: usize,
+    (num_tokens, context): (usize, usize),
+) -> f64 {
+    let dtype = match arithmetic {
+        Arithmetic::F32 => DType::F32,
+        Arithmetic::Bf16 | Arithmetic::Bf16AnyOrder => DType::BF16,
+    };
+    let num_blocks = (context + num_tokens).div_ceil(block_size);
+    let side = || {
+        let rows = noise(
+            [num_blocks * block_size, kv_heads * head_dim],
+            dtype,
+            device,
+        );
+        KvTensor::Float(rows.reshape([num_blocks, block_size, kv_heads, head_dim]))
+    };
+    let pool = KvPool {
+        keys: side(),
+        values: side(),
+    };
+    let row = RowLayout {
+        tokens: 0..num_tokens,
+        start: context,
+        // Neighbours in a table are seldom neighbours in memory.
+        blocks: (0..num_blocks as u32).rev().collect(),
+        ..RowLayout::default()
+    };
+    let layout = Layout::new(vec![row], block_size);
+    let q = noise([num_tokens, heads * head_dim], DType::F32, device);
+    let attend = || {
+        let out = paged_attention(q.clone(), &pool, heads, arithmetic, &layout);
+        wait(out.reshape([num_tokens * heads * head_dim]));
+    };
+    shortest(attend).as_secs_f64()
 }
 
 /// Runs `f` and counts the kernels that it launches, on whatever device; `None` where nothing is

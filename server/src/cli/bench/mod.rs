@@ -1,5 +1,6 @@
 //! `nemoserve bench`: how fast this model is on this machine, and how near to what it could be.
 
+mod attention;
 mod decode;
 mod load;
 mod prefill;
@@ -43,6 +44,7 @@ pub fn run(args: BenchArgs) -> ExitCode {
     let report = match what {
         BenchCommand::Decode(args) => decode::run(*args),
         BenchCommand::Prefill(args) => prefill::run(*args),
+        BenchCommand::Attention(args) => attention::run(&args),
         BenchCommand::Products(args) => products::run(&args),
         BenchCommand::Serve(args) => serve::run(*args),
         BenchCommand::Load(args) => load::run(&args),
