@@ -139,5 +139,41 @@ fn crowd(criterion: &mut Criterion) {
     cache.release(lease);
 }
 
-criterion_group!(benches, prefix, crowd);
+/// Full caches of the size of a server's, of conversations of 512 tokens: one more ends. A snapshot goes
+/// from the device to the host, for which another one goes there.
+fn tiers(criterion: &mut Criterion) {
+    const LEN: u32 = 512;
+    const NUM_SLOTS: u32 = 401;
+    let mut group = criterion.benchmark_group("400 snapshots on the device: a conversation ends");
+    for num_host_slots in [0, 400, 10_000] {
+        let num_blocks = |num_slots| num_slots * LEN / BLOCK_SIZE;
+        let mut cache = KvCacheManager::new(CacheConfig {
+            block_size: BLOCK_SIZE,
+            num_blocks: num_blocks(NUM_SLOTS + 4),
+            num_slots: NUM_SLOTS,
+            num_host_slots,
+            num_host_blocks: num_blocks(num_host_slots),
+        });
+        let mut talk = 0;
+        let mut retire = || {
+            talk += 1;
+            let tokens: Vec<u32> = (0..LEN).map(|token| token ^ talk << 10).collect();
+            let mut chain = HashChain::new("".into(), BLOCK_SIZE);
+            let found = cache.reserve(reservation(&mut chain, &tokens));
+            let Start { lease, .. } = found.expect("there is room");
+            let len = LEN as usize - 1;
+            cache.retire(lease, &mut chain, &tokens[..len], SnapshotKind::Finish);
+            cache.take_ops()
+        };
+        for _ in 0..NUM_SLOTS + num_host_slots {
+            retire();
+        }
+        let name = format!("{num_host_slots} on the host");
+        group.bench_function(name, |bencher| bencher.iter(&mut retire));
+        assert_eq!(cache.states().num_free(), 0);
+        assert_eq!(cache.host_states().num_free(), 0);
+    }
+}
+
+criterion_group!(benches, prefix, crowd, tiers);
 criterion_main!(benches);

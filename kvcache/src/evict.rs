@@ -1,21 +1,12 @@
 //! What goes when memory is short, and what of it finds a place on the host.
-//!
-//! The worth of every snapshot changes with every use of any, so the worst is found by looking at all
-//! of them: tens of nanoseconds each, for as many as there are slots.
 
 use crate::block::BlockId;
 use crate::manager::KvCacheManager;
 use crate::policy::Candidate;
 use crate::prefix::{Snapshot, SnapshotId, Tier};
+use crate::ranks::Short;
 use crate::runs::{Holder, Path};
 use crate::state::StateOp;
-
-/// What room is made for. Slots and blocks are pools apart: what is freed of the other does not help.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Short {
-    Slots,
-    Blocks,
-}
 
 impl KvCacheManager {
     pub(crate) fn evict_for_slot(&mut self, spared: Option<SnapshotId>) {
@@ -38,42 +29,69 @@ impl KvCacheManager {
 
     /// The snapshot of least worth on the device; `spared` only if there is no other.
     pub(crate) fn worst_for_slot(&self, spared: Option<SnapshotId>) -> Option<(SnapshotId, f64)> {
-        let on_device = |_: SnapshotId, snapshot: &Snapshot| snapshot.tier == Tier::Device;
-        self.worst(Short::Slots, |id, snapshot| {
-            on_device(id, snapshot) && Some(id) != spared
-        })
-        .or_else(|| self.worst(Short::Slots, on_device))
+        let worst = |spared| self.worst(Tier::Device, Short::Slots, spared, |_| true);
+        worst(spared).or_else(|| worst(None))
     }
 
     /// The same, of those that hold a block which nobody uses. First those that alone do: others would
     /// free nothing by themselves.
     fn worst_for_blocks(&self, spared: Option<SnapshotId>) -> Option<SnapshotId> {
-        // Who holds a used block last has used blocks only (invariant 4).
-        let runs = &self.prefix.device.blocks.runs;
-        let holds_cached = |snapshot: &Snapshot| {
-            snapshot.tier == Tier::Device && !runs.is_held(snapshot.path, Holder::Lease)
+        let runs = &self.blocks().runs;
+        let worst = |spared| {
+            self.worst(Tier::Device, Short::Blocks, spared, |snapshot| {
+                runs.num_own(snapshot.path) > 0
+            })
         };
-        let holds_alone =
-            |snapshot: &Snapshot| snapshot.tier == Tier::Device && runs.num_own(snapshot.path) > 0;
-        self.worst(Short::Blocks, |id, snapshot| {
-            holds_alone(snapshot) && Some(id) != spared
-        })
-        .or_else(|| self.worst(Short::Blocks, |_, snapshot| holds_alone(snapshot)))
-        .or_else(|| self.worst(Short::Blocks, |_, snapshot| holds_cached(snapshot)))
-        .map(|(id, _)| id)
+        worst(spared)
+            .or_else(|| worst(None))
+            .or_else(|| {
+                self.worst(Tier::Device, Short::Blocks, None, |snapshot| {
+                    !runs.is_held(snapshot.path, Holder::Lease)
+                })
+            })
+            .map(|(id, _)| id)
     }
 
     fn worst(
         &self,
+        tier: Tier,
         short: Short,
-        may_go: impl Fn(SnapshotId, &Snapshot) -> bool,
+        spared: Option<SnapshotId>,
+        may_go: impl Fn(&Snapshot) -> bool,
     ) -> Option<(SnapshotId, f64)> {
-        let candidates = self.prefix.snapshots();
-        let scored = candidates
-            .filter(|&(id, snapshot)| may_go(id, snapshot))
-            .map(|(id, snapshot)| (id, self.score(&self.candidate(snapshot, short))));
-        // Of equals the oldest.
-        scored.reduce(|worst, next| if next.1 < worst.1 { next } else { worst })
+        let views = self.policy.views(&self.prefix.habits);
+        let ranks = self.prefix.ranks(tier);
+        ranks.worst(short, &views, self.prefix.now(), |id, least| {
+            let snapshot = self.prefix.get(id);
+            if Some(id) == spared || !may_go(snapshot) {
+                return None;
+            }
+            Some(match short {
+                Short::Slots => least,
+                Short::Blocks => self.score(&self.candidate(snapshot, short)),
+            })
+        })
+    }
+
+    /// Who goes first by all that is known of everybody.
+    pub(crate) fn check_worst(&self) {
+        for (tier, short) in [
+            (Tier::Device, Short::Slots),
+            (Tier::Device, Short::Blocks),
+            (Tier::Host, Short::Slots),
+            (Tier::Host, Short::Blocks),
+        ] {
+            let may_go =
+                |snapshot: &Snapshot| short == Short::Slots || snapshot.len.is_multiple_of(2);
+            let scored = self.prefix.snapshots().filter_map(|(id, snapshot)| {
+                let is_candidate = snapshot.tier == tier && may_go(snapshot);
+                is_candidate.then(|| (id, self.score(&self.candidate(snapshot, short))))
+            });
+            // Of equals the oldest.
+            let worst = scored.reduce(|worst, next| if next.1 < worst.1 { next } else { worst });
+            let got = self.worst(tier, short, None, may_go);
+            assert_eq!(got, worst, "the worst of {tier:?} for want of {short:?}");
+        }
     }
 
     pub(crate) fn score(&self, candidate: &Candidate) -> f64 {
@@ -196,10 +214,8 @@ impl KvCacheManager {
                 Short::Slots
             };
             let runs = &self.host_blocks().runs;
-            let worst = self.worst(short, |id, snapshot| {
-                snapshot.tier == Tier::Host
-                    && Some(id) != spared
-                    && (!has_slot || !runs.is_held(snapshot.path, Holder::Lease))
+            let worst = self.worst(Tier::Host, short, spared, |snapshot| {
+                !has_slot || !runs.is_held(snapshot.path, Holder::Lease)
             });
             let Some((id, _)) = worst.filter(|&(_, least)| least < worth) else {
                 return false;

@@ -3,12 +3,34 @@
 //! The hash says where to look; whether it is a hit is decided by comparing tokens and salt. So it
 //! need not resist attacks, only spread well: a collision costs a comparison, never a wrong hit.
 
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 /// Stands for all tokens up to the end of one block, with or without the salt they were computed
 /// under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlockHash(pub u64);
+
+/// Maps by block hashes take them as they are: they are spread well already.
+pub(crate) type AsIs = BuildHasherDefault<Itself>;
+
+/// Hashes a number to itself.
+#[derive(Debug, Default)]
+pub(crate) struct Itself(u64);
+
+impl Hasher for Itself {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only numbers are keys")
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = value;
+    }
+}
 
 /// 2^64 over the golden ratio, odd: multiplying by it spreads low bits upwards.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;

@@ -12,8 +12,10 @@
 //! | `table` | [`BlockTable`]: the blocks of one sequence, in order |
 //! | `state` | [`StatePool`]: free, live, snapshot; [`StateOp`] |
 //! | `paths` | which blocks hold which tokens, found by hash |
+//! | `index` | snapshots by what they hold |
 //! | `prefix` | which prefixes need no computing; [`Miss`]: why no longer one |
 //! | `policy` | [`Policy`]: what a snapshot is worth, as a pure function |
+//! | `ranks` | what eviction looks at, side by side |
 //! | `manager` | [`KvCacheManager`]: the one door to all of it; [`Lease`] |
 //! | `save` | snapshots of those who run; [`Wish`] |
 //! | `evict` | what goes when memory is short, and what of it goes to the host |
@@ -70,11 +72,13 @@ mod block;
 mod evict;
 mod hash;
 mod held;
+mod index;
 mod manager;
 mod paths;
 mod policy;
 mod pool;
 mod prefix;
+mod ranks;
 mod runs;
 mod save;
 mod spec;

@@ -119,7 +119,11 @@ impl KvCacheManager {
         Self {
             states: StatePool::new(config.num_slots),
             host_states: StatePool::new(num_host_slots),
-            prefix: PrefixCache::new(config.block_size, config.num_blocks, num_host_blocks),
+            prefix: PrefixCache::new(
+                config.block_size,
+                [config.num_blocks, num_host_blocks],
+                [config.num_slots, num_host_slots],
+            ),
             ops: Vec::new(),
             moves: Moves::default(),
             policy,
@@ -416,6 +420,7 @@ impl KvCacheManager {
         let none = || std::iter::empty();
         let host = &self.prefix.host.blocks;
         host.check(std::iter::empty(), paths_of(Tier::Host));
+        self.check_worst();
         self.host_states.check(none(), none(), slots_of(Tier::Host));
         self.prefix.check();
     }

@@ -5,30 +5,11 @@
 //! found by halving.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::block::BlockId;
-use crate::hash::{BlockHash, HashChain};
+use crate::hash::{AsIs, BlockHash, HashChain};
 use crate::pool::BlockPool;
 use crate::runs::Path;
-
-/// Block hashes are spread well already.
-#[derive(Debug, Default)]
-struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only numbers are keys")
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
-    }
-}
 
 /// A block that is found by its hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +28,7 @@ pub(crate) struct Paths {
     contents: Vec<u32>,
     links: Vec<Option<Link>>,
     /// Looked up, never walked.
-    heads: HashMap<u64, BlockId, BuildHasherDefault<AsIs>>,
+    heads: HashMap<u64, BlockId, AsIs>,
 }
 
 impl Paths {

@@ -25,9 +25,20 @@ pub enum SnapshotKind {
     Yielded,
 }
 
+const KINDS: [SnapshotKind; NUM_KINDS] = [
+    SnapshotKind::Boundary,
+    SnapshotKind::Opening,
+    SnapshotKind::PromptEnd,
+    SnapshotKind::Finish,
+    SnapshotKind::Branch,
+    SnapshotKind::Interval,
+    SnapshotKind::Yielded,
+];
 const NUM_KINDS: usize = 7;
 /// Hits that are told apart: who has been hit more often is like who has been hit so often.
 const NUM_COUNTS: usize = 4;
+/// Classes that are told apart.
+pub(crate) const NUM_CLASSES: usize = NUM_KINDS * NUM_COUNTS * 2;
 /// More than any other difference.
 const YOUNG: f64 = 1e12;
 /// Old experience counts half from time to time.
@@ -58,9 +69,17 @@ pub struct Class {
 }
 
 /// How often snapshots of each class were hit once more.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Habits {
-    records: [[[Record; 2]; NUM_COUNTS]; NUM_KINDS],
+    records: [Record; NUM_CLASSES],
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self {
+            records: [Record::default(); NUM_CLASSES],
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -96,20 +115,69 @@ impl Habits {
     }
 
     fn record_mut(&mut self, class: Class) -> &mut Record {
-        let [kind, count, longer] = class.place();
-        &mut self.records[kind][count][longer]
+        &mut self.records[class.number()]
     }
 
     fn record(&self, class: Class) -> Record {
-        let [kind, count, longer] = class.place();
-        self.records[kind][count][longer]
+        self.records[class.number()]
     }
 }
 
 impl Class {
-    fn place(self) -> [usize; 3] {
+    /// Numbers what is told apart.
+    pub(crate) fn number(self) -> usize {
         let count = (self.num_hits as usize).min(NUM_COUNTS - 1);
-        [self.kind as usize, count, usize::from(self.has_longer)]
+        (self.kind as usize * NUM_COUNTS + count) * 2 + usize::from(self.has_longer)
+    }
+
+    fn numbered(number: usize) -> Self {
+        Self {
+            kind: KINDS[number / (2 * NUM_COUNTS)],
+            num_hits: (number / 2 % NUM_COUNTS) as u32,
+            has_longer: number % 2 == 1,
+        }
+    }
+}
+
+/// What all snapshots of a class have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    likelihood: f64,
+    /// One over the age at which half of the worth is left.
+    lives_per_use: f64,
+    /// Whether many part there.
+    is_crossroads: bool,
+    grace: u64,
+}
+
+impl View {
+    /// See [`Policy::score`].
+    pub(crate) fn score(&self, num_saved_tokens: u32, num_freed: u32, age: u64) -> f64 {
+        let (gain, cost) = self.gain_and_cost(num_saved_tokens, num_freed, age);
+        gain / cost
+    }
+
+    /// The same as a quotient: who compares many need not divide.
+    pub(crate) fn gain_and_cost(
+        &self,
+        num_saved_tokens: u32,
+        num_freed: u32,
+        age: u64,
+    ) -> (f64, f64) {
+        // Ages beyond 2^32 uses are all the same.
+        let lives = f64::from(u32::try_from(age).unwrap_or(u32::MAX)) * self.lives_per_use;
+        // A conversation goes on within its pause or hardly ever; where many part, they come at random.
+        let square = lives * lives;
+        let faded = if self.is_crossroads {
+            square
+        } else {
+            square * square
+        };
+        let young = if age < self.grace { YOUNG } else { 1.0 };
+        (
+            self.likelihood * f64::from(num_saved_tokens) * young,
+            f64::from(num_freed.max(1)) * (1.0 + faded),
+        )
     }
 }
 
@@ -157,27 +225,28 @@ impl Default for Policy {
 impl Policy {
     /// The lowest goes first: tokens saved, times how likely that is, per block of memory.
     pub fn score(&self, habits: &Habits, candidate: &Candidate, now: u64) -> f64 {
-        // Ages beyond 2^32 uses are all the same.
-        let age = u32::try_from(now.saturating_sub(candidate.last_use)).unwrap_or(u32::MAX);
-        let record = habits.record(candidate.class);
+        let age = now.saturating_sub(candidate.last_use);
+        let view = self.view(habits, candidate.class);
+        view.score(candidate.num_saved_tokens, candidate.num_freed, age)
+    }
+
+    /// What all of a class have in common as of now.
+    fn view(&self, habits: &Habits, class: Class) -> View {
+        let record = habits.record(class);
         let known = f64::from(record.num_hit);
         let half_life = (known * self.patience * record.age + self.belief * self.half_life)
             / (known + self.belief);
-        let lives = f64::from(age) / half_life.max(self.min_half_life);
-        // A conversation goes on within its pause or hardly ever; where many part, they come at random.
-        let square = lives * lives;
-        let faded = match candidate.class.num_hits {
-            0..=2 => square * square,
-            3.. => square,
-        };
-        let recency = 1.0 / (1.0 + faded);
-        let density = f64::from(candidate.num_saved_tokens) / f64::from(candidate.num_freed.max(1));
-        let young = if u64::from(age) < self.grace {
-            YOUNG
-        } else {
-            1.0
-        };
-        self.likelihood(habits, candidate.class) * recency * density * young
+        View {
+            likelihood: self.likelihood(habits, class),
+            lives_per_use: 1.0 / half_life.max(self.min_half_life),
+            is_crossroads: class.num_hits > 2,
+            grace: self.grace,
+        }
+    }
+
+    /// The same of all classes, by their numbers.
+    pub(crate) fn views(&self, habits: &Habits) -> [View; NUM_CLASSES] {
+        std::array::from_fn(|number| self.view(habits, Class::numbered(number)))
     }
 
     /// How likely somebody goes on from a snapshot of this class once more.
@@ -219,19 +288,38 @@ mod tests {
         let policy = Policy::default();
         let score = |candidate: &Candidate| policy.score(&Habits::default(), candidate, 562);
         // Half of the worth is left after 512 uses.
-        assert_eq!(score(&USUAL), 0.6 * 0.5 * 10.0);
+        assert!((score(&USUAL) - 0.6 * 0.5 * 10.0).abs() < 1e-9);
         let more = |change: fn(&mut Candidate)| {
             let mut candidate = USUAL;
             change(&mut candidate);
             score(&candidate) / score(&USUAL)
         };
-        assert_eq!(more(|c| c.num_saved_tokens = 2000), 2.0);
-        assert_eq!(more(|c| c.num_freed = 200), 0.5);
-        assert_eq!(more(|c| c.last_use = 562), 2.0);
-        assert_eq!(more(|c| c.last_use = 2000), 2.0, "never younger than now");
-        assert_eq!(more(|c| c.num_freed = 0), 100.0, "nothing is free of cost");
+        let is = |got: f64, wanted: f64| (got - wanted).abs() < 1e-9 * wanted;
+        assert!(is(more(|c| c.num_saved_tokens = 2000), 2.0));
+        assert!(is(more(|c| c.num_freed = 200), 0.5));
+        assert!(is(more(|c| c.last_use = 562), 2.0));
+        assert!(
+            is(more(|c| c.last_use = 2000), 2.0),
+            "never younger than now"
+        );
+        assert!(
+            is(more(|c| c.num_freed = 0), 100.0),
+            "nothing is free of cost"
+        );
         assert!(more(|c| c.class.has_longer = true) < 0.2);
         assert!(more(|c| c.class.num_hits = 5) > 1.0);
+    }
+
+    #[test]
+    fn classes_are_numbered() {
+        for number in 0..NUM_CLASSES {
+            assert_eq!(Class::numbered(number).number(), number);
+        }
+        let often = Class {
+            num_hits: 1000,
+            ..TIP
+        };
+        assert_eq!(Class::numbered(often.number()).num_hits, 3);
     }
 
     #[test]

@@ -5,16 +5,18 @@
 //! snapshots. Those of one path stand in a tree: each knows the next shorter one, on which the
 //! worth of both depends.
 //!
-//! The longest match is found by walking the snapshots from the longest that could match down, which
-//! costs one comparison of hashes each; how far the blocks known of a prompt reach bounds the walk.
+//! The longest match is found by asking for the hashes of the prompt at all lengths that snapshots have,
+//! from the longest that could match down; how far the blocks known of a prompt reach bounds that.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::block::SlotId;
 use crate::hash::{BlockHash, HashChain};
+use crate::index::{Index, Place};
 use crate::paths::Paths;
 use crate::policy::{Class, Habits, SnapshotKind};
+use crate::ranks::{Rank, Ranks};
 use crate::runs::Path;
 
 /// Evicted snapshots that are remembered, to explain misses.
@@ -49,8 +51,9 @@ pub(crate) struct Snapshot {
     pub(crate) path: Path,
     /// Whom it may serve.
     pub(crate) salt: Arc<str>,
-    /// Hash of the full blocks under the salt.
+    /// Hash of the full blocks under the salt, and for whoever computed them.
     key: BlockHash,
+    unsalted: BlockHash,
     /// When it was of use last.
     pub(crate) last_use: u64,
     /// How often somebody went on from it.
@@ -70,13 +73,6 @@ impl Snapshot {
             has_longer: self.num_longer > 0,
         }
     }
-}
-
-/// What the index by length says of a snapshot, so that walking it touches nothing else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Hashes {
-    salted: BlockHash,
-    unsalted: BlockHash,
 }
 
 /// Why a hit was not longer.
@@ -99,9 +95,13 @@ pub(crate) struct PrefixCache {
     pub(crate) device: Paths,
     pub(crate) host: Paths,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
-    by_len: BTreeMap<(u32, SnapshotId), Hashes>,
+    by_key: Index,
+    /// The same whatever their salts.
+    by_unsalted: Index,
     /// Each behind the next shorter one on its path.
     by_shorter: BTreeSet<(Option<SnapshotId>, SnapshotId)>,
+    /// What eviction looks at, on the device and on the host.
+    ranks: [Ranks; 2],
     /// What snapshots of each class came to.
     pub(crate) habits: Habits,
     /// Counts uses, in place of a clock. Births are uses, so it numbers snapshots, too.
@@ -111,15 +111,17 @@ pub(crate) struct PrefixCache {
 }
 
 impl PrefixCache {
-    /// No snapshot, over two memories of so many blocks.
-    pub(crate) fn new(block_size: u32, num_blocks: u32, num_host_blocks: u32) -> Self {
+    /// No snapshot, over two memories of so many blocks and slots, padding included.
+    pub(crate) fn new(block_size: u32, num_blocks: [u32; 2], num_slots: [u32; 2]) -> Self {
         let block_size = block_size as usize;
         Self {
             block_size,
-            device: Paths::new(block_size, num_blocks),
-            host: Paths::new(block_size, num_host_blocks),
+            device: Paths::new(block_size, num_blocks[Tier::Device as usize]),
+            host: Paths::new(block_size, num_blocks[Tier::Host as usize]),
+            ranks: num_slots.map(Ranks::new),
             snapshots: BTreeMap::new(),
-            by_len: BTreeMap::new(),
+            by_key: Index::default(),
+            by_unsalted: Index::default(),
             by_shorter: BTreeSet::new(),
             habits: Habits::default(),
             num_uses: 0,
@@ -165,26 +167,37 @@ impl PrefixCache {
         // Snapshots shorter than a block need no block to be known.
         let known = self.num_known(chain, tokens, max_len) * self.block_size;
         let max_len = max_len.min(known + self.block_size - 1);
-        let upper = (max_len as u32, SnapshotId(u64::MAX));
-        let mut candidates = self.by_len.range(..=upper).rev();
-        let found = candidates.find(|&(&(len, id), hashes)| {
-            let is_candidate = hashes.salted == chain.at(tokens, len as usize);
-            is_candidate && self.is_match(id, chain, tokens, own)
-        });
-        found.map(|(&(_, id), _)| id)
+        let max_blocks = (max_len / self.block_size) as u32;
+        self.find(chain, tokens, (0, max_blocks), |chain, len, id| {
+            len <= max_len && self.is_match(id, chain, tokens, own)
+        })
+    }
+
+    /// The longest of so many full blocks that is one by its hash and by what `is_it` says.
+    fn find(
+        &self,
+        chain: &mut HashChain,
+        tokens: &[u32],
+        num_blocks: (u32, u32),
+        is_it: impl Fn(&mut HashChain, usize, SnapshotId) -> bool,
+    ) -> Option<SnapshotId> {
+        for num_blocks in self.by_key.lengths(num_blocks) {
+            let key = chain.at(tokens, num_blocks as usize * self.block_size);
+            for (len, id) in self.by_key.with(key) {
+                if is_it(chain, len as usize, id) {
+                    return Some(id);
+                }
+            }
+        }
+        None
     }
 
     /// The snapshot of exactly `tokens`.
     pub(crate) fn exact(&self, chain: &mut HashChain, tokens: &[u32]) -> Option<SnapshotId> {
-        let len = tokens.len() as u32;
-        let key = chain.at(tokens, tokens.len());
-        let mut candidates = self
-            .by_len
-            .range((len, SnapshotId(0))..=(len, SnapshotId(u64::MAX)));
-        let found = candidates.find(|&(&(_, id), hashes)| {
-            hashes.salted == key && self.is_match(id, chain, tokens, Path::default())
-        });
-        found.map(|(&(_, id), _)| id)
+        let num_blocks = (tokens.len() / self.block_size) as u32;
+        self.find(chain, tokens, (num_blocks, num_blocks), |chain, len, id| {
+            len == tokens.len() && self.is_match(id, chain, tokens, Path::default())
+        })
     }
 
     /// All snapshots of prefixes of `tokens`, the longest first.
@@ -258,17 +271,18 @@ impl PrefixCache {
         }
         // Shorter than a block is equal to everything.
         let shortest = (num_hit + 1).max(self.block_size) as u32;
-        if shortest as usize <= max_hit {
-            let range = (shortest, SnapshotId(0))..=(max_hit as u32, SnapshotId(u64::MAX));
-            let mut candidates = self.by_len.range(range).rev();
-            let found = candidates
-                .find(|&(&(len, _), hashes)| {
-                    hashes.unsalted == chain.unsalted_at(tokens, len as usize)
-                })
-                .filter(|&(&(_, id), _)| self.get(id).salt != *chain.salt());
-            if let Some((&(len, _), _)) = found {
-                return Some((Miss::Salt, lost(len as usize)));
-            }
+        let blocks = |len: u32| len / self.block_size as u32;
+        let range = (blocks(shortest), blocks(max_hit as u32));
+        let mut lengths = self.by_unsalted.lengths(range);
+        let longest = lengths.find_map(|num| {
+            let key = chain.unsalted_at(tokens, num as usize * self.block_size);
+            let mut candidates = self.by_unsalted.with(key);
+            candidates.find(|(len, _)| (shortest..=max_hit as u32).contains(len))
+        });
+        if let Some((len, id)) = longest
+            && self.get(id).salt != *chain.salt()
+        {
+            return Some((Miss::Salt, lost(len as usize)));
         }
         Some((Miss::NoBlocks, lost(max_hit)))
     }
@@ -312,10 +326,6 @@ impl PrefixCache {
         self.num_uses += 1;
         let id = SnapshotId(self.num_uses);
         let len = tokens.len() as u32;
-        let hashes = Hashes {
-            salted: chain.at(tokens, tokens.len()),
-            unsalted: chain.unsalted_at(tokens, tokens.len()),
-        };
         let mut snapshot = Snapshot {
             len,
             num_pending,
@@ -324,7 +334,8 @@ impl PrefixCache {
             slot,
             path,
             salt: Arc::clone(chain.salt()),
-            key: hashes.salted,
+            key: chain.at(tokens, tokens.len()),
+            unsalted: chain.unsalted_at(tokens, tokens.len()),
             last_use: self.num_uses,
             num_hits: 0,
             shorter,
@@ -342,23 +353,27 @@ impl PrefixCache {
             Vec::new()
         };
         snapshot.num_longer = longer.len() as u32;
-        for other in longer {
-            self.set_shorter(other, Some(id));
-        }
         self.by_shorter.insert((shorter, id));
         if let Some(shorter) = shorter {
             let num_adopted = snapshot.num_longer;
-            let shorter = self.get_mut(shorter);
-            let was_last = shorter.num_longer == 0;
-            shorter.num_longer = shorter.num_longer + 1 - num_adopted;
-            let class = shorter.class();
+            let below = self.get_mut(shorter);
+            let was_last = below.num_longer == 0;
+            below.num_longer = below.num_longer + 1 - num_adopted;
+            let class = below.class();
             if was_last {
                 self.habits.note_made(class);
             }
+            self.rank(shorter);
         }
         self.habits.note_made(snapshot.class());
-        self.by_len.insert((len, id), hashes);
+        let [salted, unsalted] = self.places(&snapshot);
+        self.by_key.insert(salted, id);
+        self.by_unsalted.insert(unsalted, id);
         self.snapshots.insert(id, snapshot);
+        self.rank(id);
+        for other in longer {
+            self.set_shorter(other, Some(id));
+        }
         chain.note_match(id.0);
         id
     }
@@ -366,6 +381,15 @@ impl PrefixCache {
     fn is_known(&self, key: BlockHash) -> bool {
         let tiers = [&self.device, &self.host];
         tiers.into_iter().any(|paths| paths.find(key).is_some())
+    }
+
+    /// Where it stands with its salt, and without.
+    fn places(&self, snapshot: &Snapshot) -> [Place; 2] {
+        [snapshot.key, snapshot.unsalted].map(|key| Place {
+            key,
+            num_blocks: snapshot.len / self.block_size as u32,
+            len: snapshot.len,
+        })
     }
 
     /// Those whose next shorter one is `shorter`.
@@ -379,6 +403,34 @@ impl PrefixCache {
         let before = std::mem::replace(&mut self.get_mut(id).shorter, shorter);
         self.by_shorter.remove(&(before, id));
         self.by_shorter.insert((shorter, id));
+        self.rank(id);
+    }
+
+    /// Tells eviction what has become of a snapshot.
+    fn rank(&mut self, id: SnapshotId) {
+        let rank = self.rank_of(id);
+        let Snapshot { tier, slot, .. } = *self.get(id);
+        self.ranks[tier as usize].set(slot, Some(rank));
+    }
+
+    fn rank_of(&self, id: SnapshotId) -> Rank {
+        let snapshot = self.get(id);
+        let runs = &self.paths(snapshot.tier).blocks.runs;
+        let shorter = snapshot.shorter.map(|shorter| self.get(shorter));
+        let shorter = shorter.filter(|shorter| shorter.tier == snapshot.tier);
+        let num_common = shorter.map_or(0, |shorter| runs.num_common(snapshot.path, shorter.path));
+        Rank {
+            id,
+            last_use: snapshot.last_use,
+            num_saved_tokens: self.num_saved_tokens(snapshot),
+            max_freed_blocks: (snapshot.path.len() - num_common) as u32,
+            class: snapshot.class().number() as u8,
+        }
+    }
+
+    /// What eviction looks at in one memory.
+    pub(crate) fn ranks(&self, tier: Tier) -> &Ranks {
+        &self.ranks[tier as usize]
     }
 
     /// Whether `longer` begins with the tokens of `snapshot`.
@@ -400,6 +452,7 @@ impl PrefixCache {
         self.num_uses += 1;
         let now = self.num_uses;
         self.get_mut(id).last_use = now;
+        self.rank(id);
     }
 
     /// Somebody goes on from it.
@@ -410,6 +463,7 @@ impl PrefixCache {
         let before = snapshot.class();
         snapshot.num_hits = snapshot.num_hits.saturating_add(1);
         let after = snapshot.class();
+        self.rank(id);
         self.habits.note_hit(before, age);
         self.habits.note_made(after);
     }
@@ -428,17 +482,21 @@ impl PrefixCache {
     /// Forgets a snapshot and returns it.
     pub(crate) fn remove(&mut self, id: SnapshotId) -> Snapshot {
         let snapshot = self.snapshots.remove(&id).expect("a snapshot is there");
-        self.by_len.remove(&(snapshot.len, id));
+        let [salted, unsalted] = self.places(&snapshot);
+        self.by_key.remove(salted, id);
+        self.by_unsalted.remove(unsalted, id);
         self.by_shorter.remove(&(snapshot.shorter, id));
         if snapshot.num_longer > 0 {
             for longer in self.longer_than(Some(id)) {
                 self.set_shorter(longer, snapshot.shorter);
             }
         }
-        if let Some(shorter) = snapshot.shorter {
-            let shorter = self.get_mut(shorter);
+        if let Some(id) = snapshot.shorter {
+            let shorter = self.get_mut(id);
             shorter.num_longer = shorter.num_longer + snapshot.num_longer - 1;
+            self.rank(id);
         }
+        self.ranks[snapshot.tier as usize].set(snapshot.slot, None);
         snapshot
     }
 
@@ -455,10 +513,17 @@ impl PrefixCache {
     pub(crate) fn relocate(&mut self, id: SnapshotId, slot: SlotId, path: Path) -> (SlotId, Path) {
         let snapshot = self.get_mut(id);
         snapshot.tier = Tier::Host;
-        (
+        let before = (
             std::mem::replace(&mut snapshot.slot, slot),
             std::mem::replace(&mut snapshot.path, path),
-        )
+        );
+        self.ranks[Tier::Device as usize].set(before.0, None);
+        self.rank(id);
+        // What they shared with it on the device they do not any more.
+        for longer in self.longer_than(Some(id)) {
+            self.rank(longer);
+        }
+        before
     }
 
     /// All of them, by birth.
@@ -490,12 +555,15 @@ impl PrefixCache {
     pub(crate) fn check(&self) {
         self.device.check();
         self.host.check();
-        assert_eq!(self.by_len.len(), self.snapshots.len(), "index by length");
+        let num_indexed = [&self.by_key, &self.by_unsalted].map(Index::len);
+        assert_eq!(num_indexed, [self.snapshots.len(); 2], "index by hash");
         assert_eq!(
             self.by_shorter.len(),
             self.snapshots.len(),
             "index by the next shorter one"
         );
+        let num_ranks: usize = self.ranks.iter().map(Ranks::len).sum();
+        assert_eq!(num_ranks, self.snapshots.len(), "what eviction sees");
         for (&id, snapshot) in &self.snapshots {
             let paths = self.paths(snapshot.tier);
             let blocks = paths.blocks.runs.list(snapshot.path, 0, 0);
@@ -514,14 +582,12 @@ impl PrefixCache {
             let mut chain = HashChain::new(Arc::clone(&snapshot.salt), self.block_size as u32);
             let key = chain.at(tokens, len);
             assert_eq!(snapshot.key, key, "hash of the recorded tokens");
-            let hashes = Hashes {
-                salted: key,
-                unsalted: chain.unsalted_at(tokens, len),
-            };
-            assert_eq!(
-                self.by_len.get(&(snapshot.len, id)),
-                Some(&hashes),
-                "index by length"
+            let unsalted = chain.unsalted_at(tokens, len);
+            assert_eq!(snapshot.unsalted, unsalted, "hash of the recorded tokens");
+            let [salted, unsalted] = self.places(snapshot);
+            assert!(
+                self.by_key.contains(salted, id) && self.by_unsalted.contains(unsalted, id),
+                "index by hash"
             );
             for (index, &block) in blocks[..len / self.block_size].iter().enumerate() {
                 let key = chain.at(tokens, (index + 1) * self.block_size);
@@ -536,6 +602,8 @@ impl PrefixCache {
                 shorter_len(longest),
                 "the next shorter one"
             );
+            let rank = self.ranks(snapshot.tier).get(snapshot.slot);
+            assert_eq!(rank, Some(self.rank_of(id)), "what eviction sees of it");
             let of_id = |other: &&Snapshot| other.shorter == Some(id);
             let num_longer = self.snapshots.values().filter(of_id).count();
             assert_eq!(snapshot.num_longer as usize, num_longer, "longer ones");
@@ -564,7 +632,7 @@ mod tests {
     impl Cache {
         fn new() -> Self {
             Self {
-                prefix: PrefixCache::new(2, 64, 1),
+                prefix: PrefixCache::new(2, [64, 1], [64, 1]),
             }
         }
 
@@ -661,7 +729,11 @@ mod tests {
         // The index finds it for other tokens under another salt.
         let forge = |cache: &mut Cache, salt, tokens: &[u32]| {
             let salted = chain(salt).at(tokens, 2);
-            cache.prefix.by_len.get_mut(&(2, id)).unwrap().salted = salted;
+            let [place, _] = cache.prefix.places(cache.prefix.get(id));
+            cache.prefix.by_key.remove(place, id);
+            cache.prefix.get_mut(id).key = salted;
+            let [place, _] = cache.prefix.places(cache.prefix.get(id));
+            cache.prefix.by_key.insert(place, id);
             cache.prefix.device.remove(BlockId(1));
             cache.prefix.device.insert(BlockId(1), salted);
         };
@@ -757,9 +829,9 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "index by length")]
-    fn the_check_finds_a_wrong_length() {
-        broken(|prefix, _| prefix.by_len.clear());
+    #[should_panic(expected = "index by hash")]
+    fn the_check_finds_a_wrong_index() {
+        broken(|prefix, _| prefix.by_key = Index::default());
     }
 
     #[test]
