@@ -13,10 +13,10 @@ use constraint::Guide;
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError, unbounded};
 use parking_lot::RwLock;
 use scheduler::{
-    CacheConfig, Request, RequestId, RequestOutput, Runner, Scheduler, SchedulerConfig,
+    CacheConfig, Held, Request, RequestId, RequestOutput, Runner, Scheduler, SchedulerConfig,
     SchedulerStats,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::constraints::Constraints;
 use crate::error::{EngineError, Failure};
@@ -38,6 +38,8 @@ pub(crate) enum Command {
         id: RequestId,
         choice: u32,
     },
+    /// What the cache holds; looked up where it changes.
+    Held(oneshot::Sender<Vec<Held>>),
 }
 
 /// Tells whoever watches how far loading is.
@@ -219,7 +221,7 @@ impl<R: Runner> EngineCore<'_, R> {
     fn take_arrivals(&mut self) {
         while self.deferred.is_empty() {
             match self.inbox.try_recv() {
-                Ok(command @ Command::Add { .. }) => self.apply(command),
+                Ok(command @ (Command::Add { .. } | Command::Held(_))) => self.apply(command),
                 Ok(command) => self.deferred.push_back(command),
                 // That every handle is gone is found out between steps.
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
@@ -275,6 +277,8 @@ impl<R: Runner> EngineCore<'_, R> {
             Command::Abort(id) => {
                 self.abort(id);
             }
+            // Who asked may be gone.
+            Command::Held(answer) => drop(answer.send(self.scheduler.held())),
             Command::FinishChoice { id, choice } => {
                 self.scheduler.finish_choice(id, choice);
                 self.constraints.finish_choice(id, choice);

@@ -8,10 +8,10 @@ use constraint::Guide;
 use crossbeam::channel::Sender;
 use parking_lot::RwLock;
 use scheduler::{
-    AdmissionError, CacheConfig, Request, RequestId, RequestOutput, SchedulerConfig,
+    AdmissionError, CacheConfig, Held, Request, RequestId, RequestOutput, SchedulerConfig,
     SchedulerStats, check_size,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::engine_core::Command;
 use crate::error::Failure;
@@ -235,6 +235,17 @@ impl EngineHandle {
             scheduler: scheduler.clone(),
             heartbeat_age: beat.elapsed(),
         }
+    }
+
+    /// All snapshots of the prefix cache, the oldest first; `None` while there is none: before the engine
+    /// is ready, and once it has ended. Nothing in it tells what anybody said.
+    pub async fn held(&self) -> Option<Vec<Held>> {
+        if self.status() != EngineStatus::Ready {
+            return None;
+        }
+        let (answer, held) = oneshot::channel();
+        self.commands.send(Command::Held(answer)).ok()?;
+        held.await.ok()
     }
 
     fn check_contents(&self, request: &Request) -> Result<(), SubmitError> {

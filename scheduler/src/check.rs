@@ -61,7 +61,7 @@ impl Scheduler {
                 waits,
                 "{id:?}: queue"
             );
-            assert_eq!(self.running.contains(&id), !waits, "{id:?}: running");
+            assert_eq!(self.running.contains(id), !waits, "{id:?}: running");
             assert!(
                 in_flight || !leaves,
                 "{id:?}: only who is in flight takes time to leave"
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "running")]
     fn the_check_finds_who_runs_unseen() {
-        broken(|scheduler| assert!(scheduler.running.remove(&RUNS)));
+        broken(|scheduler| assert!(scheduler.running.remove(RUNS)));
     }
 
     #[test]

@@ -41,18 +41,18 @@
 //! are the same rule with other numbers.
 //!
 //! 1. *Order.* A step serves first the running sequences that want one token, then running ones that
-//!    want more, each class from the oldest to the youngest, then those who wait, by priority and
-//!    arrival: so many steps of waiting make up for a level of priority, so everybody's turn comes. Who
+//!    want more, then those who wait, each class by priority and arrival: so many steps of waiting make
+//!    up for a level of priority, so everybody's turn comes. Who
 //!    waits at the head waits for memory alone: of those behind, nobody overtakes it. Only who shares
 //!    with an older running sequence a prefix that this is about to save is passed over, until it is
 //!    saved or its maker is gone: requests that arrive together with one prefix compute it once.
 //! 2. *Memory.* A sequence enters with blocks for all tokens known of it and a slot, or not at all.
 //!    From then on it wants at most one block a step. If that one is short, first snapshots go, then
-//!    the youngest running sequence yields: it gives back everything, keeps its tokens and returns to
+//!    the last running sequence in that order yields: it gives back everything, keeps its tokens and returns to
 //!    its place in the queue. What it had computed is a snapshot from then on, which may go to the host
 //!    or be evicted like any other; what is gone when its turn comes is computed again. Nobody enters
 //!    in a step in which somebody yielded.
-//! 3. *Progress.* The oldest sequence never yields to another, and alone it always fits: what could
+//! 3. *Progress.* The first sequence in that order never yields to another, and alone it always fits: what could
 //!    never fit was refused by `add`.
 //! 4. *In flight.* Between `schedule` and `update` a row's memory belongs to the runner. Whoever is
 //!    aborted then keeps its memory until `update`, which drops its result.

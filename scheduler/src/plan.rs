@@ -42,11 +42,11 @@ impl Scheduler {
         if plan.rows.is_empty() {
             assert!(
                 self.sequences.is_empty(),
-                "the oldest sequence always makes progress"
+                "the first sequence always makes progress"
             );
             return None;
         }
-        // Stable: within each kind the oldest stays first.
+        // Stable: within each kind the order stays.
         plan.rows
             .sort_by_key(|row| (row.input_ids.len() > 1, row.drafting.num_drafts == 0));
         let step = StepId(self.counters.steps);
@@ -77,13 +77,13 @@ impl Scheduler {
     }
 
     /// Running sequences that want one token. They alone may need a block, so they alone make others
-    /// yield: the youngest, who come later here and are not planned yet.
+    /// yield: those who stand last, who come later here and are not planned yet.
     fn plan_single_tokens(&mut self, plan: &mut Plan) {
         for id in self.running_ids() {
             if plan.budget == 0 {
                 return;
             }
-            // It may have yielded to an older one above.
+            // It may have yielded to one before it.
             let sequence = &self.sequences[&id];
             let wants_one = sequence.status() == Status::Running && sequence.span().len() == 1;
             if wants_one && self.make_room(id) {
@@ -126,7 +126,7 @@ impl Scheduler {
     }
 
     fn running_ids(&self) -> Vec<SequenceId> {
-        self.running.iter().copied().collect()
+        self.running.iter().collect()
     }
 
     fn plan_chunk(&mut self, plan: &mut Plan, id: SequenceId) {
@@ -162,7 +162,7 @@ impl Scheduler {
         } = start;
         sequence.start(lease, (num_hit, num_common));
         self.waiting.remove(id);
-        self.running.insert(id);
+        self.running.insert(id, sequence.rank);
 
         let choices = self
             .requests

@@ -1,21 +1,15 @@
 //! Who yields, and what is given back.
 
-use std::collections::BTreeSet;
-
 use crate::output::SequenceId;
 use crate::scheduler::Scheduler;
 
-/// The youngest: it has the least to recompute in the long run, and the oldest can never be meant
-/// while there is another, so somebody always makes progress.
-fn who_yields(running: &BTreeSet<SequenceId>) -> SequenceId {
-    *running
-        .last()
-        .expect("somebody runs, since somebody needs a block")
-}
-
 impl Scheduler {
     /// Extends a running sequence to all its tokens, making others yield if need be. `false` if it
-    /// was the youngest and yielded itself.
+    /// stood last and yielded itself.
+    ///
+    /// Who stands last yields: the youngest of the lowest priority, as far as waiting has not made up for
+    /// that. It has the least to recompute in the long run, and the first can never be meant while there
+    /// is another, so somebody always makes progress.
     pub(crate) fn make_room(&mut self, id: SequenceId) -> bool {
         loop {
             let sequence = self.sequences.get_mut(&id).expect("who runs is known");
@@ -24,7 +18,8 @@ impl Scheduler {
             if self.cache.extend(lease, num_tokens) {
                 return true;
             }
-            let victim = who_yields(&self.running);
+            let victim = self.running.last();
+            let victim = victim.expect("somebody runs, since somebody needs a block");
             self.preempt(victim);
             if victim == id {
                 return false;
@@ -38,19 +33,8 @@ impl Scheduler {
     fn preempt(&mut self, id: SequenceId) {
         let sequence = self.sequences.get_mut(&id).expect("who runs is known");
         sequence.yield_memory(&mut self.cache);
-        self.running.remove(&id);
+        self.running.remove(id);
         self.waiting.insert(id, sequence.rank);
         self.counters.preemptions += 1;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_youngest_yields() {
-        let running = [3, 8, 5].into_iter().map(SequenceId).collect();
-        assert_eq!(who_yields(&running), SequenceId(8));
     }
 }

@@ -1,4 +1,4 @@
-//! The order of those who wait.
+//! The order of those who wait, and of those who run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -15,22 +15,22 @@ pub(crate) fn rank(priority: i8, arrived: u64) -> i64 {
     arrived as i64 - i64::from(priority) * STEPS_PER_LEVEL
 }
 
-/// Sequences without memory, by rank, and of equals the oldest first. Whoever was preempted keeps the
-/// rank and so returns near the head.
+/// Sequences by rank, and of equals the oldest first. Whoever was preempted keeps the rank and so
+/// returns near the head of those who wait; whoever stands last of those who run yields first.
 #[derive(Debug, Default)]
-pub(crate) struct WaitingQueue {
+pub(crate) struct Line {
     line: BTreeSet<(i64, SequenceId)>,
     ranks: BTreeMap<SequenceId, i64>,
 }
 
-impl WaitingQueue {
+impl Line {
     pub(crate) fn insert(&mut self, id: SequenceId, rank: i64) {
         let before = self.ranks.insert(id, rank);
-        assert!(before.is_none(), "{id:?} waits twice");
+        assert!(before.is_none(), "{id:?} stands in line twice");
         self.line.insert((rank, id));
     }
 
-    /// Whether it was waiting.
+    /// Whether it was there.
     pub(crate) fn remove(&mut self, id: SequenceId) -> bool {
         let rank = self.ranks.remove(&id);
         rank.is_some_and(|rank| self.line.remove(&(rank, id)))
@@ -40,11 +40,19 @@ impl WaitingQueue {
         self.line.len()
     }
 
+    pub(crate) fn contains(&self, id: SequenceId) -> bool {
+        self.ranks.contains_key(&id)
+    }
+
     pub(crate) fn head(&self) -> Option<SequenceId> {
         self.line.first().map(|&(_, id)| id)
     }
 
-    /// The next in line behind `id`, which waits.
+    pub(crate) fn last(&self) -> Option<SequenceId> {
+        self.line.last().map(|&(_, id)| id)
+    }
+
+    /// The next in line behind `id`, which is there.
     pub(crate) fn after(&self, id: SequenceId) -> Option<SequenceId> {
         let place = (self.ranks[&id], id);
         let mut behind = self.line.range((Bound::Excluded(place), Bound::Unbounded));
@@ -76,11 +84,13 @@ mod tests {
 
     #[test]
     fn the_lowest_rank_is_the_head_and_of_equals_the_oldest() {
-        let mut queue = WaitingQueue::default();
+        let mut queue = Line::default();
         for (id, rank) in [(5, 0), (2, 0), (9, 0), (1, 4), (7, -4)] {
             queue.insert(SequenceId(id), rank);
         }
         assert_eq!((queue.len(), queue.head()), (5, Some(SequenceId(7))));
+        assert_eq!(queue.last(), Some(SequenceId(1)));
+        assert!(queue.contains(SequenceId(5)) && !queue.contains(SequenceId(6)));
         assert_eq!(queue.after(SequenceId(7)), Some(SequenceId(2)));
         assert_eq!(queue.after(SequenceId(2)), Some(SequenceId(5)));
         assert!(queue.remove(SequenceId(5)) && !queue.remove(SequenceId(5)));
@@ -90,9 +100,9 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "waits twice")]
-    fn nobody_waits_twice() {
-        let mut queue = WaitingQueue::default();
+    #[should_panic(expected = "in line twice")]
+    fn nobody_stands_in_line_twice() {
+        let mut queue = Line::default();
         queue.insert(SequenceId(1), 0);
         queue.insert(SequenceId(1), 1);
     }

@@ -147,7 +147,7 @@ impl Scheduler {
     /// longer than what there is.
     fn find_save(&mut self, id: SequenceId) -> Option<(SequenceId, u32)> {
         let max_hit = self.sequences[&id].max_hit();
-        let older = self.running.range(..id).copied();
+        let older = self.running.iter().filter(|&maker| maker < id);
         let makers: Vec<SequenceId> = older
             .filter(|maker| {
                 let maker = &self.sequences[maker];

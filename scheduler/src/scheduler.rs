@@ -1,6 +1,6 @@
 //! Who is here: arrivals, endings, numbers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kvcache::{CacheConfig, Held, KvCacheManager};
@@ -11,7 +11,7 @@ use crate::costs::StepTime;
 use crate::depth::Depth;
 use crate::output::{SequenceId, StepId};
 use crate::pace::{Mixture, Pace};
-use crate::queue::{self, WaitingQueue};
+use crate::queue::{self, Line};
 use crate::request::{Request, RequestId};
 use crate::saves::PlannedSaves;
 use crate::sequence::Sequence;
@@ -24,9 +24,10 @@ pub struct Scheduler {
     pub(crate) cache: KvCacheManager,
     pub(crate) requests: BTreeMap<RequestId, Choices>,
     pub(crate) sequences: BTreeMap<SequenceId, Sequence>,
-    /// Those with memory, the oldest first.
-    pub(crate) running: BTreeSet<SequenceId>,
-    pub(crate) waiting: WaitingQueue,
+    /// Those with memory.
+    pub(crate) running: Line,
+    /// Those without.
+    pub(crate) waiting: Line,
     pub(crate) in_flight: Option<InFlight>,
     /// Requests of which no choice ever ran.
     pub(crate) num_queued: u32,
@@ -104,8 +105,8 @@ impl Scheduler {
             cache: KvCacheManager::new(cache),
             requests: BTreeMap::new(),
             sequences: BTreeMap::new(),
-            running: BTreeSet::new(),
-            waiting: WaitingQueue::default(),
+            running: Line::default(),
+            waiting: Line::default(),
             in_flight: None,
             num_queued: 0,
             next_sequence: 0,
@@ -274,7 +275,7 @@ impl Scheduler {
     /// Takes a sequence out of everything, its memory back, and publishes its state if it is good.
     pub(crate) fn remove(&mut self, id: SequenceId, publish: bool) {
         self.waiting.remove(id);
-        self.running.remove(&id);
+        self.running.remove(id);
         let sequence = self.sequences.remove(&id).expect("a sequence ends once");
         sequence.end(&mut self.cache, publish);
     }

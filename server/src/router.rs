@@ -16,7 +16,9 @@ use percent_encoding::percent_decode_str;
 
 use crate::api::flavour::Flavour;
 use crate::api::flavours::{cloudflare, openrouter};
-use crate::api::{anthropic, chat, completions, models, openapi, render, responses, utility};
+use crate::api::{
+    anthropic, chat, completions, debug, models, openapi, priority, render, responses, utility,
+};
 use crate::connection::RequestMark;
 use crate::cors;
 use crate::error::ApiError;
@@ -74,6 +76,7 @@ const ROUTES: &[(&str, Endpoint, Flavour)] = {
         ("/health", E::Health, F::OpenAi),
         ("/ready", E::Ready, F::OpenAi),
         ("/metrics", E::Metrics, F::OpenAi),
+        ("/debug/cache", E::DebugCache, F::OpenAi),
     ]
 };
 
@@ -117,6 +120,7 @@ pub(crate) enum Endpoint {
     Health,
     Ready,
     Metrics,
+    DebugCache,
 }
 
 impl Endpoint {
@@ -136,7 +140,8 @@ impl Endpoint {
             | Self::Receipt
             | Self::Health
             | Self::Ready
-            | Self::Metrics => "GET, HEAD, OPTIONS",
+            | Self::Metrics
+            | Self::DebugCache => "GET, HEAD, OPTIONS",
             Self::Chat
             | Self::Completions
             | Self::Run
@@ -160,7 +165,7 @@ impl Endpoint {
         )
     }
 
-    /// Probes and scrapers need no key. Nor do the page, which asks for one, and the document, which
+    /// Probes and scrapers need no key; what is held shows at which lengths others part, and does. Nor do the page, which asks for one, and the document, which
     /// says how to show it.
     pub(crate) fn is_operational(self) -> bool {
         matches!(
@@ -230,6 +235,7 @@ impl Router {
             flavour,
             query: request.uri().query().map(Arc::from),
             key: None,
+            priority: None,
             received,
             tokens: Arc::default(),
             generation: Arc::clone(&generation),
@@ -328,6 +334,15 @@ impl Router {
                 return Err(refusal);
             }
         }
+        if endpoint.generates() {
+            match priority::of_header(&parts.headers) {
+                Ok(priority) => ctx.priority = priority,
+                Err(refusal) => {
+                    request_body::discard(body);
+                    return Err(refusal);
+                }
+            }
+        }
         let body = request_body::read(body, config).await?;
         match endpoint {
             Endpoint::Playground => Ok(playground::page()),
@@ -369,6 +384,7 @@ impl Router {
             Endpoint::Health => Ok(health::health(&self.state)),
             Endpoint::Ready => Ok(health::ready(&self.state)),
             Endpoint::Metrics => Ok(scrape(&self.state)),
+            Endpoint::DebugCache => debug::cache(&ctx).await,
         }
     }
 }

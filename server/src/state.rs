@@ -161,6 +161,8 @@ pub struct RequestContext {
     pub query: Option<Arc<str>>,
     /// Which of the configured keys it showed; `None` without keys.
     pub key: Option<usize>,
+    /// What its headers ask for, over what its body does.
+    pub priority: Option<i8>,
     /// When its headers were complete.
     pub received: Instant,
     /// Tokens so far, for the request's log line.

@@ -95,6 +95,7 @@ pub fn start(
     let options = GenerationOptions {
         num_choices: params.num_choices,
         cache_salt: Arc::clone(&params.cache_salt),
+        priority: params.priority,
         echo: false,
         param: "messages",
         thinking: Some(ThinkingStart {

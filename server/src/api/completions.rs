@@ -121,6 +121,7 @@ fn start(ctx: &RequestContext, request: &CompletionRequest) -> Result<Generation
     let options = GenerationOptions {
         num_choices: request.best_of,
         cache_salt: Arc::clone(&params.cache_salt),
+        priority: params.priority,
         echo: request.echo,
         param: "prompt",
         thinking: None,

@@ -40,6 +40,8 @@ pub struct GenerationOptions {
     pub num_choices: u32,
     /// Prefix hits only among equal salts.
     pub cache_salt: Arc<str>,
+    /// Higher goes first, unless a header says otherwise.
+    pub priority: i8,
     /// Whether answers begin with their prompt.
     pub echo: bool,
     /// The parameter that a refused prompt is blamed on.
@@ -126,7 +128,7 @@ impl Generation {
                 num_choices: options.num_choices,
                 cache_salt: Arc::clone(&options.cache_salt),
                 boundaries: state.tokenizer.as_ref().map(turns).unwrap_or_default(),
-                priority: 0,
+                priority: ctx.priority.unwrap_or(options.priority),
             };
             let stream = state
                 .engine

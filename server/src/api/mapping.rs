@@ -30,6 +30,7 @@ const COMMON: &[&str] = &[
     "include_reasoning",
     "chat_template_kwargs",
     "cache_salt",
+    "priority",
 ];
 
 /// A request in the chat form, while it is made from another.

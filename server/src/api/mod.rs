@@ -16,6 +16,8 @@
 //! | `generation` | all prompts and choices of a request, in flight |
 //! | `choice`, `calls` | one choice: tokens in; text, calls and log-probabilities out |
 //! | `stream` | a generation as events |
+//! | `debug` | what the prefix cache holds, for operators |
+//! | `priority` | whom a request goes before |
 //! | `render` | the prompt and parameters of a request that is not run |
 //! | `openapi` | `/openapi.json`: the routes and their bodies, for programs and people |
 //! | `types`, `extras` | what goes over the wire, and what of it on request |
@@ -25,6 +27,7 @@ pub mod calls;
 pub mod chat;
 pub mod choice;
 pub mod completions;
+pub mod debug;
 pub mod extras;
 pub mod fields;
 pub mod flavour;
@@ -37,6 +40,7 @@ pub mod models;
 pub mod openapi;
 pub mod params;
 pub mod prices;
+pub mod priority;
 pub mod prompt;
 pub mod render;
 pub mod responses;

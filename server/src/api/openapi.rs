@@ -24,7 +24,9 @@ use schemars::JsonSchema;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
+use super::debug;
 use super::flavour::Flavour;
+use super::priority;
 use crate::router::{Endpoint, routes};
 use crate::state::Response;
 
@@ -265,6 +267,11 @@ fn describe(endpoint: Endpoint, flavour: Flavour, schemas: &mut Schemas) -> Opti
             "Should it get new work?",
             schemas.answer::<u::Ready>(),
         ),
+        Endpoint::DebugCache => Operation::get(
+            "Operating",
+            "What the prefix cache holds",
+            schemas.answer::<debug::CacheReport>(),
+        ),
         Endpoint::Metrics => Operation {
             answer: ("text/plain", json!({"type": "string"})),
             ..Operation::get("Operating", "Prometheus metrics", Value::Null)
@@ -311,6 +318,20 @@ impl Operation {
                 "schema": {"type": "string", "minLength": 1},
             })
         }));
+        if endpoint.generates() {
+            parameters.push(json!({
+                "name": priority::HEADER, "in": "header", "required": false,
+                "description": "Where it waits, whatever its body says: higher goes first.",
+                "schema": {"type": "integer", "minimum": -8, "maximum": 8},
+            }));
+        }
+        if endpoint == Endpoint::DebugCache {
+            parameters.push(json!({
+                "name": "limit", "in": "query", "required": false,
+                "description": "Snapshots listed at most.",
+                "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+            }));
+        }
         let request_body = self.request.map(|(schema, example)| {
             json!({
                 "required": true,

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::fields::{Fields, token_id};
 use super::models::ModelNames;
+use super::priority;
 use crate::error::ApiError;
 use crate::state::AppState;
 use crate::text::StopStrings;
@@ -97,6 +98,8 @@ pub struct Params {
     pub prompt_logprobs: Option<u32>,
     /// Prefix hits only among equal salts.
     pub cache_salt: Arc<str>,
+    /// Higher goes first.
+    pub priority: i8,
 }
 
 impl<'a> Loaded<'a> {
@@ -136,6 +139,7 @@ impl Params {
                 .short_string("cache_salt", 1024)?
                 .unwrap_or("")
                 .into(),
+            priority: priority::of_body(fields)?,
         })
     }
 
@@ -247,10 +251,6 @@ fn stream_options(fields: &Fields<'_>, stream: bool) -> Result<bool, ApiError> {
 
 /// Fields that clients send and that change nothing here.
 fn check_without_effect(fields: &Fields<'_>) -> Result<(), ApiError> {
-    fields.word(
-        "service_tier",
-        &["auto", "default", "flex", "scale", "priority", "fast"],
-    )?;
     fields.bool("store")?;
     fields.string("user")?;
     fields.string("prompt_cache_key")?;

@@ -63,7 +63,7 @@ fn rendered(state: &AppState, id: &str, ids: &[u32], params: &Params) -> Value {
         "stream": params.stream,
         "stream_options": options,
         "cache_salt": salt,
-        "priority": 0,
+        "priority": -i32::from(params.priority),
         "kv_transfer_params": null,
     })
 }

@@ -1,6 +1,7 @@
 //! The front end over real sockets, with a scripted model behind it: what HTTP allows, what the
 //! contract promises, who may enter, and how it ends.
 
+mod debug;
 mod harness;
 mod headers;
 mod http2;
@@ -8,4 +9,5 @@ mod lifecycle;
 mod limits;
 mod messages;
 mod observability;
+mod priority;
 mod wire;

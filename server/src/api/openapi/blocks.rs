@@ -52,7 +52,7 @@ pub struct CountTokensBody {
     pub context_management: Option<ContextSettings>,
     /// Accepted, without effect.
     pub metadata: Option<BlockMetadata>,
-    /// Accepted; every request is served by the same tier.
+    /// Accepted, without effect: both go before nobody. `x-request-priority` does.
     pub service_tier: Option<BlockTier>,
     /// How much to think, in OpenRouter's words.
     pub reasoning: Option<Reasoning>,

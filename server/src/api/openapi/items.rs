@@ -57,7 +57,7 @@ pub struct ResponsesBody {
     /// Accepted: it limits tools that do not run here.
     #[schemars(range(min = 1))]
     pub max_tool_calls: Option<i64>,
-    /// Accepted; every request is served by the default tier.
+    /// Where it waits: `priority` and `fast` go before others, `flex` after them. Answers say `default`.
     pub service_tier: Option<ServiceTier>,
     /// Comes back with the answer: at most 16 pairs.
     #[schemars(length(max = 16))]

@@ -36,7 +36,7 @@ pub struct Common {
     /// Adds the prompt's log-probabilities, with this many alternatives per token.
     #[schemars(range(min = 0, max = 20))]
     pub prompt_logprobs: Option<i64>,
-    /// Accepted; every request is served by the default tier.
+    /// Where it waits: `priority` and `fast` go before others, `flex` after them. Answers say `default`.
     pub service_tier: Option<ServiceTier>,
     /// Accepted; nothing is stored.
     pub store: Option<bool>,
@@ -96,6 +96,9 @@ pub struct Sampling {
     /// Prefixes are shared only among requests with the same salt.
     #[schemars(length(max = 1024))]
     pub cache_salt: Option<String>,
+    /// Where it waits, in vLLM's way: lower goes first, over `service_tier`. What is beyond -8 to 8 counts
+    /// as that.
+    pub priority: Option<i64>,
 }
 
 /// How much to think: on every route with a conversation.

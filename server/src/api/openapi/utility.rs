@@ -119,7 +119,7 @@ pub struct Rendered {
     pub stream_options: Option<Map<String, Value>>,
     /// As requested.
     pub cache_salt: Option<String>,
-    /// Always 0.
+    /// As requested, or what the tier is worth; lower goes first.
     pub priority: i64,
     /// Always `null`.
     pub kv_transfer_params: Option<Value>,
