@@ -2,9 +2,8 @@
 
 use crate::block::BlockId;
 use crate::manager::KvCacheManager;
-use crate::policy::Candidate;
+use crate::policy::{Candidate, Short};
 use crate::prefix::{Snapshot, SnapshotId, Tier};
-use crate::ranks::Short;
 use crate::runs::{Holder, Path};
 use crate::state::StateOp;
 
@@ -59,7 +58,7 @@ impl KvCacheManager {
         spared: Option<SnapshotId>,
         may_go: impl Fn(&Snapshot) -> bool,
     ) -> Option<(SnapshotId, f64)> {
-        let views = self.policy.views(&self.prefix.habits);
+        let views = self.policy.views(&self.prefix.habits, short);
         let ranks = self.prefix.ranks(tier);
         ranks.worst(short, &views, self.prefix.now(), |id, least| {
             let snapshot = self.prefix.get(id);
@@ -102,6 +101,7 @@ impl KvCacheManager {
     pub(crate) fn candidate(&self, snapshot: &Snapshot, short: Short) -> Candidate {
         Candidate {
             num_saved_tokens: self.prefix.num_saved_tokens(snapshot),
+            short,
             num_freed: match short {
                 Short::Slots => 1,
                 Short::Blocks => self.num_own_blocks(snapshot),

@@ -1,9 +1,8 @@
 //! What the cache holds, for people who want to know. No tokens: those are somebody's.
 
 use crate::manager::KvCacheManager;
-use crate::policy::SnapshotKind;
+use crate::policy::{Short, SnapshotKind};
 use crate::prefix::Tier;
-use crate::ranks::Short;
 
 /// One snapshot.
 #[derive(Clone, Copy, Debug, PartialEq)]

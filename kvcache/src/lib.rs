@@ -89,7 +89,7 @@ pub use block::{BlockId, HostBlockId, HostSlotId, SlotId};
 pub use hash::{BlockHash, HashChain};
 pub use held::Held;
 pub use manager::{KvCacheManager, Lease, Moves, Reservation, Start};
-pub use policy::{Candidate, Class, Habits, Policy, SnapshotKind};
+pub use policy::{Candidate, Class, Habits, Policy, Short, SnapshotKind};
 pub use pool::BlockPool;
 pub use prefix::{Miss, Tier};
 pub use save::Wish;

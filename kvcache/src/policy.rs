@@ -44,12 +44,23 @@ const YOUNG: f64 = 1e12;
 /// Old experience counts half from time to time.
 const MAX_MADE: u32 = 4096;
 
+/// What is short. Slots and blocks are pools apart: what is freed of the other does not help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Short {
+    /// States.
+    Slots,
+    /// Keys and values.
+    Blocks,
+}
+
 /// One snapshot, as eviction looks at it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
     /// Tokens that whoever hits it need not compute, over the next shorter snapshot of its path.
     pub num_saved_tokens: u32,
-    /// What giving it up frees of what is short: its slot, or the blocks that no other snapshot holds.
+    /// What it is given up for.
+    pub short: Short,
+    /// How much of that it frees: its slot, or the blocks that nobody else holds.
     pub num_freed: u32,
     /// When it was of use last, on the clock of `now`.
     pub last_use: u64,
@@ -199,8 +210,9 @@ pub struct Policy {
     pub min_half_life: f64,
     /// The same as a multiple of the age at which others of the class were hit.
     pub patience: f64,
-    /// Younger ones, in uses of the whole cache, go after all others: what was just computed gets its
-    /// chance to be of use to whoever comes next.
+    /// Younger ones, in uses of the whole cache, go after all others when slots are short: what was just
+    /// computed gets its chance to be of use to whoever comes next. Not when blocks are: one that takes
+    /// many would drive out all others.
     pub grace: u64,
     /// Less than this is not worth moving to the host and back, in blocks.
     pub min_swap_blocks: u32,
@@ -226,12 +238,12 @@ impl Policy {
     /// The lowest goes first: tokens saved, times how likely that is, per block of memory.
     pub fn score(&self, habits: &Habits, candidate: &Candidate, now: u64) -> f64 {
         let age = now.saturating_sub(candidate.last_use);
-        let view = self.view(habits, candidate.class);
+        let view = self.view(habits, candidate.class, candidate.short);
         view.score(candidate.num_saved_tokens, candidate.num_freed, age)
     }
 
     /// What all of a class have in common as of now.
-    fn view(&self, habits: &Habits, class: Class) -> View {
+    fn view(&self, habits: &Habits, class: Class, short: Short) -> View {
         let record = habits.record(class);
         let known = f64::from(record.num_hit);
         let half_life = (known * self.patience * record.age + self.belief * self.half_life)
@@ -240,13 +252,16 @@ impl Policy {
             likelihood: self.likelihood(habits, class),
             lives_per_use: 1.0 / half_life.max(self.min_half_life),
             is_crossroads: class.num_hits > 2,
-            grace: self.grace,
+            grace: match short {
+                Short::Slots => self.grace,
+                Short::Blocks => 0,
+            },
         }
     }
 
     /// The same of all classes, by their numbers.
-    pub(crate) fn views(&self, habits: &Habits) -> [View; NUM_CLASSES] {
-        std::array::from_fn(|number| self.view(habits, Class::numbered(number)))
+    pub(crate) fn views(&self, habits: &Habits, short: Short) -> [View; NUM_CLASSES] {
+        std::array::from_fn(|number| self.view(habits, Class::numbered(number), short))
     }
 
     /// How likely somebody goes on from a snapshot of this class once more.
@@ -278,6 +293,7 @@ mod tests {
     };
     const USUAL: Candidate = Candidate {
         num_saved_tokens: 1000,
+        short: Short::Blocks,
         num_freed: 100,
         last_use: 50,
         class: TIP,
@@ -383,16 +399,23 @@ mod tests {
             grace: 20,
             ..Policy::default()
         };
-        let score = |last_use, num_saved_tokens| {
+        let score_for = |short, last_use, num_saved_tokens| {
             let candidate = Candidate {
+                short,
                 num_saved_tokens,
                 last_use,
                 ..USUAL
             };
             policy.score(&Habits::default(), &candidate, 1000)
         };
+        let score =
+            |last_use, num_saved_tokens| score_for(Short::Slots, last_use, num_saved_tokens);
         assert!(score(981, 1) > score(980, 1_000_000));
         assert!(score(981, 2) > score(981, 1), "among them worth decides");
+        assert!(
+            score_for(Short::Blocks, 981, 1) < score_for(Short::Blocks, 980, 100),
+            "not for blocks"
+        );
     }
 
     #[test]

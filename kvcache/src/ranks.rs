@@ -5,15 +5,8 @@
 //! lie in a row: some nanoseconds a snapshot.
 
 use crate::block::SlotId;
-use crate::policy::{NUM_CLASSES, View};
+use crate::policy::{NUM_CLASSES, Short, View};
 use crate::prefix::SnapshotId;
-
-/// What is short. Slots and blocks are pools apart: what is freed of the other does not help.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Short {
-    Slots,
-    Blocks,
-}
 
 /// One snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

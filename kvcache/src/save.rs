@@ -4,7 +4,7 @@
 use crate::block::SlotId;
 use crate::hash::HashChain;
 use crate::manager::{KvCacheManager, Lease};
-use crate::policy::{Candidate, Class, SnapshotKind};
+use crate::policy::{Candidate, Class, Short, SnapshotKind};
 
 /// A snapshot that a row could make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,7 @@ impl KvCacheManager {
     pub fn worth(&self, wish: &Wish) -> f64 {
         let candidate = Candidate {
             num_saved_tokens: wish.len - wish.shorter,
+            short: Short::Slots,
             num_freed: 1,
             last_use: self.prefix.now(),
             class: Class {
