@@ -282,7 +282,7 @@ impl Layout {
 pub struct StatePool {
     /// The last `K - 1` raw convolution inputs, `[num_slots, conv_dim, K - 1]`, F32, oldest first.
     pub conv: Tensor<3>,
-    /// The recurrent state, `[num_slots, heads, head_dim, N]`, F32.
+    /// The recurrent state, `[num_slots, heads, head_dim, N]`, F32 or F16.
     pub ssm: Tensor<4>,
     /// Inputs of tokens that the states have not absorbed: raw xBC, then raw dt, F32 `[num_slots, R,
     /// conv_dim + heads]`. `None` where no row has drafts.

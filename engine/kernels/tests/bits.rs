@@ -298,6 +298,7 @@ fn check_mixer(shape: &MambaShape, len: usize, cuts: &[usize]) -> TestCaseResult
             d: &d,
             dt_bias: &dt_bias,
             time_step_limit: None,
+            seed: 3,
         };
         ssm_scan(
             xbc,

@@ -24,7 +24,12 @@ fn nan<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
 }
 
 fn on<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> {
-    Tensor::from_data(tensor.into_data(), (device, DType::F32))
+    stored(tensor, DType::F32, device)
+}
+
+fn stored<const D: usize>(tensor: Tensor<D>, dtype: DType, device: &Device) -> Tensor<D> {
+    let data = tensor.into_data().convert_dtype(dtype);
+    Tensor::from_data(data, (device, dtype))
 }
 
 fn bits<const D: usize>(tensor: &Tensor<D>) -> Vec<u32> {
@@ -36,6 +41,8 @@ fn bits<const D: usize>(tensor: &Tensor<D>) -> Vec<u32> {
 /// A mixer and the inputs of a sequence.
 struct Mixer {
     device: Device,
+    /// Of the recurrent states.
+    dtype: DType,
     shape: MambaShape,
     weight: Tensor<3>,
     bias: Tensor<1>,
@@ -58,10 +65,11 @@ enum Turn {
 }
 
 impl Mixer {
-    fn new(device: &Device, shape: MambaShape, len: usize) -> Self {
+    fn new(device: &Device, dtype: DType, shape: MambaShape, len: usize) -> Self {
         let heads = || on(random([shape.heads]), device);
         Self {
             device: device.clone(),
+            dtype,
             shape,
             weight: on(random([shape.conv_dim(), 1, shape.conv_kernel]), device),
             bias: on(random([shape.conv_dim()]), device),
@@ -84,7 +92,11 @@ impl Mixer {
         let device = &self.device;
         let pool = StatePool {
             conv: nan([NUM_SLOTS, self.shape.conv_dim(), conv_kernel - 1], device),
-            ssm: nan([NUM_SLOTS, heads, head_dim, state], device),
+            ssm: stored(
+                nan([NUM_SLOTS, heads, head_dim, state], &Device::flex()),
+                self.dtype,
+                device,
+            ),
             ring: Some(nan([NUM_SLOTS, MAX_RING, self.shape.ring()], device)),
         };
         zero_slot(zero_slot(pool, SEQUENCE), STRANGER)
@@ -102,6 +114,7 @@ impl Mixer {
                 d: &self.d,
                 dt_bias: &self.dt_bias,
                 time_step_limit: None,
+            seed: 3,
             },
             pool,
             &self.shape,
@@ -116,7 +129,9 @@ impl Mixer {
         let mut outputs = Vec::new();
         let mut states = vec![state_of(&pool, SEQUENCE)];
         for token in 0..self.inputs.dims()[0] {
-            let layout = Layout::new(vec![row(0..1, SEQUENCE)], 1);
+            let mut row = row(0..1, SEQUENCE);
+            row.start = token;
+            let layout = Layout::new(vec![row], 1);
             let (y, after) = self.step(self.inputs.clone().narrow(0, token, 1), pool, &layout);
             pool = after;
             outputs.push(bits(&y));
@@ -260,8 +275,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_turns_are_one_token_after_the_other(shape in shapes(), turns in turns(), len in 1_usize..60) {
-        let mixer = Mixer::new(&Device::flex(), shape, len);
+    fn any_turns_are_one_token_after_the_other(
+        shape in shapes(),
+        turns in turns(),
+        len in 1_usize..60,
+        is_half in any::<bool>(),
+    ) {
+        let dtype = if is_half { DType::F16 } else { DType::F32 };
+        let mixer = Mixer::new(&Device::flex(), dtype, shape, len);
         for isa in Isa::available() {
             with_isa(isa, || mixer.check(&turns, isa.name()))?;
         }
@@ -307,7 +328,7 @@ fn a_vulkan_device_does_the_same() {
         state: 32,
         conv_kernel: 4,
     };
-    let mixer = Mixer::new(&device, shape, 44);
+    let mixer = Mixer::new(&device, DType::F32, shape, 44);
     mixer.check(&each_kind(), "vulkan").expect("the same bits");
     let turns = [
         Turn::Plain {
@@ -345,6 +366,8 @@ fn threads_keep_apart() {
         state: 128,
         conv_kernel: 4,
     };
-    let mixer = Mixer::new(&Device::flex(), shape, 44);
-    mixer.check(&each_kind(), "wide").expect("the same bits");
+    for dtype in [DType::F32, DType::F16] {
+        let mixer = Mixer::new(&Device::flex(), dtype, shape, 44);
+        mixer.check(&each_kind(), "wide").expect("the same bits");
+    }
 }

@@ -71,6 +71,7 @@ impl Mamba2 {
                     d: &self.d,
                     dt_bias: &self.dt_bias,
                     time_step_limit: self.time_step_limit,
+                    seed: self.index as u32,
                 },
                 pool,
                 &self.shape,

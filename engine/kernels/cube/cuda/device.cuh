@@ -79,6 +79,18 @@ __device__ __forceinline__ u32 pack_bf16x2(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
     return d;
 }
+// The half in the lower or upper half of a word.
+__device__ __forceinline__ float unpack_f16(u32 word, u32 index) {
+    float d;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(d) : "h"(static_cast<u16>(word >> index * 16)));
+    return d;
+}
+// Two floats that half has; `low` in the lower half.
+__device__ __forceinline__ u32 pack_f16x2(float low, float high) {
+    u32 d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+}
 // Both halves: a * b rounded to bf16. Subnormal operands keep their value.
 __device__ __forceinline__ u32 mul_bf16x2(u32 a, u32 b) {
     u32 d;

@@ -16,6 +16,7 @@
 #define EMULATED
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -366,6 +367,30 @@ inline u32 bits_of(float value) {
 }
 inline u32 pack_bf16x2(float low, float high) {
     return emulator::bf16_bits(low) | emulator::bf16_bits(high) << 16;
+}
+inline float unpack_f16(u32 word, u32 index) {
+    u32 half = word >> index * 16 & 0xffff, exponent = half >> 10 & 31, fraction = half & 0x3ff;
+    float size = exponent == 31  ? (fraction ? NAN : INFINITY)
+                 : exponent == 0 ? std::ldexp(float(fraction), -24)
+                                 : std::ldexp(float(fraction | 0x400), int(exponent) - 25);
+    return half & 0x8000 ? -size : size;
+}
+inline u32 pack_f16x2(float low, float high) {
+    auto bits = [](float value) -> u32 {
+        u32 sign = std::signbit(value) ? 0x8000 : 0;
+        if (std::isnan(value)) return 0x7fff;
+        float size = std::fabs(value);
+        int exponent = 0;
+        std::frexp(size, &exponent);
+        // Steps of 2^-24 below 2^-14, of the eleventh bit above.
+        int last = std::max(exponent, -13) - 11;
+        float fraction = std::ldexp(size, -last);
+        if (fraction != std::floor(fraction) || size > 65504.0f)
+            emulator::fail("not a half", bits_of(value), 0);
+        u32 steps = u32(fraction);
+        return sign | (size < 6.103515625e-05f ? steps : u32(last + 25) << 10 | (steps & 0x3ff));
+    };
+    return bits(low) | bits(high) << 16;
 }
 inline u32 mul_bf16x2(u32 a, u32 b) {
     // The f32 product of two bf16 numbers is exact, or beyond what bf16 holds.

@@ -3,14 +3,16 @@
 //
 // Chunks lie on a grid of absolute positions, CHUNK apart, so a row's result does not depend on
 // where on that grid its prompt was cut: a chunk's result depends on its tokens and the state before
-// it, which the pool keeps in f32. With l the running sum of a * dt inside a chunk, i and j tokens
+// it, which the pool keeps as it is. With l the running sum of a * dt inside a chunk, i and j tokens
 // of it, S the state before it:
 //
 //     y[i] = sum_{j <= i} exp(l[i] - l[j]) (C[i].B[j]) dt[j] x[j]  +  exp(l[i]) S C[i]  +  D x[i]
 //     S    = exp(l[last]) S + sum_j exp(l[last] - l[j]) dt[j] x[j] outer B[j]
 //
 // x, B, C, dt * x, the weighted C.B and, for y alone, S are rounded to bf16 before they are
-// multiplied. Sums, decays, dt and S itself are f32.
+// multiplied. Sums, decays, dt and S itself are f32. Where the pool keeps halves, S is rounded to them at
+// the end of every chunk, whether or not a step ends there: up or down at random, as src/scan/rounding.rs
+// does after every token.
 //
 // Four warps. For y a warp has 16 tokens, for S 16 channels. The order of columns in a sum is ours
 // to choose if both operands agree: lane c of a quad takes columns 4c .. 4c + 3 of each 16, so that
@@ -37,9 +39,27 @@ static_assert(HEAD_DIM == 64 && STATE == 128, "four warps of 16 channels, column
 struct Sizes {
     u32 short_tokens;  // a row's or a last chunk's, which the recurrence token by token takes
     u32 is_limited, min, max;
+    u32 noise;         // a mixer's, where states are kept in halves
 };
 
 __device__ __forceinline__ float load_shared(Shared memory, u32 byte) { return float_of(shared_load4(memory, byte)); }
+
+// Spreads every bit over all.
+__device__ __forceinline__ u32 scramble(u32 x) {
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
+// Rounds to a number that half has, by 13 bits of noise.
+__device__ __forceinline__ float round_to_half(float value, u32 noise) {
+    u32 bits = bits_of(value), size = bits & 0x7fffffffu;
+    u32 held = size < 0x477fe000u ? size : 0x477fe000u;
+    // Below 2^-14, where half has fewer bits.
+    float offset = held < 0x38800000u ? 1.0f / 16384.0f : 0.0f;
+    float cut = float_of((bits_of(float_of(held) + offset) + noise) & 0xffffe000u) - offset;
+    return size > 0x7f800000u ? value : float_of(bits_of(cut) | (bits & 0x80000000u));
+}
 
 // softplus, held to its limits; a NaN stays one.
 __device__ __forceinline__ float time_step(float raw, Sizes sizes) {
@@ -88,7 +108,7 @@ __device__ __forceinline__ void load4(float (&v)[4], Global<const u8> xbc, u64 a
 extern "C" __global__ void __launch_bounds__(THREADS)
 ENTRY(Global<const u8> xbc, Global<const float> xbc_floats, Global<const float> projected, Global<const float> rates, Global<const float> skips,
       Global<const float> biases, Global<const u32> row_tokens, Global<const u32> row_starts,
-      Global<const u32> row_slots, Global<float> pool, Global<float> out, Sizes sizes) {
+      Global<const u32> row_slots, Global<u32> pool, Global<float> out, Sizes sizes) {
     SHARED(memory, BYTES);
     u32 head = blockIdx.x, row = blockIdx.y;
     u32 first = row_tokens[row], count = row_tokens[row + 1] - first, start = row_starts[row];
@@ -112,8 +132,11 @@ ENTRY(Global<const u8> xbc, Global<const float> xbc_floats, Global<const float> 
         for (u32 half = 0; half < 2; half++) {
             u64 at = (state_at + half * 8) * STATE + q * 16 + lane_c * 4;
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) state[2 * q + i % 2][half * 2 + i / 2] = pool[at + i];
+            for (u32 i = 0; i < 4; i++)
+                state[2 * q + i % 2][half * 2 + i / 2] =
+                    IS_HALF ? unpack_f16(pool[(at + i) / 2], i % 2) : float_of(pool[at + i]);
         }
+    u32 stream = scramble(sizes.noise + head);
 
     for (u32 position = start; position < end;) {
         u32 num = (position / CHUNK + 1) * CHUNK - position;
@@ -277,6 +300,18 @@ ENTRY(Global<const u8> xbc, Global<const float> xbc_floats, Global<const float> 
                              pick_bytes(b[2], b[3], 0x7632));
             }
         }
+        if (IS_HALF) {
+            u32 key = scramble(stream + scramble(position - 1));
+#pragma unroll
+            for (u32 q = 0; q < 8; q++)
+#pragma unroll
+                for (u32 h = 0; h < 4; h++) {
+                    u32 channel = warp * 16 + lane_g + h / 2 * 8;
+                    u32 noise = scramble(key + channel * (STATE / 2) + q * 8 + lane_c * 2 + h % 2);
+                    state[2 * q][h] = round_to_half(state[2 * q][h], noise >> 3 & 0x1fff);
+                    state[2 * q + 1][h] = round_to_half(state[2 * q + 1][h], noise >> 19);
+                }
+        }
         __syncthreads();  // before the next chunk's tokens come
     }
 
@@ -286,6 +321,14 @@ ENTRY(Global<const u8> xbc, Global<const float> xbc_floats, Global<const float> 
         for (u32 half = 0; half < 2; half++) {
             u64 at = (state_at + half * 8) * STATE + q * 16 + lane_c * 4;
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) pool[at + i] = state[2 * q + i % 2][half * 2 + i / 2];
+            for (u32 i = 0; i < 2; i++) {
+                float low = state[2 * q][half * 2 + i], high = state[2 * q + 1][half * 2 + i];
+                if (IS_HALF) {
+                    pool[at / 2 + i] = pack_f16x2(low, high);
+                } else {
+                    pool[at + 2 * i] = bits_of(low);
+                    pool[at + 2 * i + 1] = bits_of(high);
+                }
+            }
         }
 }

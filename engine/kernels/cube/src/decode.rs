@@ -66,8 +66,9 @@ fn weight(word: u32, #[comptime] at: usize, #[comptime] format: Format) -> f32 {
     }
 }
 
+/// Both halves of a word.
 #[cube]
-fn halves(word: u32) -> Vector<f32, Const<2>> {
+pub(crate) fn halves(word: u32) -> Vector<f32, Const<2>> {
     Vector::<f32, Const<2>>::cast_from(Vector::<f16, Const<2>>::reinterpret(word))
 }
 

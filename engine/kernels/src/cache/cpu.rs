@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Element, Tensor};
 use bytemuck::Pod;
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::flex::{self, OnFlex};
 use crate::{KvTensor, Layout, e4m3};
@@ -66,7 +66,8 @@ pub(super) fn zero_row<const D: usize>(pool: Tensor<D>, row: usize) -> Tensor<D>
     match pool.dtype() {
         DType::F32 => pool.storage_mut::<f32>()[row * len..][..len].fill(0.0),
         DType::BF16 => pool.storage_mut::<bf16>()[row * len..][..len].fill(bf16::ZERO),
-        other => panic!("caches are F32 or BF16, not {other:?}"),
+        DType::F16 => pool.storage_mut::<f16>()[row * len..][..len].fill(f16::ZERO),
+        other => panic!("caches are F32, BF16 or F16, not {other:?}"),
     }
     flex::tensor(pool)
 }
@@ -85,8 +86,9 @@ pub(super) fn copy_row<const D: usize, K: OnFlex>(
     match pool.dtype() {
         DType::F32 => copy(pool.storage_mut::<f32>(), from, to, len),
         DType::BF16 => copy(pool.storage_mut::<bf16>(), from, to, len),
+        DType::F16 => copy(pool.storage_mut::<f16>(), from, to, len),
         DType::U8 => copy(pool.storage_mut::<u8>(), from, to, len),
-        other => panic!("caches are F32, BF16 or U8, not {other:?}"),
+        other => panic!("caches are F32, BF16, F16 or U8, not {other:?}"),
     }
     flex::tensor(pool)
 }

@@ -60,7 +60,7 @@ pub fn zeros<const D: usize, K: PoolKind>(
     drop(trial);
     let bytes = match dtype {
         DType::U8 => Bytes::from_elems(vec![0_u8; count]),
-        DType::BF16 => Bytes::from_elems(vec![0_u16; count]),
+        DType::BF16 | DType::F16 => Bytes::from_elems(vec![0_u16; count]),
         _ => Bytes::from_elems(vec![0_f32; count]),
     };
     Tensor::from_data(TensorData::from_bytes(bytes, shape, dtype), (device, dtype))

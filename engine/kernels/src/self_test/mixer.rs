@@ -196,6 +196,7 @@ impl Uploaded {
             d: &self.d,
             dt_bias: &self.dt_bias,
             time_step_limit: self.time_step_limit,
+            seed: 0,
         }
     }
 }

@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
+use crate::ssm_scan::rounding::{self, FACTORS, KEPT, LARGEST, SMALLEST_NORMAL};
 use crate::{e2m1, e4m3::E4m3};
 
 /// Proof that the machine has AVX2, FMA and F16C.
@@ -26,6 +27,25 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
 }
 
 type V = [__m256; 2];
+
+/// [`rounding::scramble`] of eight numbers from `first` on.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+pub(super) unsafe fn scrambled(first: u32) -> __m256i {
+    // SAFETY: the caller's promise; registers only.
+    unsafe {
+        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let x = _mm256_add_epi32(_mm256_set1_epi32(first.cast_signed()), lanes);
+        let [factor, other] = FACTORS.map(|factor| _mm256_set1_epi32(factor.cast_signed()));
+        let x = _mm256_xor_si256(x, _mm256_srli_epi32::<16>(x));
+        let x = _mm256_mullo_epi32(x, factor);
+        let x = _mm256_xor_si256(x, _mm256_srli_epi32::<15>(x));
+        let x = _mm256_mullo_epi32(x, other);
+        _mm256_xor_si256(x, _mm256_srli_epi32::<16>(x))
+    }
+}
 
 macro_rules! halves {
     ($intrinsic:ident, $($x:ident),+) => {
@@ -221,6 +241,48 @@ impl Simd for Avx2 {
         unsafe {
             self.store(a, part.as_mut_ptr());
             std::ptr::copy_nonoverlapping(part.as_ptr(), p, n);
+        }
+    }
+
+    #[inline(always)]
+    fn round_to_half(self, a: V, key: u32, word: u32) -> V {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let noise = scrambled(key.wrapping_add(word));
+            let noise = [
+                _mm256_castsi256_si128(noise),
+                _mm256_extracti128_si256::<1>(noise),
+            ];
+            let sign = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MIN));
+            let smallest = _mm256_set1_ps(SMALLEST_NORMAL);
+            let kept = _mm256_set1_epi32(KEPT.cast_signed());
+            let mut out = a;
+            for (a, noise) in out.iter_mut().zip(noise) {
+                let noise = _mm256_cvtepu16_epi32(noise);
+                let noise = _mm256_srli_epi32::<{ rounding::UNUSED_BITS.cast_signed() }>(noise);
+                // The second operand if the first is NaN.
+                let size = _mm256_min_ps(_mm256_andnot_ps(sign, *a), _mm256_set1_ps(LARGEST));
+                let is_small = _mm256_cmp_ps::<_CMP_LT_OQ>(size, smallest);
+                let offset = _mm256_and_ps(is_small, smallest);
+                let shifted = _mm256_castps_si256(_mm256_add_ps(size, offset));
+                let cut = _mm256_and_si256(_mm256_add_epi32(shifted, noise), kept);
+                let size = _mm256_sub_ps(_mm256_castsi256_ps(cut), offset);
+                let rounded = _mm256_or_ps(size, _mm256_and_ps(*a, sign));
+                let is_nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(*a, *a);
+                *a = _mm256_blendv_ps(rounded, *a, is_nan);
+            }
+            out
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, a: V, p: *mut f16) {
+        // SAFETY: sixteen writable f16, unaligned stores; `self` proves the features.
+        unsafe {
+            for (at, half) in a.into_iter().enumerate() {
+                let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(half);
+                _mm_storeu_si128(p.add(8 * at).cast(), halves);
+            }
         }
     }
 

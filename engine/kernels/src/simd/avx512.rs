@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::{Kernel, Simd};
+use crate::ssm_scan::rounding::{self, KEPT, LARGEST, SMALLEST_NORMAL};
 use crate::{e2m1, e4m3::E4m3};
 
 /// Proof that the machine has AVX-512 F, BW, DQ and VL; and BF16 if `DOT`.
@@ -194,6 +195,40 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     unsafe fn store_part(self, a: __m512, p: *mut f32, n: usize) {
         // SAFETY: lanes outside the mask are not written; `self` proves the features.
         unsafe { _mm512_mask_storeu_ps(p, mask(n), a) };
+    }
+
+    #[inline(always)]
+    fn round_to_half(self, a: __m512, key: u32, word: u32) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let noise = super::avx2::scrambled(key.wrapping_add(word));
+            let noise = _mm512_cvtepu16_epi32(noise);
+            let noise = _mm512_srli_epi32::<{ rounding::UNUSED_BITS }>(noise);
+            let sign = _mm512_set1_epi32(i32::MIN);
+            let bits = _mm512_castps_si512(a);
+            let size = _mm512_castsi512_ps(_mm512_andnot_si512(sign, bits));
+            // The second operand if the first is NaN.
+            let size = _mm512_min_ps(size, _mm512_set1_ps(LARGEST));
+            let smallest = _mm512_set1_ps(SMALLEST_NORMAL);
+            let is_small = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(size, smallest);
+            let offset = _mm512_maskz_mov_ps(is_small, smallest);
+            let shifted = _mm512_castps_si512(_mm512_add_ps(size, offset));
+            let kept = _mm512_set1_epi32(KEPT.cast_signed());
+            let cut = _mm512_and_si512(_mm512_add_epi32(shifted, noise), kept);
+            let size = _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(cut), offset));
+            let rounded = _mm512_or_si512(size, _mm512_and_si512(bits, sign));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);
+            _mm512_mask_mov_ps(_mm512_castsi512_ps(rounded), is_nan, a)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, a: __m512, p: *mut f16) {
+        // SAFETY: sixteen writable f16, unaligned store; `self` proves the features.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+            _mm256_storeu_si256(p.cast(), halves);
+        }
     }
 
     #[inline(always)]

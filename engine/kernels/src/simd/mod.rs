@@ -84,6 +84,15 @@ pub(crate) trait Simd: Copy {
     /// `n` writable f32 at `p`.
     unsafe fn store_part(self, a: Self::V, p: *mut f32, n: usize);
 
+    /// [`rounding::round`](crate::ssm_scan::rounding::round) of every lane; the noise of a pair of lanes is
+    /// the scrambled sum of `key` and `word`, the next pair's that of the next word.
+    fn round_to_half(self, a: Self::V, key: u32, word: u32) -> Self::V;
+    /// Numbers that half has.
+    ///
+    /// # Safety
+    /// Sixteen writable f16 at `p`.
+    unsafe fn store_f16(self, a: Self::V, p: *mut f16);
+
     /// # Safety
     /// Thirty-two readable bf16 at `p`, and [`BF16_DOT`](Self::BF16_DOT).
     unsafe fn load_pairs(self, p: *const bf16) -> Self::Pairs;
@@ -214,6 +223,45 @@ mod tests {
                 }
             }
             out.into_iter().map(f32::to_bits).collect()
+        }
+    }
+
+    struct RoundAll<'a>(&'a [f32]);
+
+    impl Kernel for RoundAll<'_> {
+        type Output = Vec<u16>;
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        fn run<S: Simd>(self, s: S) -> Vec<u16> {
+            let mut out = vec![f16::ZERO; self.0.len()];
+            for at in (0..self.0.len()).step_by(LANES) {
+                // SAFETY: there are sixteen numbers for each group of lanes, and as many results.
+                unsafe {
+                    let values = s.load(self.0.as_ptr().add(at));
+                    let rounded = s.round_to_half(values, u32::MAX - 4, at as u32 / 2);
+                    s.store_f16(rounded, out.as_mut_ptr().add(at));
+                }
+            }
+            out.into_iter().map(f16::to_bits).collect()
+        }
+    }
+
+    #[test]
+    fn every_set_rounds_to_half_alike() {
+        use crate::ssm_scan::rounding;
+        // All exponents, both signs, fractions that are none of a half's; then what is no number.
+        let bits = (0..1 << 16).map(|i: u32| i << 16 | i.wrapping_mul(0x9e37) & 0xffff);
+        let numbers: Vec<f32> = bits.map(f32::from_bits).collect();
+        for isa in Isa::available() {
+            let got = run(isa, RoundAll(&numbers));
+            for (at, (got, &x)) in got.into_iter().zip(&numbers).enumerate() {
+                let noise = rounding::noise(u32::MAX - 4, 0, at, numbers.len());
+                let want = f16::from_f32(rounding::round(x, noise));
+                let got = f16::from_bits(got);
+                let same = got.to_bits() == want.to_bits() || got.is_nan() && x.is_nan();
+                assert!(same, "{}: {x} is {got}, not {want}", isa.name());
+            }
         }
     }
 

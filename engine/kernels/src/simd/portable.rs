@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use super::{LANES, Simd};
 use crate::e2m1;
 use crate::e4m3::{self, E4m3};
+use crate::ssm_scan::rounding;
 
 /// The lanes of any machine.
 #[derive(Clone, Copy)]
@@ -157,6 +158,23 @@ impl Simd for Portable {
     unsafe fn store_part(self, a: Self::V, p: *mut f32, n: usize) {
         // SAFETY: n <= 16 writable f32.
         unsafe { std::ptr::copy_nonoverlapping(a.as_ptr(), p, n) };
+    }
+
+    #[inline(always)]
+    fn round_to_half(self, a: Self::V, key: u32, word: u32) -> Self::V {
+        let mut out = a;
+        for (pair, word) in out.chunks_exact_mut(2).zip(word..) {
+            let noise = rounding::scramble(key.wrapping_add(word));
+            pair[0] = rounding::round(pair[0], noise & 0xffff);
+            pair[1] = rounding::round(pair[1], noise >> 16);
+        }
+        out
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, a: Self::V, p: *mut f16) {
+        // SAFETY: sixteen writable f16.
+        unsafe { p.cast::<[f16; LANES]>().write(a.map(f16::from_f32)) };
     }
 
     #[inline(always)]

@@ -2,17 +2,36 @@
 //!
 //! Lanes run over the state's columns. A chunked form would trade the recurrence for products
 //! whose rounding depends on where chunks begin, which batching must not show.
+//!
+//! F16 states are half the bytes, and rounding them is four times the operations of the recurrence.
 #![allow(unsafe_code)]
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Element, Tensor};
+use bytemuck::Pod;
+use half::f16;
 
-use super::ScanParameters;
-use crate::simd::{self, Kernel, LANES, Simd, math};
+use super::{ScanParameters, rounding};
+use crate::simd::{self, Kernel, LANES, Simd, Stored, math};
 use crate::team::{self, SharedMut};
 use crate::{Layout, MambaShape, RowLayout, StatePool, flex, isa};
 
 /// See [`ssm_scan`](super::ssm_scan()).
 pub(super) fn ssm_scan(
+    xbc: &Tensor<2>,
+    projected: &Tensor<2>,
+    parameters: &ScanParameters<'_>,
+    pool: StatePool,
+    shape: &MambaShape,
+    layout: &Layout,
+) -> (Tensor<2>, StatePool) {
+    match pool.ssm.dtype() {
+        DType::F16 => scan::<f16>(xbc, projected, parameters, pool, shape, layout),
+        _ => scan::<f32>(xbc, projected, parameters, pool, shape, layout),
+    }
+}
+
+/// The same, over states of this type.
+fn scan<E: Kept>(
     xbc: &Tensor<2>,
     projected: &Tensor<2>,
     parameters: &ScanParameters<'_>,
@@ -35,8 +54,9 @@ pub(super) fn ssm_scan(
         d: &flex::widened(&d),
         dt_bias: &flex::widened(&dt_bias),
         limit: parameters.time_step_limit,
+        seed: parameters.seed,
         shape,
-        state: SharedMut::new(ssm.storage_mut()),
+        state: SharedMut::new(ssm.storage_mut::<E>()),
         ring: SharedMut::new(ring_elements),
         ring_len,
         y: SharedMut::new(&mut y),
@@ -69,15 +89,64 @@ pub(super) fn ssm_scan(
     )
 }
 
-struct Heads<'a> {
+/// What a state is kept in between two tokens.
+#[allow(unsafe_code)]
+trait Kept: Stored + Element + Pod {
+    /// Whether less is kept than there was.
+    const IS_ROUNDED: bool;
+
+    /// Keeps the first `n` lanes, at most 16, rounded if need be by the noise of a key from a word on.
+    ///
+    /// # Safety
+    /// `n` writable elements at `p`.
+    unsafe fn keep<S: Simd>(s: S, new: S::V, noise: (u32, u32), p: *mut Self, n: usize);
+}
+
+impl Kept for f32 {
+    const IS_ROUNDED: bool = false;
+
+    #[inline(always)]
+    unsafe fn keep<S: Simd>(s: S, new: S::V, _: (u32, u32), p: *mut Self, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if n == LANES {
+                s.store(new, p);
+            } else {
+                s.store_part(new, p, n);
+            }
+        }
+    }
+}
+
+impl Kept for f16 {
+    const IS_ROUNDED: bool = true;
+
+    #[inline(always)]
+    unsafe fn keep<S: Simd>(s: S, new: S::V, (key, word): (u32, u32), p: *mut Self, n: usize) {
+        let rounded = s.round_to_half(new, key, word);
+        // SAFETY: the caller's promise; `part` holds sixteen.
+        unsafe {
+            if n == LANES {
+                s.store_f16(rounded, p);
+            } else {
+                let mut part = [Self::ZERO; LANES];
+                s.store_f16(rounded, part.as_mut_ptr());
+                std::ptr::copy_nonoverlapping(part.as_ptr(), p, n);
+            }
+        }
+    }
+}
+
+struct Heads<'a, E> {
     xbc: &'a [f32],
     projected: &'a [f32],
     a: &'a [f32],
     d: &'a [f32],
     dt_bias: &'a [f32],
     limit: Option<(f32, f32)>,
+    seed: u32,
     shape: &'a MambaShape,
-    state: SharedMut<f32>,
+    state: SharedMut<E>,
     ring: SharedMut<f32>,
     /// Elements of a slot's ring.
     ring_len: usize,
@@ -85,15 +154,15 @@ struct Heads<'a> {
 }
 
 /// One head of one row.
-struct Head<'a> {
-    heads: &'a Heads<'a>,
+struct Head<'a, E> {
+    heads: &'a Heads<'a, E>,
     row: &'a RowLayout,
     /// Where the inputs of the row's pending tokens begin.
     pending: usize,
     index: usize,
 }
 
-impl Kernel for Head<'_> {
+impl<E: Kept> Kernel for Head<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -114,6 +183,8 @@ impl Kernel for Head<'_> {
         let (inner, conv_dim, stride) = (shape.inner(), shape.conv_dim(), shape.projected());
         let group = head / (shape.heads / groups);
         let (a, d) = (heads.a[head], heads.d[head]);
+        let stream = rounding::stream(heads.seed, head);
+        let row_words = rounding::row_words(n);
 
         // SAFETY: a slot of this row and this head of the state: slots differ between rows and copies
         // (checked by `Layout::check_states`), heads between the jobs of a row.
@@ -168,7 +239,13 @@ impl Kernel for Head<'_> {
                 };
             }
             let decay = s.splat((a * dt).exp());
+            let key = if E::IS_ROUNDED {
+                rounding::key(stream, row.start + index - row.num_pending)
+            } else {
+                0
+            };
             for p in 0..head_dim {
+                let first_word = p as u32 * row_words;
                 let state = &mut state[p * n..][..n];
                 let input = s.splat(dt * x[p]);
                 let mut sum = s.splat(0.0);
@@ -176,10 +253,11 @@ impl Kernel for Head<'_> {
                 while at + LANES <= n {
                     // SAFETY: `at + LANES <= n`, the length of all three slices.
                     unsafe {
-                        let old = s.load(state.as_ptr().add(at));
+                        let old = E::load(s, state.as_ptr().add(at));
                         let added = s.mul(input, s.load(b.as_ptr().add(at)));
                         let new = s.fma(old, decay, added);
-                        s.store(new, state.as_mut_ptr().add(at));
+                        let noise = (key, first_word + at as u32 / 2);
+                        E::keep(s, new, noise, state.as_mut_ptr().add(at), LANES);
                         sum = s.fma(new, s.load(c.as_ptr().add(at)), sum);
                     }
                     at += LANES;
@@ -187,10 +265,11 @@ impl Kernel for Head<'_> {
                 if at < n {
                     // SAFETY: `n - at` elements are left of all three slices.
                     unsafe {
-                        let old = s.load_part(state.as_ptr().add(at), n - at);
+                        let old = E::load_part(s, state.as_ptr().add(at), n - at);
                         let added = s.mul(input, s.load_part(b.as_ptr().add(at), n - at));
                         let new = s.fma(old, decay, added);
-                        s.store_part(new, state.as_mut_ptr().add(at), n - at);
+                        let noise = (key, first_word + at as u32 / 2);
+                        E::keep(s, new, noise, state.as_mut_ptr().add(at), n - at);
                         sum = s.fma(new, s.load_part(c.as_ptr().add(at), n - at), sum);
                     }
                 }

@@ -4,8 +4,9 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 pub(crate) mod reference;
+pub(crate) mod rounding;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::{Arithmetic, Layout, MambaShape, StatePool, route::route};
 
@@ -20,6 +21,9 @@ pub struct ScanParameters<'a> {
     pub dt_bias: &'a Tensor<1>,
     /// Bounds on dt after the softplus; only for configs that really carry finite ones.
     pub time_step_limit: Option<(f32, f32)>,
+    /// Tells the noise that this mixer's F16 states are rounded by from that of others; without such
+    /// states it does nothing.
+    pub seed: u32,
 }
 
 /// For every token of every row, continuing from and advancing `pool.ssm` at the row's slot:
@@ -35,7 +39,9 @@ pub struct ScanParameters<'a> {
 ///
 /// Shapes: `xbc` F32 `[T + pending, conv_dim]` (x, B, C, activated) and `projected` as in
 /// [`causal_conv1d`](crate::causal_conv1d()) with dt in its last `heads` columns; returns y, F32
-/// `[T, inner]`. The state is f32 throughout. A GPU with tensor cores may scan long rows in chunks,
+/// `[T, inner]`. Arithmetic is f32 throughout. An F16 state is rounded after every token, up or down
+/// at random (`rounding.rs`): by what is noise to the numbers and a function of the token's position,
+/// not of the step. A GPU with tensor cores may scan long rows in chunks,
 /// where `arithmetic` rounds: then, and only then, the bits of a row of more than 16 tokens depend
 /// on how it was cut, unless on the grid of [`SCAN_CHUNK`](crate::SCAN_CHUNK).
 #[allow(clippy::needless_pass_by_value)] // A device kernel may write into the buffer of `xbc`.
@@ -76,6 +82,11 @@ pub(crate) fn check(projected: &Tensor<2>, pool: &StatePool, shape: &MambaShape,
         "recurrent state"
     );
     assert_eq!(heads % shape.groups, 0, "heads per group");
+    let dtype = pool.ssm.dtype();
+    assert!(
+        matches!(dtype, DType::F32 | DType::F16),
+        "recurrent states are F32 or F16, not {dtype:?}"
+    );
     layout.check_tokens(num_tokens);
     layout.check_states(num_slots, pool.max_ring());
 }

@@ -1,10 +1,10 @@
 //! The recurrence in plain tensor operations, one token at a time, all heads at once.
 
-use burn::tensor::{FloatDType, Tensor, s};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData, s};
 
-use super::ScanParameters;
+use super::{ScanParameters, rounding};
 use crate::layout::pending_inputs;
-use crate::{Layout, MambaShape, StatePool};
+use crate::{Layout, MambaShape, StatePool, with_f32};
 
 /// Row by row, token by token.
 pub(crate) fn ssm_scan(
@@ -34,15 +34,21 @@ pub(crate) fn ssm_scan(
         let before = pending.map(|at| num_tokens + at);
         let inputs: Vec<usize> = before.chain(row.tokens.clone()).collect();
 
-        let mut state =
-            ssm.clone()
-                .narrow(0, row.slot, 1)
-                .reshape([shape.heads, shape.head_dim, shape.state]);
+        let mut state = ssm
+            .clone()
+            .narrow(0, row.slot, 1)
+            .reshape([shape.heads, shape.head_dim, shape.state])
+            .cast(FloatDType::F32);
         for (index, &token) in inputs.iter().enumerate() {
             let now = xbc.clone().narrow(0, token, 1);
             let dt = dt.clone().narrow(0, index, 1);
             let (y, next) = scan_token(now, dt, parameters, state, shape);
-            state = next;
+            state = if ssm.dtype() == DType::F16 {
+                let position = row.start + index - row.num_pending;
+                rounded(&next, parameters.seed, position)
+            } else {
+                next
+            };
             if index >= row.num_pending {
                 outputs.push(y);
             }
@@ -51,6 +57,7 @@ pub(crate) fn ssm_scan(
             };
             for slot in row.slots_after(num_own) {
                 let state = state.clone().unsqueeze::<4>();
+                let state = state.cast(FloatDType::from(ssm.dtype()));
                 ssm = ssm.slice_assign(s![slot..=slot, .., .., ..], state);
             }
         }
@@ -63,6 +70,19 @@ pub(crate) fn ssm_scan(
         }
     }
     (Tensor::cat(outputs, 0), StatePool { conv, ssm, ring })
+}
+
+/// The state `[heads, head_dim, N]` after the token at `position`, in numbers that half has. On the host:
+/// the noise is bits, which tensors of numbers have no operations for.
+fn rounded(state: &Tensor<3>, seed: u32, position: usize) -> Tensor<3> {
+    let [heads, head_dim, n] = state.dims();
+    let mut values = with_f32(state, <[f32]>::to_vec);
+    for (head, state) in values.chunks_mut(head_dim * n).enumerate() {
+        let key = rounding::key(rounding::stream(seed, head), position);
+        rounding::round_state(key, state, n);
+    }
+    let data = TensorData::new(values, [heads, head_dim, n]);
+    Tensor::from_data(data, (&state.device(), DType::F32))
 }
 
 /// Softplus of dt plus its bias, in the form that neither overflows nor loses small values.

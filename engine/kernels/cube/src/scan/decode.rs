@@ -15,6 +15,7 @@
 use cubecl::client::Client;
 use cubecl::prelude::*;
 
+use super::rounding::{key, round_state};
 use super::walk::{CHANNELS, Plan, advance, load_state, store_state, time_step};
 use super::{ScanParameters, check_but_xbc};
 use crate::conv::taps;
@@ -53,7 +54,7 @@ pub fn conv_and_update(
     if step.num_tokens == 0 {
         return;
     }
-    let plan = Plan::new(client, shape, parameters.time_step_limit.is_some());
+    let plan = Plan::new(client, shape, parameters);
     let width = plan.width();
     let num_taps = if matches!(kernel, 2 | 4) { kernel } else { 1 };
     let (min, max) = parameters.time_step_limit.unwrap_or_default();
@@ -67,6 +68,7 @@ pub fn conv_and_update(
             CubeDim::new_2d(plan.lanes as u32, plan.planes as u32),
             addresses(client),
             width,
+            plan.words(),
             num_taps,
             projected.arg(),
             weight.vectors(num_taps),
@@ -75,12 +77,14 @@ pub fn conv_and_update(
             parameters.a.arg(),
             parameters.d.arg(),
             parameters.dt_bias.arg(),
-            ssm_pool.vectors(width),
+            ssm_pool.vectors(plan.words()),
             step.row_slots.arg(),
+            step.row_starts.arg(),
             step.arrivals(client, shape.groups).arg(),
             out.arg(),
             min,
             max,
+            parameters.state.noise(),
             plan,
             bias.is_some(),
         );
@@ -88,7 +92,7 @@ pub fn conv_and_update(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn conv_and_update_rows<N: Size, K: Size>(
+fn conv_and_update_rows<N: Size, W: Size, K: Size>(
     projected: &[f32],
     weight: &[Vector<f32, K>],
     conv_bias: &[f32],
@@ -96,12 +100,14 @@ fn conv_and_update_rows<N: Size, K: Size>(
     a: &[f32],
     d: &[f32],
     dt_bias: &[f32],
-    pool: &mut [Vector<f32, N>],
+    pool: &mut [Vector<u32, W>],
     row_slots: &[u32],
+    row_starts: &[u32],
     arrivals: &[Atomic<u32>],
     out: &mut [f32],
     min: f32,
     max: f32,
+    noise: u32,
     #[comptime] plan: Plan,
     #[comptime] has_bias: bool,
 ) {
@@ -124,7 +130,7 @@ fn conv_and_update_rows<N: Size, K: Size>(
 
     let state_at = ((slot * shape.heads + head) * shape.head_dim + first) * columns + lane;
     let mut state = Array::<Vector<f32, N>>::new(comptime!(CHANNELS * passes));
-    load_state::<N>(pool, &mut state, state_at, first, lane, plan);
+    load_state::<N, W>(pool, &mut state, state_at, first, lane, plan);
 
     // x of the cube's channels, then B and C of the group.
     let inputs = projected_at(row, shape);
@@ -193,7 +199,11 @@ fn conv_and_update_rows<N: Size, K: Size>(
         out[row * comptime!(shape.inner()) + head * shape.head_dim + first + channel] =
             fma(d[head], convolved[plane_first + channel], sums[0]);
     }
-    store_state::<N>(pool, &state, state_at, first, lane, plan);
+    if comptime!(plan.is_half) {
+        let key = key(noise, head, row_starts[row]);
+        round_state::<N>(&mut state, key, first, lane, plan);
+    }
+    store_state::<N, W>(pool, &state, state_at, first, lane, plan);
 
     sync_cube();
     if is_last[0] == 1 {

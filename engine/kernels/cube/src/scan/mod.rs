@@ -8,14 +8,17 @@
 //!
 //! Shapes: xbc f32 `[T, C]` (x, B, C, activated), projected f32 `[T, P]` with dt in its last
 //! `heads` columns, a (`-exp(A_log)`), d and dt_bias f32 `[heads]`, pool f32 `[slots, heads,
-//! head_dim, state]` in place, y f32 `[T, inner]`: the `ssm_scan` reference.
+//! head_dim, state]` in place, y f32 `[T, inner]`: the `ssm_scan` reference. A pool is read as words: of
+//! f32, or of two halves (`rounding`).
 
 mod decode;
+mod rounding;
 mod walk;
 
 use cubecl::client::Client;
 
 pub use decode::conv_and_update;
+pub use rounding::StateFormat;
 
 use crate::tensor_core::{scan_fits, supports, tensor_scan};
 use crate::{Arithmetic, Buffer, MambaShape, StepIndex};
@@ -31,6 +34,8 @@ pub struct ScanParameters<'a> {
     pub dt_bias: &'a Buffer,
     /// Bounds on dt after the softplus; only for configs that really carry finite ones.
     pub time_step_limit: Option<(f32, f32)>,
+    /// How the pool keeps states.
+    pub state: StateFormat,
 }
 
 /// Of which tokens a scan is, row by row. All, or what a scan of whole chunks leaves: rows of at
@@ -58,7 +63,8 @@ impl Rest {
 /// others a row of more than 16 tokens goes to the tensor cores, where device and shape permit it,
 /// in chunks on a grid of 64 absolute positions ([`SCAN_REST`](crate::tensor_core::SCAN_REST)):
 /// - x, B, C, their weighted products and, where it makes an output, the state are rounded to bf16;
-///   sums and the state itself stay f32.
+///   sums and the state itself stay f32. A state kept in halves is rounded to them at the end of every
+///   chunk, not after every token.
 /// - A token's bits still depend on its row alone, and if that was cut on the grid only, not on
 ///   where. So a row of one token has the bits of [`Arithmetic::F32`] in any company.
 /// - A NaN stays in its row, but reaches back to the first token of its chunk.
@@ -137,6 +143,6 @@ fn check_but_xbc(
     for constants in [parameters.a, parameters.d, parameters.dt_bias] {
         assert_eq!(constants.len(), shape.heads, "constants per head");
     }
-    let slot = shape.inner() * shape.state;
+    let slot = parameters.state.words(shape.inner() * shape.state);
     assert_eq!(pool.len() % slot, 0, "slots of {slot} in {}", pool.len());
 }

@@ -18,12 +18,16 @@
 //! A row that absorbs only its first tokens stores its state behind them and goes on in registers: a
 //! read and at most a write of the state, whatever becomes of the others.
 //!
+//! States kept in halves take half the bytes, in loads of 8; they are rounded after every token, also in
+//! registers, so that neither cuts nor pending tokens tell.
+//!
 //! Every sum has one order: the bits of a token depend on nothing but its row, however it is cut.
 #![allow(unsafe_code)]
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
 
+use super::rounding::{key, packed, round_state, unpacked};
 use super::{Rest, ScanParameters};
 use crate::math::{addresses, lanes, softplus, vector_width};
 use crate::{Buffer, MambaShape, StepIndex};
@@ -47,7 +51,7 @@ pub(super) fn walk(
     rest: Rest,
     out: &Buffer,
 ) {
-    let plan = Plan::new(client, shape, parameters.time_step_limit.is_some());
+    let plan = Plan::new(client, shape, parameters);
     let width = plan.width();
     let (min, max) = parameters.time_step_limit.unwrap_or_default();
     let count = CubeCount::Static(shape.heads as u32, step.num_rows as u32, plan.cubes as u32);
@@ -60,13 +64,14 @@ pub(super) fn walk(
             CubeDim::new_2d(plan.lanes as u32, plan.planes as u32),
             addresses(client),
             width,
+            plan.words(),
             xbc.arg(),
             xbc.vectors(width),
             projected.arg(),
             parameters.a.arg(),
             parameters.d.arg(),
             parameters.dt_bias.arg(),
-            pool.vectors(width),
+            pool.vectors(plan.words()),
             step.row_tokens.arg(),
             step.row_starts.arg(),
             step.row_slots.arg(),
@@ -76,6 +81,7 @@ pub(super) fn walk(
             rest.short_tokens as u32,
             min,
             max,
+            parameters.state.noise(),
             plan,
             step.row_absorbed.is_none(),
         );
@@ -92,27 +98,44 @@ pub(super) struct Plan {
     /// Along a head.
     pub(super) cubes: usize,
     pub(super) is_limited: bool,
+    /// Whether states are kept in halves.
+    pub(super) is_half: bool,
 }
 
 impl Plan {
-    pub(super) fn new(client: &Client, shape: &MambaShape, is_limited: bool) -> Self {
+    pub(super) fn new(
+        client: &Client,
+        shape: &MambaShape,
+        parameters: &ScanParameters<'_>,
+    ) -> Self {
         let lanes = lanes(client);
         assert!(lanes >= CHANNELS, "planes of {lanes} lanes");
         let planes = shape.head_dim.div_ceil(CHANNELS);
         let cubes = planes.div_ceil(PLANES);
-        Self {
+        let plan = Self {
             shape: *shape,
             lanes,
             planes: planes.div_ceil(cubes),
             cubes,
-            is_limited,
-        }
+            is_limited: parameters.time_step_limit.is_some(),
+            is_half: parameters.state.is_half(),
+        };
+        assert!(
+            !plan.is_half || plan.width() > 1,
+            "states in halves of rows that are not whole words: {shape:?}"
+        );
+        plan
     }
 
     /// Elements per load of a state's row.
     pub(super) fn width(&self) -> usize {
         let shape = &self.shape;
         vector_width(&[shape.state, shape.inner(), shape.conv_dim()])
+    }
+
+    /// Words of such a load.
+    pub(super) fn words(&self) -> usize {
+        self.width() / if self.is_half { 2 } else { 1 }
     }
 
     /// Whether every plane has all its channels.
@@ -122,14 +145,14 @@ impl Plan {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn walk_rows<N: Size>(
+fn walk_rows<N: Size, W: Size>(
     xbc: &[f32],
     xbc_vectors: &[Vector<f32, N>],
     projected: &[f32],
     a: &[f32],
     d: &[f32],
     dt_bias: &[f32],
-    pool: &mut [Vector<f32, N>],
+    pool: &mut [Vector<u32, W>],
     row_tokens: &[u32],
     row_starts: &[u32],
     row_slots: &[u32],
@@ -139,6 +162,7 @@ fn walk_rows<N: Size>(
     short_tokens: u32,
     min: f32,
     max: f32,
+    noise: u32,
     #[comptime] plan: Plan,
     #[comptime] absorbs_all: bool,
 ) {
@@ -169,7 +193,7 @@ fn walk_rows<N: Size>(
     let slot = row_slots[row] as usize * shape.heads + head;
     let state_at = (slot * shape.head_dim + first) * columns + lane;
     let mut state = Array::<Vector<f32, N>>::new(comptime!(CHANNELS * passes));
-    load_state::<N>(pool, &mut state, state_at, first, lane, plan);
+    load_state::<N, W>(pool, &mut state, state_at, first, lane, plan);
 
     let decay_rate = a[head];
     let skip = d[head];
@@ -221,21 +245,26 @@ fn walk_rows<N: Size>(
             out[token * comptime!(shape.inner()) + head * shape.head_dim + first + channel] =
                 fma(skip, x, sums[0]);
         }
+        if comptime!(plan.is_half) {
+            let position = row_starts[row] + (token as u32 - row_tokens[row]);
+            let key = key(noise, head, position);
+            round_state::<N>(&mut state, key, first, lane, plan);
+        }
         if comptime!(!absorbs_all) && is_last_absorbed {
-            store_state::<N>(pool, &state, state_at, first, lane, plan);
+            store_state::<N, W>(pool, &state, state_at, first, lane, plan);
         }
     }
 
     if absorbs_all {
-        store_state::<N>(pool, &state, state_at, first, lane, plan);
+        store_state::<N, W>(pool, &state, state_at, first, lane, plan);
     }
 }
 
 /// A plane's rows of a state into registers, from `state_at` on; zeros past the head's channels
 /// and columns.
 #[cube]
-pub(super) fn load_state<N: Size>(
-    pool: &mut [Vector<f32, N>],
+pub(super) fn load_state<N: Size, W: Size>(
+    pool: &mut [Vector<u32, W>],
     state: &mut Array<Vector<f32, N>>,
     state_at: usize,
     first: usize,
@@ -254,7 +283,8 @@ pub(super) fn load_state<N: Size>(
                 && (comptime!(columns.is_multiple_of(plan.lanes))
                     || pass * plan.lanes + lane < columns)
             {
-                value = pool[state_at + channel * columns + pass * plan.lanes];
+                let words = pool[state_at + channel * columns + pass * plan.lanes];
+                value = unpacked::<N, W>(words, plan.is_half);
             }
             state[channel * passes + pass] = value;
         }
@@ -264,8 +294,8 @@ pub(super) fn load_state<N: Size>(
 /// And back.
 #[cube]
 #[allow(clippy::trivially_copy_pass_by_ref)] // On a device it is registers, which go on.
-pub(super) fn store_state<N: Size>(
-    pool: &mut [Vector<f32, N>],
+pub(super) fn store_state<N: Size, W: Size>(
+    pool: &mut [Vector<u32, W>],
     state: &Array<Vector<f32, N>>,
     state_at: usize,
     first: usize,
@@ -284,7 +314,7 @@ pub(super) fn store_state<N: Size>(
                     || pass * plan.lanes + lane < columns)
             {
                 pool[state_at + channel * columns + pass * plan.lanes] =
-                    state[channel * passes + pass];
+                    packed::<N, W>(state[channel * passes + pass], plan.is_half);
             }
         }
     }

@@ -42,7 +42,7 @@ pub(crate) fn tensor_scan(
         let is_limited = u32::from(parameters.time_step_limit.is_some());
         launch_text(
             client,
-            &scan_text(shape),
+            &scan_text(shape, parameters.state.is_half()),
             [shape.heads as u32, step.num_rows as u32, 1],
             &[
                 (xbc, ReadOnly),
@@ -62,6 +62,7 @@ pub(crate) fn tensor_scan(
                 is_limited,
                 min.to_bits(),
                 max.to_bits(),
+                parameters.state.noise(),
             ],
         );
     }
@@ -70,9 +71,9 @@ pub(crate) fn tensor_scan(
     );
 }
 
-/// The text that is launched for a shape, for the emulator. Its arguments: xbc twice, projected, a,
+/// The text that is launched for a shape and states in f32 or halves, for the emulator. Its arguments: xbc twice, projected, a,
 /// d, dt_bias, the step's `row_tokens`, `row_starts` and `row_slots`, the pool, y; then the tokens
-/// of a short row, whether dt has bounds, and their bits.
-pub fn scan_text(shape: &MambaShape) -> Text {
-    text::scan(shape)
+/// of a short row, whether dt has bounds, their bits, and the scrambled seed of halves.
+pub fn scan_text(shape: &MambaShape, is_half: bool) -> Text {
+    text::scan(shape, is_half)
 }

@@ -185,8 +185,8 @@ pub(super) fn combine() -> Text {
     }
 }
 
-/// The recurrence over chunks of `SCAN_CHUNK` tokens.
-pub(super) fn scan(shape: &MambaShape) -> Text {
+/// The recurrence over chunks of `SCAN_CHUNK` tokens, over states in f32 or in halves.
+pub(super) fn scan(shape: &MambaShape, is_half: bool) -> Text {
     let MambaShape {
         heads,
         head_dim,
@@ -194,12 +194,14 @@ pub(super) fn scan(shape: &MambaShape) -> Text {
         state,
         ..
     } = *shape;
+    let half = if is_half { "_half" } else { "" };
     Text {
-        name: format!("tensor_scan_{heads}_{groups}"),
+        name: format!("tensor_scan_{heads}_{groups}{half}"),
         num_threads: 128,
         constants: format!(
             "constexpr u32 HEADS = {heads}, GROUPS = {groups}, HEAD_DIM = {head_dim};
-constexpr u32 STATE = {state};"
+constexpr u32 STATE = {state};
+constexpr bool IS_HALF = {is_half};"
         ),
         body: include_str!("../../cuda/tensor_scan.cu"),
     }

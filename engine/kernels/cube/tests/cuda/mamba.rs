@@ -1,8 +1,8 @@
 //! The Mamba-2 mixer.
 
-use cube_kernels::{Arithmetic, Client, MambaShape, RowIndex, ScanParameters, StepIndex};
+use cube_kernels::{Arithmetic, Client, MambaShape, RowIndex, ScanParameters, StateFormat, StepIndex};
 
-use crate::{Entry, floats};
+use crate::{Entry, floats, words};
 
 /// Super's.
 const SHAPE: MambaShape = MambaShape {
@@ -39,7 +39,7 @@ fn conv(client: &Client, rows: usize, tokens: usize) {
     );
 }
 
-fn scan(client: &Client, rows: usize, tokens: usize) {
+fn scan(client: &Client, rows: usize, tokens: usize, state: StateFormat) {
     let step = step(client, rows, tokens);
     let t = step.num_tokens;
     let [a, d, dt_bias] = [(); 3].map(|()| floats(client, SHAPE.heads));
@@ -52,8 +52,9 @@ fn scan(client: &Client, rows: usize, tokens: usize) {
             d: &d,
             dt_bias: &dt_bias,
             time_step_limit: None,
+            state,
         },
-        &floats(client, rows * SHAPE.inner() * SHAPE.state),
+        &words(client, state.words(rows * SHAPE.inner() * SHAPE.state)),
         &SHAPE,
         &step,
         Arithmetic::Bf16,
@@ -61,7 +62,7 @@ fn scan(client: &Client, rows: usize, tokens: usize) {
     );
 }
 
-fn decode(client: &Client, rows: usize) {
+fn decode(client: &Client, rows: usize, state: StateFormat) {
     let [a, d, dt_bias] = [(); 3].map(|()| floats(client, SHAPE.heads));
     cube_kernels::conv_and_update(
         client,
@@ -74,20 +75,36 @@ fn decode(client: &Client, rows: usize) {
             d: &d,
             dt_bias: &dt_bias,
             time_step_limit: None,
+            state,
         },
-        &floats(client, rows * SHAPE.inner() * SHAPE.state),
+        &words(client, state.words(rows * SHAPE.inner() * SHAPE.state)),
         &SHAPE,
         &step(client, rows, 1),
         &floats(client, rows * SHAPE.inner()),
     );
 }
 
+const HALVES: StateFormat = StateFormat::F16 { seed: 1 };
+
 pub(crate) const ENTRIES: &[Entry] = &[
     Entry::new("conv_decode_64x10240", |client| conv(client, 64, 1)),
     Entry::new("conv_prefill_2048x10240", |client| conv(client, 1, 2048)),
-    Entry::new("ssm_decode_64x128x64x128", |client| scan(client, 64, 1)),
-    Entry::new("conv_and_update_64x128x64x128", |client| decode(client, 64)),
+    Entry::new("ssm_decode_64x128x64x128", |client| {
+        scan(client, 64, 1, StateFormat::F32);
+    }),
+    Entry::new("ssm_decode_half_64x128x64x128", |client| {
+        scan(client, 64, 1, HALVES);
+    }),
+    Entry::new("conv_and_update_64x128x64x128", |client| {
+        decode(client, 64, StateFormat::F32);
+    }),
+    Entry::new("conv_and_update_half_64x128x64x128", |client| {
+        decode(client, 64, HALVES);
+    }),
     Entry::new("tensor_scan_2048x128x64x128", |client| {
-        scan(client, 1, 2048);
+        scan(client, 1, 2048, StateFormat::F32);
+    }),
+    Entry::new("tensor_scan_half_2048x128x64x128", |client| {
+        scan(client, 1, 2048, HALVES);
     }),
 ];

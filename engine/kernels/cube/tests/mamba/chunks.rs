@@ -1,10 +1,11 @@
 //! The scan in chunks on tensor cores, its very text on the processor.
 
 use cube_kernels::tensor_core::{SCAN_REST, scan_text};
-use cube_kernels::{Client, MambaShape, RowIndex};
+use cube_kernels::{Client, MambaShape, RowIndex, StateFormat};
 
 use crate::common::{self, Numbers};
 use crate::emulated::{Emulator, Launch};
+use crate::halves;
 use crate::scan::{Case, bits};
 use crate::states;
 
@@ -18,8 +19,9 @@ const SHAPE: MambaShape = MambaShape {
 };
 
 fn emulator(test: &str) -> Option<Emulator> {
-    let text = scan_text(&SHAPE);
-    Emulator::new(test, &[(text.name.clone(), text.source())])
+    let texts = [false, true].map(|is_half| scan_text(&SHAPE, is_half));
+    let texts = texts.map(|text| (text.name.clone(), text.source()));
+    Emulator::new(test, &texts)
 }
 
 /// Rows that begin there and are as long, and their random inputs.
@@ -56,10 +58,17 @@ fn run(emulator: &Emulator, case: &Case, rows: &[RowIndex], seed: u32) -> (Vec<f
         bytes(&ends),
         per_row(|row| row.start),
         per_row(|row| row.slot),
-        bytes(&case.pool),
+        match case.state {
+            StateFormat::F32 => bytes(&case.pool),
+            StateFormat::F16 { .. } => bytes(&halves::packed(&case.pool)),
+        },
         bytes(&vec![f32::NAN; tokens * SHAPE.inner()]),
     ];
-    let text = scan_text(&SHAPE);
+    let (is_half, noise) = match case.state {
+        StateFormat::F32 => (false, 0),
+        StateFormat::F16 { seed } => (true, halves::scramble(seed)),
+    };
+    let text = scan_text(&SHAPE, is_half);
     let launch = Launch {
         kernel: &text.name,
         grid: [SHAPE.heads as u32, rows.len() as u32, 1],
@@ -69,6 +78,7 @@ fn run(emulator: &Emulator, case: &Case, rows: &[RowIndex], seed: u32) -> (Vec<f
             u32::from(case.limit.is_some()),
             min.to_bits(),
             max.to_bits(),
+            noise,
         ],
         seed,
     };
@@ -77,8 +87,12 @@ fn run(emulator: &Emulator, case: &Case, rows: &[RowIndex], seed: u32) -> (Vec<f
         .run(&launch, &mut buffers.each_mut())
         .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(buffers[..9], before[..9], "inputs are left alone");
-    let floats = |bytes: &[u8]| bytemuck::pod_collect_to_vec(bytes);
-    (floats(&buffers[10]), floats(&buffers[9]))
+    let pool = if is_half {
+        halves::unpacked(&bytemuck::pod_collect_to_vec(&buffers[9]))
+    } else {
+        bytemuck::pod_collect_to_vec(&buffers[9])
+    };
+    (bytemuck::pod_collect_to_vec(&buffers[10]), pool)
 }
 
 /// How many of a row's tokens are scanned in chunks.
@@ -197,6 +211,9 @@ fn want(case: &Case, rows: &[RowIndex], round: fn(f64) -> f64) -> (Vec<f64>, Vec
                         }
                     }
                 }
+                if let StateFormat::F16 { seed } = case.state {
+                    halves::round(state, n, seed, head, position + len - 1);
+                }
             }
         }
     }
@@ -225,9 +242,12 @@ fn chunks_are_the_formula() {
     // from grid to grid, inside one chunk.
     let starts = [60, 3, 128, 100, 64, 5];
     let lengths = [70, 5, 150, 97, 64, 40];
-    for limit in [None, Some((0.01, 0.5))] {
+    for (limit, is_half) in [(None, false), (Some((0.01, 0.5)), false), (None, true)] {
         let (rows, mut case) = case(&starts, &lengths, 1);
         case.limit = limit;
+        if is_half {
+            case = case.in_halves(11);
+        }
         let (y, pool) = run(&emulator, &case, &rows, 1);
         // With the kernel's own roundings little is left: a rounding that falls the other way.
         let (want_y, want_pool) = want(&case, &rows, bf16);
@@ -256,9 +276,16 @@ fn neither_cuts_on_the_grid_nor_company_nor_warps_are_seen() {
     let Some(emulator) = emulator("scan_cuts") else {
         return;
     };
-    let (rows, case) = case(&[30, 64, 200], &[20, 170, 40], 3);
-    let (whole, whole_pool) = run(&emulator, &case, &rows, 1);
-    let spans = states::spans(&rows);
+    let (rows, in_f32) = case(&[30, 64, 200], &[20, 170, 40], 3);
+    let in_halves = in_f32.clone().in_halves(4);
+    for case in [in_f32, in_halves] {
+        cuts_are_not_seen(&emulator, &rows, &case);
+    }
+}
+
+fn cuts_are_not_seen(emulator: &Emulator, rows: &[RowIndex], case: &Case) {
+    let (whole, whole_pool) = run(emulator, case, rows, 1);
+    let spans = states::spans(rows);
     for cuts in [
         &[0, 170][..],
         &[0, 64, 170],
@@ -275,7 +302,7 @@ fn neither_cuts_on_the_grid_nor_company_nor_warps_are_seen() {
                 start: rows[1].start + part[0],
                 ..rows[1].clone()
             };
-            let (y, after) = run(&emulator, &alone, &[row], 2 + at as u32);
+            let (y, after) = run(emulator, &alone, &[row], 2 + at as u32);
             let inner = SHAPE.inner();
             let together = &whole[tokens.start * inner..tokens.end * inner];
             assert_eq!(bits(&y), bits(together), "{cuts:?}");

@@ -3,6 +3,7 @@
 mod chunks;
 mod conv;
 mod decode;
+mod halves;
 mod scan;
 mod states;
 

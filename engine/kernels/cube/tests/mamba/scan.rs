@@ -1,10 +1,12 @@
 //! The recurrence.
 
 use cube_kernels::{
-    Arithmetic, Buffer, Client, MambaShape, Rest, RowIndex, ScanParameters, ssm_scan, ssm_scan_rest,
+    Arithmetic, Buffer, Client, MambaShape, Rest, RowIndex, ScanParameters, StateFormat, ssm_scan,
+    ssm_scan_rest,
 };
 
 use crate::common::{self, Numbers, assert_near, poisoned};
+use crate::halves;
 use crate::states::{self, SMALL};
 
 /// Of an output, a sum over all tokens before it.
@@ -21,6 +23,7 @@ pub(crate) struct Case {
     pub(crate) dt_bias: Vec<f32>,
     pub(crate) limit: Option<(f32, f32)>,
     pub(crate) pool: Vec<f32>,
+    pub(crate) state: StateFormat,
 }
 
 impl Case {
@@ -48,7 +51,15 @@ impl Case {
             dt_bias: numbers.vector(heads, 3.0),
             limit: None,
             pool: states::pool(rows, num_slots, shape.inner() * shape.state, numbers),
+            state: StateFormat::F32,
         }
+    }
+
+    /// With states kept in halves.
+    pub(crate) fn in_halves(mut self, seed: u32) -> Self {
+        halves::to_halves(&mut self.pool);
+        self.state = StateFormat::F16 { seed };
+        self
     }
 
     /// With dt of a trained model's size, so that states live for hundreds of tokens.
@@ -88,7 +99,7 @@ impl Case {
         let mut out = vec![f64::NAN; self.xbc.len() / width * inner];
         let mut pool: Vec<f64> = self.pool.iter().map(|&value| f64::from(value)).collect();
         for (row, tokens) in rows.iter().zip(states::spans(rows)) {
-            for token in tokens {
+            for (position, token) in (row.start..).zip(tokens) {
                 let xbc = |at: usize| f64::from(self.xbc[token * width + at]);
                 for head in 0..heads {
                     let raw = f64::from(
@@ -111,6 +122,11 @@ impl Case {
                             y += *state * c;
                         }
                         out[token * inner + head * head_dim + channel] = y;
+                    }
+                    if let StateFormat::F16 { seed } = self.state {
+                        let at = (row.slot * heads + head) * head_dim * n;
+                        let state = &mut pool[at..][..head_dim * n];
+                        halves::round(state, n, seed, head, position);
                     }
                 }
             }
@@ -137,8 +153,9 @@ impl Case {
             d: &upload(&self.d),
             dt_bias: &upload(&self.dt_bias),
             time_step_limit: self.limit,
+            state: self.state,
         };
-        let pool = upload(&self.pool);
+        let pool = halves::upload(client, &self.pool, self.state);
         let out = poisoned(client, step.num_tokens * self.shape.inner());
         let shape = &self.shape;
         match rest {
@@ -165,7 +182,10 @@ impl Case {
                 &out,
             ),
         }
-        (out.read(client), pool.read(client))
+        (
+            out.read(client),
+            halves::read(client, &pool, self.state),
+        )
     }
 
     fn check(&self, client: &Client, rows: &[RowIndex], name: &str) {
