@@ -8,6 +8,7 @@ use kernels::{KvFormat, KvPool, KvTensor, Layout, StatePool};
 use scheduler::{CacheConfig, StateOp};
 
 use crate::host_cache::HostCache;
+use crate::model::config::StateDtype;
 use crate::model::nemotron_h::select;
 use crate::model::{LayerKind, ModelConfig};
 
@@ -41,7 +42,7 @@ impl Default for KvScales {
 }
 
 impl DeviceCache {
-    /// Zeroed pools; states are F32. `kv_scales` are those of each attention layer, in stack order;
+    /// Zeroed pools. `kv_scales` are those of each attention layer, in stack order;
     /// only FP8 asks for them. Rows of up to `max_drafts` drafts may come.
     pub(crate) fn new(
         model: &ModelConfig,
@@ -68,11 +69,15 @@ impl DeviceCache {
         let states = model.mamba.iter().flat_map(|mamba| {
             let conv = [num_slots, mamba.conv_dim(), mamba.conv_kernel - 1];
             let ssm = [num_slots, mamba.num_heads, mamba.head_dim, mamba.state_size];
+            let ssm_dtype = match mamba.state_dtype {
+                StateDtype::F32 => DType::F32,
+                StateDtype::F16 => DType::F16,
+            };
             let width = mamba.conv_dim() + mamba.num_heads;
             let ring = (max_drafts > 0).then_some([num_slots, max_drafts as usize + 1, width]);
             (0..model.num_layers(LayerKind::Mamba)).map(move |_| StatePool {
                 conv: kernels::zeros(conv, DType::F32, device),
-                ssm: kernels::zeros(ssm, DType::F32, device),
+                ssm: kernels::zeros(ssm, ssm_dtype, device),
                 ring: ring.map(|ring| kernels::zeros(ring, DType::F32, device)),
             })
         });

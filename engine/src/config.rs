@@ -29,8 +29,8 @@ pub enum ModelSource {
     },
 }
 
-/// Arithmetic of the weight products, and of the KV cache where nothing else says. Weights stay as stored; recurrent
-/// state, norms, softmax and routing are f32 always.
+/// Arithmetic of the weight products, and of the KV cache where nothing else says. Weights stay as stored;
+/// recurrences, norms, softmax and routing are f32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DtypeChoice {
     /// What the device is best at: f32 on the CPU, bf16 elsewhere.
@@ -93,6 +93,31 @@ impl FromStr for KvDtypeChoice {
     }
 }
 
+/// What recurrent states are kept in between two tokens; arithmetic on them is f32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StateDtypeChoice {
+    /// What `config.json` asks for, else 32 bits.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits, rounded up or down at random. Half the memory, other numbers.
+    F16,
+}
+
+impl FromStr for StateDtypeChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" | "float32" => Ok(Self::F32),
+            "f16" | "float16" => Ok(Self::F16),
+            _ => Err(format!("{text:?} is none of auto, float32, float16")),
+        }
+    }
+}
+
 /// Formats of dummy weights, whatever the folder's configuration says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DummyMix {
@@ -134,6 +159,8 @@ pub struct EngineConfig {
     pub dtype: DtypeChoice,
     /// KV cache. Default auto.
     pub kv_cache_dtype: KvDtypeChoice,
+    /// Recurrent states. Default auto.
+    pub mamba_ssm_cache_dtype: StateDtypeChoice,
     /// Prompt plus output of one sequence, at most 1,048,576. `None`: the model's
     /// `max_position_embeddings`, or less if the cache memory holds less.
     pub max_model_len: Option<u32>,
@@ -195,6 +222,7 @@ impl EngineConfig {
             device: DeviceChoice::default(),
             dtype: DtypeChoice::default(),
             kv_cache_dtype: KvDtypeChoice::default(),
+            mamba_ssm_cache_dtype: StateDtypeChoice::default(),
             max_model_len: None,
             max_num_seqs: 64,
             max_num_batched_tokens: 512,

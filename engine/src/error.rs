@@ -51,6 +51,16 @@ pub enum EngineError {
         /// What is missing.
         why: &'static str,
     },
+    /// States of this model cannot be kept so on this device.
+    #[error(
+        "a float16 Mamba state takes even widths on this device, the state's is {} and the mixer's {}: \
+         --mamba-ssm-cache-dtype float32",
+        widths[0], widths[1]
+    )]
+    StateDtype {
+        /// Columns of a state, channels of a mixer.
+        widths: [usize; 2],
+    },
     /// The model cannot be split over so many ranks.
     #[error("--tensor-parallel-size {ranks}: {what}")]
     Ranks {
@@ -97,7 +107,10 @@ impl EngineError {
             // The system says so where a file cannot be mapped.
             Self::Io { source, .. } if source.kind() == ErrorKind::OutOfMemory => Cause::Memory,
             Self::Io { .. } | Self::Config { .. } | Self::Checkpoint { .. } => Cause::Model,
-            Self::Option { .. } | Self::Ranks { .. } | Self::Drafts { .. } => Cause::Option,
+            Self::Option { .. }
+            | Self::Ranks { .. }
+            | Self::Drafts { .. }
+            | Self::StateDtype { .. } => Cause::Option,
             Self::Memory(_) => Cause::Memory,
             Self::Device(_) => Cause::Device,
             Self::Fault(_) => Cause::Fault,

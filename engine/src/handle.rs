@@ -121,6 +121,8 @@ pub struct EngineInfo {
     pub dtype: String,
     /// KV cache: "f32", "bf16" or "fp8".
     pub kv_cache_dtype: &'static str,
+    /// Recurrent states: "float32" or "float16".
+    pub mamba_ssm_cache_dtype: &'static str,
 }
 
 /// State that handle and engine thread share.

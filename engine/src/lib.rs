@@ -78,7 +78,9 @@ mod verdict;
 mod verify;
 mod workbench;
 
-pub use config::{DtypeChoice, DummyMix, EngineConfig, KvDtypeChoice, ModelSource};
+pub use config::{
+    DtypeChoice, DummyMix, EngineConfig, KvDtypeChoice, ModelSource, StateDtypeChoice,
+};
 pub use device::DeviceChoice;
 pub use engine_core::{LoadProgress, spawn};
 pub use error::{Cause, EngineError, Failure};

@@ -311,7 +311,7 @@ fn kv_bytes_per_token(model: &ModelConfig, kv_bytes: u64) -> u64 {
     2 * layers * (attention.num_kv_heads * attention.head_dim) as u64 * kv_bytes
 }
 
-/// A slot, all in f32: over the Mamba layers the SSM and convolution state of one sequence and, with
+/// A slot, in f32 but for what the model says of the SSM state: over the Mamba layers the SSM and convolution state of one sequence and, with
 /// drafts, the inputs of as many tokens and one more; then also one hidden vector.
 pub(crate) fn slot_bytes(model: &ModelConfig, max_drafts: u32) -> u64 {
     let num_inputs = match max_drafts {
@@ -320,13 +320,13 @@ pub(crate) fn slot_bytes(model: &ModelConfig, max_drafts: u32) -> u64 {
     };
     let layers = model.num_layers(LayerKind::Mamba) as u64;
     let layer = model.mamba.as_ref().map_or(0, |mamba| {
-        let ssm = mamba.inner_size() * mamba.state_size;
+        let ssm = mamba.inner_size() * mamba.state_size * mamba.state_dtype.num_bytes();
         let conv = mamba.conv_dim() * (mamba.conv_kernel - 1);
         let ring = num_inputs * (mamba.conv_dim() + mamba.num_heads);
-        (ssm + conv + ring) as u64
+        (ssm + 4 * (conv + ring)) as u64
     });
     let hidden = if max_drafts > 0 { model.hidden_size } else { 0 };
-    4 * (layers * layer + hidden as u64)
+    layers * layer + 4 * hidden as u64
 }
 
 /// For people.

@@ -14,7 +14,7 @@ use scheduler::{
 use crate::buckets::{decode_buckets, recorded_buckets};
 use crate::cache::{DeviceCache, KvScales};
 use crate::checkpoint::Checkpoint;
-use crate::config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource};
+use crate::config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource, StateDtypeChoice};
 use crate::decode::DecodeGraphs;
 use crate::device;
 use crate::draft_costs::{DraftBlock, Routing, draft_costs};
@@ -23,7 +23,7 @@ use crate::error::EngineError;
 use crate::footprint::Footprint;
 use crate::handle::{EngineHandle, EngineInfo};
 use crate::memory::{self, FreeMemory, MAX_MODEL_LEN, MemoryPlan};
-use crate::model::config::Quantization;
+use crate::model::config::{Quantization, StateDtype};
 use crate::model::load::Loader;
 use crate::model::nemotron_h::NemotronH;
 use crate::model::readahead::ReadAhead;
@@ -91,6 +91,8 @@ impl Engine {
             )?,
             ModelSource::Dummy { seed, .. } => weights::invent(&model, *seed)?,
         };
+        let state_dtype =
+            choose_state_dtype(config.mamba_ssm_cache_dtype, &mut model, &devices[0])?;
         let grid = grid(&config, &devices[0])?;
         config.max_drafts = num_drafts(&config, weights.draft.is_some(), grid)?;
         if config.max_drafts == 0 {
@@ -158,7 +160,7 @@ impl Engine {
         };
         let device_name = describe(&devices, split);
         let dtype_name = dtype.to_string();
-        let arithmetic = [dtype_name.as_str(), kv_format.name()];
+        let arithmetic = [dtype_name.as_str(), kv_format.name(), state_dtype.name()];
         let info = EngineInfo {
             fingerprint: fingerprint(&text, &inventory, &device_name, arithmetic),
             vocab_size: model.vocab_size as u32,
@@ -181,6 +183,7 @@ impl Engine {
             device: device_name,
             dtype: dtype_name,
             kv_cache_dtype: kv_format.name(),
+            mamba_ssm_cache_dtype: state_dtype.name(),
         };
         Ok(Opened {
             config,
@@ -675,13 +678,37 @@ fn resolve_kv_format(choice: KvDtypeChoice, is_calibrated: bool, dtype: DtypeCho
     }
 }
 
+/// What the operator wants, else what the model asks for; the model is told.
+fn choose_state_dtype(
+    choice: StateDtypeChoice,
+    model: &mut ModelConfig,
+    device: &Device,
+) -> Result<StateDtype, EngineError> {
+    let Some(mamba) = &mut model.mamba else {
+        return Ok(StateDtype::F32);
+    };
+    match choice {
+        StateDtypeChoice::Auto => {}
+        StateDtypeChoice::F32 => mamba.state_dtype = StateDtype::F32,
+        StateDtypeChoice::F16 => mamba.state_dtype = StateDtype::F16,
+    }
+    let widths = [mamba.state_size, mamba.inner_size()];
+    if mamba.state_dtype == StateDtype::F16
+        && kernels::is_gpu(device)
+        && widths.iter().any(|width| !width.is_multiple_of(2))
+    {
+        return Err(EngineError::StateDtype { widths });
+    }
+    Ok(mamba.state_dtype)
+}
+
 /// The same for the same build, configuration, tensors and arithmetic; the bytes of the weights are
 /// not read for it.
 fn fingerprint(
     config_text: &str,
     inventory: &Inventory,
     device: &str,
-    [dtype, kv_dtype]: [&str; 2],
+    [dtype, kv_dtype, state_dtype]: [&str; 3],
 ) -> String {
     let parts = [
         env!("CARGO_PKG_VERSION"),
@@ -690,6 +717,7 @@ fn fingerprint(
         device,
         dtype,
         kv_dtype,
+        state_dtype,
     ];
     let hash = parts
         .iter()

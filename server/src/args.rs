@@ -128,6 +128,11 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_KV_CACHE_DTYPE")]
     pub kv_cache_dtype: Option<String>,
 
+    /// Mamba states between two tokens: auto, float32 or float16; auto is what the checkpoint asks for,
+    /// else float32. float16 halves their memory; they are rounded up or down at random [default: auto]
+    #[arg(long, env = "NEMOSERVE_MAMBA_SSM_CACHE_DTYPE")]
+    pub mamba_ssm_cache_dtype: Option<String>,
+
     /// Tokens that the model's draft block guesses ahead and one step checks: 0 to 7, always so many; or
     /// auto, as many as pay. The text is the same [default: 0]
     #[arg(long, env = "NEMOSERVE_SPECULATIVE_TOKENS", value_name = "N|auto")]
@@ -618,6 +623,7 @@ impl ServeArgs {
             device: self.device.or(base.device),
             dtype: self.dtype.or(base.dtype),
             kv_cache_dtype: self.kv_cache_dtype.or(base.kv_cache_dtype),
+            mamba_ssm_cache_dtype: self.mamba_ssm_cache_dtype.or(base.mamba_ssm_cache_dtype),
             speculative_tokens: self.speculative_tokens.or(base.speculative_tokens),
             max_model_len: self.max_model_len.or(base.max_model_len),
             max_num_seqs: self.max_num_seqs.or(base.max_num_seqs),

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::{
     DeviceChoice, DtypeChoice, EngineConfig, EngineError, KvDtypeChoice, ModelConfig, ModelSource,
+    StateDtypeChoice,
 };
 use serde_json::Value;
 
@@ -325,6 +326,10 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
             "--kv-cache-dtype",
             args.kv_cache_dtype.as_deref(),
         )?,
+        mamba_ssm_cache_dtype: parsed::<StateDtypeChoice>(
+            "--mamba-ssm-cache-dtype",
+            args.mamba_ssm_cache_dtype.as_deref(),
+        )?,
         max_drafts,
         adaptive_drafts,
         max_model_len: args.max_model_len,
@@ -582,6 +587,13 @@ mod tests {
                     ..base()
                 },
                 "--kv-cache-dtype",
+            ),
+            (
+                ServeArgs {
+                    mamba_ssm_cache_dtype: Some("bfloat16".into()),
+                    ..base()
+                },
+                "--mamba-ssm-cache-dtype",
             ),
             (
                 ServeArgs {

@@ -109,10 +109,11 @@ pub fn summary(state: &AppState, address: SocketAddr) -> String {
     line(
         "parameters",
         format!(
-            "{}, arithmetic {}, KV cache {}",
+            "{}, arithmetic {}, KV cache {}, Mamba state {}",
             count(info.num_parameters),
             info.dtype,
-            info.kv_cache_dtype
+            info.kv_cache_dtype,
+            info.mamba_ssm_cache_dtype
         ),
     );
     line("device", info.device.clone());

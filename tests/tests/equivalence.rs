@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use engine::{DtypeChoice, Engine, EngineConfig, KvDtypeChoice, StreamEvent};
+use engine::{DtypeChoice, Engine, EngineConfig, KvDtypeChoice, StateDtypeChoice, StreamEvent};
 use nemoserve_tests::answers::{Ask, Model, Said, assert_same};
 use nemoserve_tests::fixtures;
 use nemoserve_tests::memory::smallest_cache;
@@ -226,6 +226,45 @@ fn an_fp8_cache_is_as_repeatable() {
     }
 }
 
+fn in_halves(config: &mut EngineConfig) {
+    config.mamba_ssm_cache_dtype = StateDtypeChoice::F16;
+}
+
+#[test]
+fn a_half_state_is_as_repeatable() {
+    let model = Model::dummy();
+    let asks = asks();
+    let expect = model.alone(in_halves, &asks);
+    assert!(
+        expect != model.alone(|_| {}, &asks),
+        "halves are not in use"
+    );
+    for budget in [1, 7, 33, 512] {
+        let mut config = model.config();
+        in_halves(&mut config);
+        config.max_num_seqs = budget.min(16);
+        config.max_num_batched_tokens = budget;
+        let got = model.run(&model.start(config), &asks);
+        assert_same(&format!("{budget} tokens per step"), &expect, &got);
+    }
+}
+
+#[test]
+fn a_half_state_has_half_the_bytes() {
+    let model = Model::dummy();
+    let slot = |change: fn(&mut EngineConfig)| {
+        let mut config = model.config();
+        change(&mut config);
+        let opened = Engine::open(config).expect("it fits");
+        let footprint = opened.footprint().slot_bytes;
+        (opened.info().slot_bytes, footprint)
+    };
+    // Two layers of 6 heads of 12 channels and 16 columns; convolutions stay f32.
+    let saved = 2 * 2 * (6 * 12 * 16);
+    let ((whole, whole_step), (half, half_step)) = (slot(|_| {}), slot(in_halves));
+    assert_eq!((whole - half, whole_step - half_step), (saved, saved));
+}
+
 #[test]
 fn an_fp8_cache_holds_more_tokens() {
     let model = Model::dummy();
@@ -252,16 +291,21 @@ fn an_fp8_cache_holds_more_tokens() {
 
 #[test]
 fn preemption_changes_nothing() {
-    check_preemption(KvDtypeChoice::Auto, 140);
+    check_preemption(|_| {}, 140);
 }
 
 #[test]
 fn preemption_changes_nothing_in_an_fp8_cache() {
     // A quarter of the bytes: four times the tokens until memory is short of blocks.
-    check_preemption(KvDtypeChoice::Fp8, 4 * 140);
+    check_preemption(|config| config.kv_cache_dtype = KvDtypeChoice::Fp8, 4 * 140);
 }
 
-fn check_preemption(kv_cache_dtype: KvDtypeChoice, max_model_len: u32) {
+#[test]
+fn preemption_changes_nothing_in_a_half_state() {
+    check_preemption(in_halves, 140);
+}
+
+fn check_preemption(change: fn(&mut EngineConfig), max_model_len: u32) {
     let model = Model::dummy();
     // Long answers in a cache that holds few of them.
     let mut asks = asks();
@@ -271,7 +315,7 @@ fn check_preemption(kv_cache_dtype: KvDtypeChoice, max_model_len: u32) {
     let small = |config: &mut EngineConfig| {
         config.block_size = 4;
         config.max_model_len = Some(max_model_len);
-        config.kv_cache_dtype = kv_cache_dtype;
+        change(config);
     };
     let expect = model.alone(small, &asks);
     let mut config = model.config();
@@ -317,10 +361,19 @@ fn several_choices_are_those_of_several_seeds() {
 
 #[test]
 fn what_is_cached_changes_nothing() {
+    check_cache_hits(|_| {});
+}
+
+#[test]
+fn what_is_cached_changes_nothing_in_a_half_state() {
+    check_cache_hits(in_halves);
+}
+
+fn check_cache_hits(change: fn(&mut EngineConfig)) {
     let model = Model::dummy();
     // Two turns: the second prompt is the first with its answer and more behind.
     let first = asks();
-    let expect_first = model.alone(|_| {}, &first);
+    let expect_first = model.alone(change, &first);
     let second: Vec<Ask> = first
         .iter()
         .zip(&expect_first)
@@ -332,8 +385,10 @@ fn what_is_cached_changes_nothing() {
             ask
         })
         .collect();
-    let expect_second = model.alone(|_| {}, &second);
-    let handle = model.start(model.config());
+    let expect_second = model.alone(change, &second);
+    let mut config = model.config();
+    change(&mut config);
+    let handle = model.start(config);
     assert_same("first turn", &expect_first, &model.run(&handle, &first));
     assert_same("second turn", &expect_second, &model.run(&handle, &second));
     assert_same("asked again", &expect_second, &model.run(&handle, &second));
@@ -343,15 +398,25 @@ fn what_is_cached_changes_nothing() {
 
 #[test]
 fn drafts_change_nothing() {
+    check_drafts(|_| {});
+}
+
+#[test]
+fn drafts_change_nothing_in_a_half_state() {
+    check_drafts(in_halves);
+}
+
+fn check_drafts(change: fn(&mut EngineConfig)) {
     let model = Model::dummy();
     let asks = asks();
-    let expect = model.alone(|_| {}, &asks);
+    let expect = model.alone(change, &asks);
     for (max_drafts, max_num_batched_tokens) in [(1, 512), (3, 19), (5, 512)] {
-        let config = EngineConfig {
+        let mut config = EngineConfig {
             max_drafts,
             max_num_batched_tokens,
             ..model.config()
         };
+        change(&mut config);
         let handle = model.start(config);
         let what = format!("{max_drafts} drafts");
         assert_same(&what, &expect, &model.run(&handle, &asks));

@@ -8,7 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, kernel::into_contiguous};
 use burn_dispatch::DispatchDevice;
 use cube_kernels::Matrix as CubeMatrix;
-use cube_kernels::{Buffer, Client, Format, KvFormat, RowIndex, StepIndex};
+use cube_kernels::{Buffer, Client, Format, KvFormat, RowIndex, StateFormat, StepIndex};
 
 use crate::{Arithmetic, KvPool, KvTensor, Layout, MambaShape, Matrix, RowLayout, Stack};
 
@@ -208,6 +208,14 @@ pub(crate) fn client(device: &Device) -> Option<Client> {
         DispatchDevice::Cube(device) => Some(device.client()),
         #[allow(unreachable_patterns)]
         _ => None,
+    }
+}
+
+/// How a pool of recurrent states, F32 or F16, keeps them.
+pub(crate) fn state_format(ssm: &CubeTensor, seed: u32) -> StateFormat {
+    match ssm.dtype {
+        DType::F16 => StateFormat::F16 { seed },
+        _ => StateFormat::F32,
     }
 }
 

@@ -114,7 +114,7 @@ impl Mixer {
                 d: &self.d,
                 dt_bias: &self.dt_bias,
                 time_step_limit: None,
-            seed: 3,
+                seed: 3,
             },
             pool,
             &self.shape,
@@ -330,6 +330,10 @@ fn a_vulkan_device_does_the_same() {
     };
     let mixer = Mixer::new(&device, DType::F32, shape, 44);
     mixer.check(&each_kind(), "vulkan").expect("the same bits");
+    let halves = Mixer::new(&device, DType::F16, shape, 44);
+    halves
+        .check(&each_kind(), "vulkan, in halves")
+        .expect("the same bits");
     let turns = [
         Turn::Plain {
             len: 3,

@@ -97,6 +97,36 @@ pub struct MambaConfig {
     /// Bounds of the time step after softplus. Only a finite limit in the file makes one; the family
     /// was trained without.
     pub time_step_limit: Option<(f32, f32)>,
+    /// What its states are kept in.
+    pub state_dtype: StateDtype,
+}
+
+/// What recurrent states are kept in between two tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StateDtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits, rounded up or down at random.
+    F16,
+}
+
+impl StateDtype {
+    /// Bytes of a number.
+    pub fn num_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+
+    /// As flags spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+        }
+    }
 }
 
 impl MambaConfig {

@@ -64,9 +64,7 @@ pub use sampling::{
     Candidate, Decision, Draw, MASS_ERROR, MAX_LIST, Noise, Pending, SampleRequest, Shortlist,
     decide, shortlist,
 };
-pub use scan::{
-    Rest, ScanParameters, StateFormat, conv_and_update, ssm_scan, ssm_scan_rest,
-};
+pub use scan::{Rest, ScanParameters, StateFormat, conv_and_update, ssm_scan, ssm_scan_rest};
 pub use step::{RowIndex, StepIndex};
 
 pub use cubecl::client::Client;

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::cube::{elements, filled, view};
+use crate::cube::{elements, filled, state_format, view, words};
 use crate::{Layout, MambaShape, RowLayout, ScanParameters, StatePool, causal_conv1d, ssm_scan};
 
 /// Whether the step is one of one token per row, absorbed and no more, and the convolution has a state.
@@ -43,8 +43,9 @@ pub(super) fn conv_and_update(
                 d: &elements(&d),
                 dt_bias: &elements(&dt_bias),
                 time_step_limit: parameters.time_step_limit,
+                state: state_format(&ssm, parameters.seed),
             },
-            &elements(&ssm),
+            &words(&ssm),
             &shape.into(),
             layout.on(client),
             out,

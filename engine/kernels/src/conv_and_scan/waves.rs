@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use burn::tensor::{DType, Tensor};
 use cube_kernels::{Buffer, Client, Columns, RowIndex, RowMoves, StepIndex, copy_rows, copy_words};
 
-use crate::cube::{Kind, elements, empty, view};
+use crate::cube::{Kind, elements, empty, state_format, view, words};
 use crate::{
     Arithmetic, Layout, MambaShape, RowLayout, ScanParameters, StatePool, causal_conv1d, ssm_scan,
 };
@@ -179,7 +179,9 @@ pub(super) fn in_waves(
     assert_eq!(waves.max_ring, max_ring, "rings of a model are alike");
 
     let like = |rows, columns| empty(&projected, &[rows, columns], DType::F32);
-    let [from, conv, ssm] = [&projected, &conv, &ssm].map(elements);
+    let state = state_format(&ssm, parameters.seed);
+    let [from, conv] = [&projected, &conv].map(elements);
+    let ssm = words(&ssm);
     let ring = ring.as_ref().map(elements);
     let ring_of = || columns(ring.as_ref().expect("checked above"), shape.ring(), 0);
     let y = like(num_tokens, shape.inner());
@@ -222,6 +224,7 @@ pub(super) fn in_waves(
                 d: &constants[1],
                 dt_bias: &constants[2],
                 time_step_limit: parameters.time_step_limit,
+                state,
             },
             &ssm,
             &shape.into(),

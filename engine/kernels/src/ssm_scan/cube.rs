@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::ScanParameters;
-use crate::cube::{NOT_PLAIN, elements, filled, view};
+use crate::cube::{NOT_PLAIN, elements, filled, state_format, view, words};
 use crate::{Arithmetic, Layout, MambaShape, StatePool};
 
 /// Scans and advances the slots of the pool in place.
@@ -34,8 +34,9 @@ pub(super) fn ssm_scan(
                 d: &elements(&d),
                 dt_bias: &elements(&dt_bias),
                 time_step_limit: parameters.time_step_limit,
+                state: state_format(&pool, parameters.seed),
             },
-            &elements(&pool),
+            &words(&pool),
             &shape.into(),
             layout.on(client),
             arithmetic.into(),

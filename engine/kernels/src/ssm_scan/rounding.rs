@@ -130,7 +130,17 @@ mod tests {
     #[test]
     fn the_mean_is_the_number() {
         let numbers = [
-            1.000_1, 0.3, 3.141_592_7, 1e-3, 65_503.9, 6.1e-5, 6.2e-5, 1e-6, 5.96e-8, 3e-9, 1e-12,
+            1.000_1,
+            0.3,
+            3.141_592_7,
+            1e-3,
+            65_503.9,
+            6.1e-5,
+            6.2e-5,
+            1e-6,
+            5.96e-8,
+            3e-9,
+            1e-12,
         ];
         for x in numbers.into_iter().flat_map(|x: f32| [x, -x]) {
             let step = f64::from((x.abs()).max(SMALLEST_NORMAL).log2().floor() as i32 - 10).exp2();
@@ -147,7 +157,11 @@ mod tests {
             }
             let mean = sum / 65_536.0;
             // All 13 bits count; below 2^-14 there are more than that, and half of the last is lost.
-            let error = if x.abs() < SMALLEST_NORMAL { step / 16_384.0 } else { 0.0 };
+            let error = if x.abs() < SMALLEST_NORMAL {
+                step / 16_384.0
+            } else {
+                0.0
+            };
             assert!((mean - f64::from(x)).abs() <= error, "{mean} for {x}");
         }
     }

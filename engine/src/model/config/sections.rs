@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::keys::{Keys, MAX_SIZE};
-use super::{AttentionConfig, LayerKind, MambaConfig, MoeConfig};
+use super::{AttentionConfig, LayerKind, MambaConfig, MoeConfig, StateDtype};
 use crate::error::EngineError;
 use crate::model::json;
 
@@ -180,7 +180,20 @@ impl Keys<'_> {
             conv_bias: self.flag_of(&["use_conv_bias", "mamba_conv_bias"], true)?,
             proj_bias: self.flag("use_bias", false)?,
             time_step_limit: self.time_step_limit()?,
+            state_dtype: self.state_dtype()?,
         })
+    }
+
+    /// bf16 has too few bits to be rounded to, so who asks for it gets more.
+    fn state_dtype(&self) -> Result<StateDtype, EngineError> {
+        match self.get(&["mamba_ssm_cache_dtype"]) {
+            None => Ok(StateDtype::F32),
+            Some((key, value)) => match value.as_str() {
+                Some("float32" | "bfloat16" | "auto") => Ok(StateDtype::F32),
+                Some("float16") => Ok(StateDtype::F16),
+                _ => Err(self.bad(key, value, "float32, float16, bfloat16 or auto")),
+            },
+        }
     }
 
     /// `[0, Infinity]`, in any spelling, is no limit.

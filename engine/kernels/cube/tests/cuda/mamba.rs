@@ -1,6 +1,8 @@
 //! The Mamba-2 mixer.
 
-use cube_kernels::{Arithmetic, Client, MambaShape, RowIndex, ScanParameters, StateFormat, StepIndex};
+use cube_kernels::{
+    Arithmetic, Client, MambaShape, RowIndex, ScanParameters, StateFormat, StepIndex,
+};
 
 use crate::{Entry, floats, words};
 

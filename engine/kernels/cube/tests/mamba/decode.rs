@@ -1,8 +1,8 @@
 //! Convolution and recurrence in one launch: the bits of the two, which have tests of their own.
 
 use cube_kernels::{
-    Arithmetic, Buffer, Client, MambaShape, RowIndex, ScanParameters, StateFormat,
-    causal_conv1d, conv_and_update, ssm_scan,
+    Arithmetic, Buffer, Client, MambaShape, RowIndex, ScanParameters, StateFormat, causal_conv1d,
+    conv_and_update, ssm_scan,
 };
 
 use crate::common::{self, Numbers, poisoned};

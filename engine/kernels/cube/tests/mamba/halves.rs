@@ -174,7 +174,14 @@ fn what_is_no_number_stays_none_and_what_is_too_large_becomes_the_largest() {
     case.a.fill(-0.0);
     case.xbc[..SMALL.inner()].fill(0.0);
     let at = rows[0].slot * SMALL.inner() * SMALL.state;
-    let special = [f32::NAN, 65504.0, -65504.0, -0.0, 5.960_464_5e-8, f32::INFINITY];
+    let special = [
+        f32::NAN,
+        65504.0,
+        -65504.0,
+        -0.0,
+        5.960_464_5e-8,
+        f32::INFINITY,
+    ];
     case.pool[at..][..special.len()].copy_from_slice(&special);
     let (_, pool) = case.got(&client, &rows);
     assert!(pool[at].is_nan());

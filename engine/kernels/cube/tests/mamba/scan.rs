@@ -182,10 +182,7 @@ impl Case {
                 &out,
             ),
         }
-        (
-            out.read(client),
-            halves::read(client, &pool, self.state),
-        )
+        (out.read(client), halves::read(client, &pool, self.state))
     }
 
     fn check(&self, client: &Client, rows: &[RowIndex], name: &str) {
