@@ -40,7 +40,7 @@ fn config(source: ModelSource, way: Way) -> EngineConfig {
     }
 }
 
-/// All log-probabilities of a text.
+/// All log-probabilities of a text, but for what comes after it.
 fn scores(source: ModelSource, ids: &[u32], way: Way) -> Scores {
     let opened = Engine::open(config(source, way)).expect("it is sound");
     let runner = opened.into_runner().expect("the weights load");
@@ -51,7 +51,9 @@ fn scores(source: ModelSource, ids: &[u32], way: Way) -> Scores {
         len: ids.len(),
         top: u32::MAX,
     };
-    driver.step(&mut [turn]).remove(0).expect("good logits")
+    let mut scores = driver.step(&mut [turn]).remove(0).expect("good logits");
+    scores.pop();
+    scores
 }
 
 /// What a way of computing costs against f32.

@@ -136,7 +136,6 @@ ENTRY(Global<const u8> xbc, Global<const float> xbc_floats, Global<const float> 
                 state[2 * q + i % 2][half * 2 + i / 2] =
                     IS_HALF ? unpack_f16(pool[(at + i) / 2], i % 2) : float_of(pool[at + i]);
         }
-    u32 stream = scramble(sizes.noise + head);
 
     for (u32 position = start; position < end;) {
         u32 num = (position / CHUNK + 1) * CHUNK - position;
@@ -300,21 +299,24 @@ ENTRY(Global<const u8> xbc, Global<const float> xbc_floats, Global<const float> 
                              pick_bytes(b[2], b[3], 0x7632));
             }
         }
+        __syncthreads();  // before the next chunk's tokens come
         if (IS_HALF) {
-            u32 key = scramble(stream + scramble(position - 1));
+            // Made anew in every chunk: there is no register to keep a part of it in.
+            u32 key = scramble(scramble(sizes.noise + head) + scramble(position - 1));
+            u32 word = key + (warp * 16 + lane_g) * (STATE / 2) + lane_c * 2;
 #pragma unroll
             for (u32 q = 0; q < 8; q++)
 #pragma unroll
                 for (u32 h = 0; h < 4; h++) {
-                    u32 channel = warp * 16 + lane_g + h / 2 * 8;
-                    u32 noise = scramble(key + channel * (STATE / 2) + q * 8 + lane_c * 2 + h % 2);
+                    u32 noise = scramble(word + h / 2 * 8 * (STATE / 2) + q * 8 + h % 2);
                     state[2 * q][h] = round_to_half(state[2 * q][h], noise >> 3 & 0x1fff);
                     state[2 * q + 1][h] = round_to_half(state[2 * q + 1][h], noise >> 19);
                 }
         }
-        __syncthreads();  // before the next chunk's tokens come
     }
 
+    // Asked for again: no register is free to keep it in.
+    state_at = (u64(row_slots[row]) * HEADS + head) * HEAD_DIM + warp * 16 + lane_g;
 #pragma unroll
     for (u32 q = 0; q < 8; q++)
 #pragma unroll

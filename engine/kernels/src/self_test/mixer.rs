@@ -1,15 +1,20 @@
 //! Cases of the Mamba-2 mixer and of moving its states.
 
 use burn::tensor::{DType, Device, Tensor};
+use half::f16;
 
 use super::compare::{TOLERANCE, kept_alone, outcome, untouched, worst};
 use super::inputs::{Numbers, scatter, upload, wide};
 use super::oracle::{self, HeadConstants, HeadToken};
 use super::{Outcome, Shapes, kv};
+use crate::ssm_scan::rounding;
 use crate::{Arithmetic, KvPool, Layout, ScanParameters, StatePool, with_f32};
 
 /// Of an output, a sum over all tokens before it.
 const SCAN_TOLERANCE: f64 = 10.0 * TOLERANCE;
+
+/// Of the noise that halves are rounded by.
+const SEED: u32 = 5;
 
 /// State pools of the mixer whose slots are NaN but for the rows' own, and those rows' contents.
 pub(super) struct States {
@@ -17,6 +22,8 @@ pub(super) struct States {
     num_slots: usize,
     conv: Vec<f32>,
     ssm: Vec<f32>,
+    /// Of the recurrent states.
+    dtype: DType,
 }
 
 impl States {
@@ -44,7 +51,17 @@ impl States {
             num_slots,
             conv,
             ssm,
+            dtype: DType::F32,
         }
+    }
+
+    /// The same with recurrent states kept in halves.
+    fn in_halves(mut self) -> Self {
+        for x in &mut self.ssm {
+            *x = f16::from_f32(*x).to_f32();
+        }
+        self.dtype = DType::F16;
+        self
     }
 
     pub(super) fn upload(&self, shapes: &Shapes, device: &Device) -> StatePool {
@@ -59,7 +76,7 @@ impl States {
             ssm: upload(
                 &self.ssm,
                 [self.num_slots, mamba.heads, mamba.head_dim, mamba.state],
-                DType::F32,
+                self.dtype,
                 device,
             ),
             ring: None,
@@ -196,7 +213,7 @@ impl Uploaded {
             d: &self.d,
             dt_bias: &self.dt_bias,
             time_step_limit: self.time_step_limit,
-            seed: 0,
+            seed: SEED,
         }
     }
 }
@@ -209,6 +226,7 @@ pub fn conv_and_scan(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
     let mut outcomes = conv(device, shapes, &states, numbers);
     outcomes.extend(scan(device, shapes, &states, numbers));
     outcomes.extend(decode(device, shapes, numbers));
+    outcomes.extend(halves(device, shapes, numbers));
     outcomes
 }
 
@@ -278,6 +296,84 @@ fn decode(device: &Device, shapes: &Shapes, numbers: &mut Numbers) -> Vec<Outcom
         untouched("conv_and_scan: convolution", &pool.conv, &want_conv),
         near("conv_and_scan: state", &pool.ssm, &want_ssm),
     ]
+}
+
+/// A token per row over states kept in halves: which half an element becomes is told by the noise, but
+/// for the few whose f64 lies on its other side.
+fn halves(device: &Device, shapes: &Shapes, numbers: &mut Numbers) -> Vec<Outcome> {
+    let shapes = &Shapes {
+        rows: shapes.rows.iter().map(|&(start, _)| (start, 1)).collect(),
+        ..shapes.clone()
+    };
+    if !(shapes.mamba.state.is_multiple_of(2) && shapes.mamba.inner().is_multiple_of(2)) {
+        // No device keeps them.
+        return Vec::new();
+    }
+    let states = States::new(shapes, numbers).in_halves();
+    let mixer = Mixer::new(shapes, 2.0, numbers);
+    let (xbc, _) = mixer.want_conv(&states);
+    let (want, mut want_ssm) = mixer.want_scan(&xbc, &states);
+    let mamba = &shapes.mamba;
+    let len = mamba.head_dim * mamba.state;
+    for row in &states.layout.rows {
+        for head in 0..mamba.heads {
+            let state = &mut want_ssm[(row.slot * mamba.heads + head) * len..][..len];
+            let mut rounded: Vec<f32> = state.iter().map(|&x| x as f32).collect();
+            let key = rounding::key(rounding::stream(SEED, head), row.start);
+            rounding::round_state(key, &mut rounded, mamba.state);
+            for (to, from) in state.iter_mut().zip(rounded) {
+                *to = f64::from(from);
+            }
+        }
+    }
+    let on_device = mixer.upload(device);
+    let (got, pool) = crate::conv_and_scan(
+        &on_device.projected,
+        &on_device.weight,
+        on_device.bias.as_ref(),
+        &on_device.parameters(),
+        states.upload(shapes, device),
+        &shapes.mamba,
+        &states.layout,
+        shapes.arithmetic,
+    );
+    vec![
+        outcome("half states: y", &got, &want, SCAN_TOLERANCE),
+        neighbours("half states", &pool.ssm, &want_ssm),
+    ]
+}
+
+/// The largest error in steps of half, of which one may be, beyond what f32 leaves before it is rounded;
+/// infinite if more than one in a hundred has one.
+fn neighbours(operation: &'static str, pool: &Tensor<4>, want: &[f64]) -> Outcome {
+    /// Terms that cancel are as large as one.
+    const BEFORE: f64 = 1e-5;
+    let max_error = with_f32(pool, |got| {
+        let (mut max_error, mut num_others, mut num_all) = (0.0_f64, 0, 0);
+        for (&got, &want) in got.iter().zip(want) {
+            if got.is_nan() != want.is_nan() {
+                return f64::INFINITY;
+            }
+            if want.is_nan() {
+                continue;
+            }
+            let size = want.abs().max(f64::from(rounding::SMALLEST_NORMAL));
+            let error = ((f64::from(got) - want).abs() - BEFORE).max(0.0);
+            let error = error / (size.log2().floor() - 10.0).exp2();
+            max_error = max_error.max(error);
+            num_all += 1;
+            num_others += usize::from(error > 0.0);
+        }
+        if num_others > num_all / 100 + 3 {
+            return f64::INFINITY;
+        }
+        max_error
+    });
+    Outcome {
+        operation,
+        max_error,
+        tolerance: 1.0,
+    }
 }
 
 /// States may be near in every row's slot, and must be NaN still in every other.
