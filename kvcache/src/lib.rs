@@ -88,7 +88,7 @@ mod table;
 pub use block::{BlockId, HostBlockId, HostSlotId, SlotId};
 pub use hash::{BlockHash, HashChain};
 pub use held::Held;
-pub use manager::{KvCacheManager, Lease, Moves, Reservation, Start};
+pub use manager::{KvCacheManager, Lease, Moves, Parting, Reservation, Start};
 pub use policy::{Candidate, Class, Habits, Policy, Short, SnapshotKind};
 pub use pool::BlockPool;
 pub use prefix::{Miss, Tier};

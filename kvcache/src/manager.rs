@@ -69,6 +69,15 @@ pub struct Start {
     pub miss: Option<(Miss, u32)>,
 }
 
+/// What it would mean that a lease ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parting {
+    /// As many of its first tokens are in blocks that snapshots hold.
+    pub num_saved_tokens: u32,
+    /// Blocks that no other lease holds.
+    pub num_gained_blocks: u32,
+}
+
 /// Sums since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moves {
@@ -370,6 +379,28 @@ impl KvCacheManager {
         self.states.rename_to_snapshot(slot);
         self.publish(&mut lease.table, slot, chain, tokens, (kind, num_pending));
         self.give_back(&lease.table);
+    }
+
+    /// What it would mean that this lease ended.
+    pub fn parting(&self, lease: &Lease) -> Parting {
+        let (runs, path) = (self.runs(Tier::Device), lease.table.path());
+        Parting {
+            num_saved_tokens: runs.num_saved(path) * self.config.block_size,
+            num_gained_blocks: runs.num_leased_alone(path) + lease.table.own().len() as u32,
+        }
+    }
+
+    /// What it costs to move a state and the blocks of so many tokens to the host and back, in tokens
+    /// computed; `None` if the host has no room for so much.
+    pub fn cost_of_moving(&self, num_tokens: u32) -> Option<u32> {
+        let CacheConfig {
+            num_host_slots,
+            num_host_blocks,
+            block_size,
+            ..
+        } = self.config;
+        let fits = num_host_slots > 0 && self.config.blocks_for(num_tokens) <= num_host_blocks;
+        fits.then_some(self.policy.min_swap_blocks * block_size)
     }
 
     /// Ends a lease and publishes nothing.

@@ -337,6 +337,36 @@ impl Runs {
         num_own
     }
 
+    /// How many of the first blocks of `path` snapshots hold.
+    pub(crate) fn num_saved(&self, path: Path) -> u32 {
+        let (mut at, mut end) = (path.run, path.len);
+        while let Some(id) = at {
+            let run = self.run(id);
+            let saved = run.held_to(Holder::Snapshot).min(end);
+            if saved > run.start {
+                return saved;
+            }
+            (at, end) = (run.parent, run.start);
+        }
+        0
+    }
+
+    /// Blocks that no other lease than one of `path` holds.
+    pub(crate) fn num_leased_alone(&self, path: Path) -> u32 {
+        let (mut at, mut end) = (path.run, path.len);
+        let mut num_alone = 0;
+        while let Some(id) = at {
+            let run = self.run(id);
+            let other = run.ends(Holder::Lease).last_without(end);
+            num_alone += end.saturating_sub(other.unwrap_or(run.start));
+            if other.is_some() {
+                break;
+            }
+            (at, end) = (run.parent, run.start);
+        }
+        num_alone
+    }
+
     fn run(&self, id: RunId) -> &Run {
         &self.runs[id.0 as usize]
     }
@@ -455,6 +485,19 @@ mod tests {
                 let same = blocks.iter().zip(other_blocks);
                 let num_common = same.take_while(|(a, b)| a == b).count();
                 assert_eq!(runs.num_common(*path, *other), num_common);
+            }
+            let is_saved = |block: &&BlockId| {
+                let mut snapshots = held.iter().filter(|one| one.1 == Holder::Snapshot);
+                snapshots.any(|one| holds(&one, **block))
+            };
+            let num_saved = blocks.iter().take_while(is_saved).count();
+            assert_eq!(runs.num_saved(*path) as usize, num_saved);
+            if *holder == Holder::Lease {
+                let others = || held.iter().enumerate().filter(|(other, _)| *other != index);
+                let mut leases = || others().filter(|(_, one)| one.1 == Holder::Lease);
+                let is_alone = |block: &&BlockId| leases().all(|(_, one)| !holds(&one, **block));
+                let num_alone = blocks.iter().filter(is_alone).count();
+                assert_eq!(runs.num_leased_alone(*path) as usize, num_alone);
             }
             if *holder == Holder::Snapshot {
                 let others = || held.iter().enumerate().filter(|(other, _)| *other != index);

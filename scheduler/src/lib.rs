@@ -48,12 +48,12 @@
 //!    saved or its maker is gone: requests that arrive together with one prefix compute it once.
 //! 2. *Memory.* A sequence enters with blocks for all tokens known of it and a slot, or not at all.
 //!    From then on it wants at most one block a step. If that one is short, first snapshots go, then
-//!    the last running sequence in that order yields: it gives back everything, keeps its tokens and returns to
-//!    its place in the queue. What it had computed is a snapshot from then on, which may go to the host
+//!    a running sequence yields, of the lowest priority the one that is rebuilt most cheaply (`preempt`):
+//!    it gives back everything, keeps its tokens and returns to its place in the queue. What it had computed is a snapshot from then on, which may go to the host
 //!    or be evicted like any other; what is gone when its turn comes is computed again. Nobody enters
 //!    in a step in which somebody yielded.
-//! 3. *Progress.* The first sequence in that order never yields to another, and alone it always fits: what could
-//!    never fit was refused by `add`.
+//! 3. *Progress.* The first running sequence in that order never yields to another, and alone it always
+//!    fits: what could never fit was refused by `add`. Whoever has yielded is dearer the next time.
 //! 4. *In flight.* Between `schedule` and `update` a row's memory belongs to the runner. Whoever is
 //!    aborted then keeps its memory until `update`, which drops its result.
 //! 5. *Saving.* Rows carry places where their state is copied on the way: where messages begin, at the

@@ -77,7 +77,7 @@ impl Scheduler {
     }
 
     /// Running sequences that want one token. They alone may need a block, so they alone make others
-    /// yield: those who stand last, who come later here and are not planned yet.
+    /// yield, of those who are not planned yet.
     fn plan_single_tokens(&mut self, plan: &mut Plan) {
         for id in self.running_ids() {
             if plan.budget == 0 {
@@ -86,7 +86,7 @@ impl Scheduler {
             // It may have yielded to one before it.
             let sequence = &self.sequences[&id];
             let wants_one = sequence.status() == Status::Running && sequence.span().len() == 1;
-            if wants_one && self.make_room(id) {
+            if wants_one && self.make_room(plan, id) {
                 self.plan_row(plan, id, 1);
             }
         }

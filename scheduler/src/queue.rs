@@ -16,7 +16,7 @@ pub(crate) fn rank(priority: i8, arrived: u64) -> i64 {
 }
 
 /// Sequences by rank, and of equals the oldest first. Whoever was preempted keeps the rank and so
-/// returns near the head of those who wait; whoever stands last of those who run yields first.
+/// returns near the head of those who wait.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
     line: BTreeSet<(i64, SequenceId)>,
@@ -46,10 +46,6 @@ impl Line {
 
     pub(crate) fn head(&self) -> Option<SequenceId> {
         self.line.first().map(|&(_, id)| id)
-    }
-
-    pub(crate) fn last(&self) -> Option<SequenceId> {
-        self.line.last().map(|&(_, id)| id)
     }
 
     /// The next in line behind `id`, which is there.
@@ -89,7 +85,6 @@ mod tests {
             queue.insert(SequenceId(id), rank);
         }
         assert_eq!((queue.len(), queue.head()), (5, Some(SequenceId(7))));
-        assert_eq!(queue.last(), Some(SequenceId(1)));
         assert!(queue.contains(SequenceId(5)) && !queue.contains(SequenceId(6)));
         assert_eq!(queue.after(SequenceId(7)), Some(SequenceId(2)));
         assert_eq!(queue.after(SequenceId(2)), Some(SequenceId(5)));

@@ -53,6 +53,8 @@ pub(crate) struct Sequence {
     marks: Vec<Mark>,
     /// Length of the last snapshot that it came from or left behind.
     num_saved: u32,
+    /// How often it had to yield.
+    pub(crate) num_yields: u32,
     /// While it waits: for whose snapshot, and where.
     pub(crate) awaited: Option<(SequenceId, u32)>,
     /// Scores of prompt tokens so far, as long as they are wanted and undelivered.
@@ -99,6 +101,7 @@ impl Sequence {
             num_cached: None,
             marks: Vec::new(),
             num_saved: 0,
+            num_yields: 0,
             awaited: None,
             scores: wants_scores.then(Vec::new),
             status: Status::Waiting,
@@ -276,6 +279,7 @@ impl Sequence {
         let lease = self.lease.take().expect("a running sequence has a lease");
         self.give_back(lease, cache, SnapshotKind::Yielded);
         self.status = Status::Waiting;
+        self.num_yields += 1;
         self.num_computed = 0;
         self.marks.clear();
         self.next_table.clear();

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use scheduler::{
     AdmissionError, BlockId, FinishReason, HostBlockId, HostSlotId, Request, RequestId,
-    RequestOutput, Row, SchedulerConfig, SchedulerOutput, SequenceId, SlotId, StateOp,
-    TokenLogprobs,
+    RequestOutput, Row, Scheduler, SchedulerConfig, SchedulerOutput, SequenceId, SlotId, Standing,
+    StateOp, TokenLogprobs,
 };
 
 use crate::reference::{Expected, expect};
@@ -188,6 +188,8 @@ fn check_saves(scenario: &Scenario, row: &Row, slots: &mut BTreeSet<SlotId>) {
 struct Client {
     request: Request,
     choice: u32,
+    /// Step in which it came.
+    arrived: u64,
     expected: Expected,
     tokens: Vec<u32>,
     logprobs: Vec<TokenLogprobs>,
@@ -209,6 +211,14 @@ enum End {
     Faulted,
 }
 
+/// One who holds memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seat {
+    sequence: SequenceId,
+    rank: i64,
+    priority: i8,
+}
+
 /// All clients, and the true history of every sequence.
 #[derive(Debug, Default)]
 pub(crate) struct Clients {
@@ -217,12 +227,13 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    pub(crate) fn admit(&mut self, scenario: &Scenario, request: &Request) {
+    pub(crate) fn admit(&mut self, scenario: &Scenario, request: &Request, arrived: u64) {
         for choice in 0..request.num_choices {
             let max = scenario.config.max_model_len;
             self.clients.push(Client {
                 request: request.clone(),
                 choice,
+                arrived,
                 expected: expect(request, choice, max, scenario.vocabulary, scenario.poison),
                 tokens: Vec::new(),
                 logprobs: Vec::new(),
@@ -246,6 +257,59 @@ impl Clients {
             if client.request.id == id && chosen && client.end == End::Open {
                 client.end = End::Left;
             }
+        }
+    }
+
+    /// Those who hold memory between two steps.
+    pub(crate) fn running(&self, scheduler: &Scheduler) -> Vec<Seat> {
+        let mut seats: Vec<Seat> = Vec::new();
+        for (index, client) in self.clients.iter().enumerate() {
+            let standing = scheduler.standing(client.request.id, client.choice);
+            if client.end == End::Open && standing == Some(Standing::Running) {
+                let priority = client.request.priority;
+                // 256 steps of waiting make up for a level.
+                let rank = client.arrived as i64 - 256 * i64::from(priority);
+                seats.push(Seat {
+                    sequence: SequenceId(index as u64),
+                    rank,
+                    priority,
+                });
+            }
+        }
+        seats.sort_by_key(|seat| (seat.rank, seat.sequence));
+        seats
+    }
+
+    /// The most senior of those who ran does not yield; whoever does is worth no more than those who
+    /// could have in its stead; and somebody else gets on.
+    pub(crate) fn check_yields(
+        &self,
+        before: &[Seat],
+        scheduler: &Scheduler,
+        plan: &SchedulerOutput,
+    ) {
+        let stays = |seat: &&Seat| {
+            let client = &self.clients[seat.sequence.0 as usize];
+            let standing = scheduler.standing(client.request.id, client.choice);
+            standing != Some(Standing::Preempted)
+        };
+        let (stayed, yielded): (Vec<&Seat>, Vec<&Seat>) = before.iter().partition(stays);
+        if yielded.is_empty() {
+            return;
+        }
+        let first = before.first().expect("somebody yielded");
+        assert!(stays(&first), "{first:?} is the most senior and yields");
+        let is_planned = |seat: &Seat| plan.rows.iter().any(|row| row.sequence == seat.sequence);
+        assert!(
+            stayed.iter().any(|seat| is_planned(seat)),
+            "for nobody's sake"
+        );
+        let spared = stayed
+            .iter()
+            .filter(|seat| !is_planned(seat) && **seat != first);
+        for spared in spared {
+            let all_are_worth_less = yielded.iter().all(|one| one.priority <= spared.priority);
+            assert!(all_are_worth_less, "{yielded:?} yield, {spared:?} does not");
         }
     }
 

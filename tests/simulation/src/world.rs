@@ -130,7 +130,8 @@ impl World<'_> {
         let idle = self.scheduler.stats().num_waiting == 0;
         check_admission(self.scenario, request, idle.then_some(0), &answer);
         if answer.is_ok() {
-            self.clients.admit(self.scenario, request);
+            let arrived = self.scheduler.stats().num_steps;
+            self.clients.admit(self.scenario, request, arrived);
         }
         self.scheduler.check_invariants();
     }
@@ -138,6 +139,7 @@ impl World<'_> {
     /// Returns whether there was anything to do.
     fn step(&mut self, turn: u32) -> bool {
         let before = self.scheduler.stats();
+        let running = self.clients.running(&self.scheduler);
         let Some(plan) = self.scheduler.schedule() else {
             assert_eq!(
                 (before.num_running, before.num_waiting),
@@ -149,6 +151,7 @@ impl World<'_> {
         self.scheduler.check_invariants();
         check_plan(self.scenario, &plan);
         self.clients.check_rows(&plan, &self.scenario.config);
+        self.clients.check_yields(&running, &self.scheduler, &plan);
         self.check_decodes(&plan, &before);
         self.count(&plan);
         self.report.plans.push(plan.clone());
