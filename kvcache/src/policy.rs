@@ -210,9 +210,9 @@ pub struct Policy {
     pub min_half_life: f64,
     /// The same as a multiple of the age at which others of the class were hit.
     pub patience: f64,
-    /// Younger ones, in uses of the whole cache, go after all others when slots are short: what was just
-    /// computed gets its chance to be of use to whoever comes next. Not when blocks are: one that takes
-    /// many would drive out all others.
+    /// Younger ones, in uses of the whole cache, go after all others when slots are short, if they stand
+    /// where another text may follow and nobody has come yet: they get their chance to be of use to
+    /// whoever comes next. Not when blocks are short: one that takes many would drive out all others.
     pub grace: u64,
     /// Less than this is not worth moving to the host and back, in blocks.
     pub min_swap_blocks: u32,
@@ -252,9 +252,9 @@ impl Policy {
             likelihood: self.likelihood(habits, class),
             lives_per_use: 1.0 / half_life.max(self.min_half_life),
             is_crossroads: class.num_hits > 2,
-            grace: match short {
-                Short::Slots => self.grace,
-                Short::Blocks => 0,
+            grace: match (short, class.kind, class.num_hits) {
+                (Short::Slots, SnapshotKind::Boundary | SnapshotKind::Branch, 0) => self.grace,
+                _ => 0,
             },
         }
     }
@@ -404,6 +404,10 @@ mod tests {
                 short,
                 num_saved_tokens,
                 last_use,
+                class: Class {
+                    kind: SnapshotKind::Boundary,
+                    ..TIP
+                },
                 ..USUAL
             };
             policy.score(&Habits::default(), &candidate, 1000)

@@ -494,7 +494,7 @@ mod tests {
             assert_eq!(runs.num_saved(*path) as usize, num_saved);
             if *holder == Holder::Lease {
                 let others = || held.iter().enumerate().filter(|(other, _)| *other != index);
-                let mut leases = || others().filter(|(_, one)| one.1 == Holder::Lease);
+                let leases = || others().filter(|(_, one)| one.1 == Holder::Lease);
                 let is_alone = |block: &&BlockId| leases().all(|(_, one)| !holds(&one, **block));
                 let num_alone = blocks.iter().filter(is_alone).count();
                 assert_eq!(runs.num_leased_alone(*path) as usize, num_alone);
