@@ -40,6 +40,12 @@ impl Batch {
             positions,
         }
     }
+
+    /// Most tokens of a row.
+    pub(crate) fn longest_row(&self) -> usize {
+        let rows = self.layout.rows.iter();
+        rows.map(RowLayout::num_tokens).max().unwrap_or(0)
+    }
 }
 
 fn of_row(row: &Row, save: Save) -> StateSave {

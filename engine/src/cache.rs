@@ -4,7 +4,7 @@
 //! every write into a copy of the whole pool.
 
 use burn::tensor::{DType, Device, Tensor};
-use kernels::{KvFormat, KvPool, KvTensor, Layout, StatePool};
+use kernels::{KvFormat, KvPool, KvTensor, Layout, Rings, StatePool};
 use scheduler::{CacheConfig, StateOp};
 
 use crate::host_cache::HostCache;
@@ -164,6 +164,13 @@ impl DeviceCache {
         let (result, pool) = f(pool);
         self.states[layer] = Some(pool);
         result
+    }
+
+    /// Where rows keep drafts; `None` if none may have any, or no layer has a state.
+    pub(crate) fn rings(&self) -> Option<Rings> {
+        let pool = self.states.first()?.as_ref().expect(PUT_BACK);
+        let [num_slots, len, _] = pool.ring.as_ref()?.dims();
+        Some(Rings { num_slots, len })
     }
 
     /// The hidden vectors of some slots, `[slots, H]`; `None` without drafts.

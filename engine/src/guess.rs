@@ -20,9 +20,11 @@ use scheduler::{Row, RowFault, RowOutput, Sample};
 
 use crate::batch::Batch;
 use crate::cache::DeviceCache;
+use crate::decode::{DecodeGraphs, Pass};
+use crate::error::EngineError;
 use crate::layers::draft::{Asked, FIRST_PAIR};
-use crate::model::nemotron_h::{NemotronH, gather};
-use crate::read_out::{Position, read_out};
+use crate::model::nemotron_h::NemotronH;
+use crate::read_out::{Position, logits_at_once, read_out};
 use crate::verify;
 
 /// The hidden states that a step's pairs are made of.
@@ -39,18 +41,22 @@ pub(crate) fn needs_hidden(row: &Row) -> bool {
 }
 
 /// Lets the draft block see the rows that want guesses, and writes the guesses into their outputs. A
-/// block that answers NaN, which the model need not mind, guesses nothing. Returns how many passes through
-/// the block that took.
+/// block that answers NaN, which the model need not mind, guesses nothing. Returns how many passes
+/// through the block that took.
+///
+/// # Errors
+/// A recorded pass cannot be replayed.
 pub(crate) fn guess(
     model: &NemotronH,
     cache: &mut DeviceCache,
+    mut graphs: Option<&mut DecodeGraphs>,
     (rows, batch): (&[Row], &Batch),
     hidden: Hidden,
     outputs: &mut [Result<RowOutput, RowFault>],
-) -> u32 {
+) -> Result<u32, EngineError> {
     let mut pairs = FirstPairs::new(rows, batch, &hidden, outputs);
     if pairs.ids.is_empty() {
-        return 0;
+        return Ok(0);
     }
     let block_size = cache.block_size;
     let source = match hidden.before {
@@ -63,12 +69,19 @@ pub(crate) fn guess(
         guessers.iter().enumerate().map(Guesser::row).collect(),
         block_size,
     );
-    let asked = Asked {
-        places: &pairs.asked,
-        layout: &looking,
+    let asked = pairs.asked.iter().map(|at| *at as u32);
+    let first = Pass {
+        ids: pairs.ids,
+        source: &source,
+        places: &pairs.sources,
+        layout: &layout,
+        asked: &Asked {
+            places: Some(&asked.collect::<Vec<_>>().into()),
+            layout: &looking,
+        },
+        step_tokens: batch.longest_row(),
     };
-    let before = gather(&source, &pairs.sources);
-    let mut own = model.draft(pairs.ids, before, &layout, &asked, cache);
+    let mut own = first.run(graphs.as_deref_mut(), model, cache)?;
     let mut num_passes = 1;
     while let Some(hidden) = own.take() {
         let guesses = draw(model, &hidden, &guessers);
@@ -89,7 +102,6 @@ pub(crate) fn guess(
         if going.is_empty() {
             break;
         }
-        let hidden = gather(&hidden, &going);
         let mut at = 0;
         guessers.retain(|_| {
             at += 1;
@@ -100,15 +112,21 @@ pub(crate) fn guess(
             guessers.iter().enumerate().map(Guesser::row).collect(),
             block_size,
         );
-        let places: Vec<usize> = (0..guessers.len()).collect();
-        let asked = Asked {
-            places: &places,
+        let next = Pass {
+            ids,
+            source: &hidden,
+            places: &going,
             layout: &layout,
+            asked: &Asked {
+                places: None,
+                layout: &layout,
+            },
+            step_tokens: 0,
         };
-        own = model.draft(ids, hidden, &layout, &asked, cache);
+        own = next.run(graphs.as_deref_mut(), model, cache)?;
         num_passes += 1;
     }
-    num_passes
+    Ok(num_passes)
 }
 
 /// What each guesser would draw from the logits of its hidden state.
@@ -116,7 +134,8 @@ fn draw(model: &NemotronH, hidden: &Tensor<2>, guessers: &[Guesser<'_>]) -> Vec<
     let all: Vec<usize> = (0..guessers.len()).collect();
     let samples: Vec<Sample> = guessers.iter().map(Guesser::sample).collect();
     let mut guesses = Vec::with_capacity(all.len());
-    for (places, samples) in all.chunks(AT_ONCE).zip(samples.chunks(AT_ONCE)) {
+    let at_once = logits_at_once(&hidden.device(), all.len(), 0);
+    for (places, samples) in all.chunks(at_once).zip(samples.chunks(at_once)) {
         let logits = model.logits(hidden, places);
         let positions: Vec<Position<'_>> = samples
             .iter()
@@ -127,9 +146,6 @@ fn draw(model: &NemotronH, hidden: &Tensor<2>, guessers: &[Guesser<'_>]) -> Vec<
     }
     guesses
 }
-
-/// Rows of logits at once.
-const AT_ONCE: usize = 64;
 
 /// A row that wants guesses.
 struct Guesser<'a> {

@@ -20,7 +20,7 @@
 //! | `sampler/`, `noise` | logits to tokens and log-probabilities, a function of (logits, seed, index) |
 //! | `guess` | guesses at the tokens that follow, by the draft block |
 //! | `verify` | rows with drafts: what is drawn where, how far the drafts come true |
-//! | `decode` | decode steps recorded per bucket and replayed as one launch, on GPUs |
+//! | `decode` | steps and draft passes recorded per bucket and replayed as one launch, on GPUs |
 //! | `model_runner` | implements `scheduler::Runner`; decides nothing |
 //! | `quantize/` | a checkpoint written anew in FP8 or NVFP4 |
 //! | `parallel` | several ranks as one runner: a thread each, and the sum between them |

@@ -83,6 +83,11 @@ impl ModelRunner {
         }
     }
 
+    #[cfg(all(test, feature = "vulkan"))]
+    pub(crate) fn graphs(&self) -> Option<&DecodeGraphs> {
+        self.graphs.as_ref()
+    }
+
     /// A rank that takes part in every step and answers none: its results have no rows.
     pub(crate) fn silent(mut self) -> Self {
         self.draws = false;
@@ -118,7 +123,7 @@ impl ModelRunner {
         let mut outcomes: Vec<Result<RowOutput, RowFault>> =
             rows.iter().map(|_| Ok(RowOutput::default())).collect();
         let mut owners = owners.into_iter();
-        let at_once = logits_at_once(&hidden.device(), rows.len());
+        let at_once = logits_at_once(&hidden.device(), rows.len(), num_drafts(rows));
         let chunks = batch.positions.chunks(at_once);
         for (positions, wanted) in chunks.zip(wanted.chunks(at_once)) {
             let logits = self.model.logits(hidden, positions);
@@ -137,7 +142,7 @@ impl ModelRunner {
         rows: &[Row],
         (batch, hidden): (Batch, Hidden),
         outcomes: &mut [Result<RowOutput, RowFault>],
-    ) -> u32 {
+    ) -> Result<u32, EngineError> {
         let drafted = (0..rows.len()).filter(|at| rows[*at].drafting.num_drafts > 0);
         let moves = drafted.map(|at| {
             let num_drawn = outcomes[at]
@@ -156,6 +161,7 @@ impl ModelRunner {
         guess::guess(
             &self.model,
             &mut self.cache,
+            self.graphs.as_mut(),
             (rows, &batch),
             hidden,
             outcomes,
@@ -254,7 +260,7 @@ impl Runner for ModelRunner {
                 if self.model.drafts() {
                     let mut stopwatch = step.stopwatch;
                     stopwatch.lap();
-                    let num_passes = self.go_on(&step.rows, (batch, hidden), &mut outcomes);
+                    let num_passes = self.go_on(&step.rows, (batch, hidden), &mut outcomes)?;
                     self.times.extend(stopwatch.stop(num_passes));
                 }
                 if self.draws {
@@ -265,7 +271,7 @@ impl Runner for ModelRunner {
                     }));
                 }
             } else {
-                let at_once = logits_at_once(&hidden.step.device(), step.rows.len());
+                let at_once = logits_at_once(&hidden.step.device(), step.rows.len(), 0);
                 for positions in batch.positions.chunks(at_once) {
                     self.model.logits(&hidden.step, positions);
                 }
@@ -284,6 +290,12 @@ impl Runner for ModelRunner {
 
 /// Between the tokens of a step of the warm-up; a prime.
 const TOKEN_STRIDE: usize = 7919;
+
+/// Drafts of all rows.
+fn num_drafts(rows: &[Row]) -> usize {
+    let of_row = |row: &Row| row.drafting.num_drafts as usize;
+    rows.iter().map(of_row).sum()
+}
 
 /// A step of which nothing stays: all rows write to the padding block, and each to a slot that must be
 /// zeroed behind it. For a time when no slot has an owner; rows of one step may not share one.

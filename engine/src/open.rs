@@ -11,7 +11,7 @@ use scheduler::{
     DraftCost, Drafting, RowMasks, Runner, SchedulerConfig, SchedulerOutput, StepResult, StepTime,
 };
 
-use crate::buckets::{decode_buckets, recorded_buckets};
+use crate::buckets::{decode_buckets, recorded_buckets, recorded_draft_buckets};
 use crate::cache::{DeviceCache, KvScales};
 use crate::checkpoint::Checkpoint;
 use crate::config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource, StateDtypeChoice};
@@ -119,8 +119,9 @@ impl Engine {
                 memory::bytes(host_memory)
             )));
         }
+        let [max_rows, max_drafts] = [config.max_num_seqs, config.max_drafts].map(|n| n as usize);
         let plan_for = |rank: usize, model: &ModelConfig, weights: u64| {
-            let at_once = logits_at_once(&devices[rank], config.max_num_seqs as usize);
+            let at_once = logits_at_once(&devices[rank], max_rows, max_rows * max_drafts);
             let workspace = memory::workspace(model, config.max_num_batched_tokens, at_once);
             let fraction = config.memory_fraction;
             let own = device::memory(config.device, rank, &devices[rank])?;
@@ -403,7 +404,7 @@ impl Opened {
         // A recorded step would have to hold what ranks say to each other.
         let graphs = peers
             .is_none()
-            .then(|| DecodeGraphs::new(device, self.plan.max_num_seqs));
+            .then(|| DecodeGraphs::new(device, self.plan.max_num_seqs, self.config.max_drafts));
         let loaded = NemotronH::load(weights, model, peers, &mut loader);
         let kv_scales = &self.kv_scales;
         let cache = DeviceCache::new(
@@ -466,6 +467,7 @@ impl Opened {
         let block_size = self.config.block_size;
         let max_blocks = self.plan.max_model_len.div_ceil(block_size) as usize;
         let recordings = recorded_buckets(max_num_seqs, max_blocks).into_iter();
+        let drafted = recorded_draft_buckets(max_num_seqs, max_drafts).into_iter();
         decode_buckets(max_num_seqs)
             .into_iter()
             .flat_map(|num_rows| [step(num_rows)].into_iter().chain(drafts(num_rows)))
@@ -475,6 +477,10 @@ impl Opened {
                 num_blocks,
                 is_recording: true,
                 ..step(num_rows)
+            }))
+            .chain(drafted.map(|(num_rows, depth)| WarmUp {
+                is_recording: true,
+                ..with_drafts(num_rows, depth)
             }))
             .chain(timed)
             .collect()

@@ -16,6 +16,9 @@ use crate::sampler::{self, Ask};
 /// Rows of logits that are on the host at once: one of a large vocabulary is half a megabyte, and
 /// scoring a long prompt needs thousands.
 const LOGIT_ROWS: usize = 64;
+/// Rows of logits at once where drafts make them more than the sequences: 256 MB of a vocabulary of
+/// 131,072.
+const MAX_DRAWS: usize = 512;
 /// Operations that finishing a draw from a shortlist takes: its lists are sorted.
 const SHORTLIST_COST: usize = 20_000;
 
@@ -120,12 +123,14 @@ impl<'a> Position<'a> {
 }
 
 /// Positions whose logits are computed at once. Those of a decode step on a GPU all are, so that the
-/// head is read once, and read back once; a processor has them in its own memory and gains nothing.
-pub(crate) fn logits_at_once(device: &Device, num_rows: usize) -> usize {
+/// head is read once, and read back once; and those behind drafts as far as they are
+/// [`MAX_DRAWS`] together. A processor has them in its own memory and gains nothing.
+pub(crate) fn logits_at_once(device: &Device, num_rows: usize, num_drafts: usize) -> usize {
     if kernels::is_cpu(device) {
         LOGIT_ROWS
     } else {
-        LOGIT_ROWS.max(num_rows)
+        let num_draws = (num_rows + num_drafts).min(MAX_DRAWS);
+        LOGIT_ROWS.max(num_rows).max(num_draws)
     }
 }
 

@@ -146,14 +146,20 @@ impl Layout {
         }
     }
 
-    /// The layout of rows of one token each that were put on the device before, and may change
-    /// there. On the host they are padding.
+    /// The layout of rows of as many tokens each that were put on the device before, and may change
+    /// there. On the host they are padding, with drafts if their states go in waves.
     #[cfg(feature = "cube")]
-    pub(crate) fn fixed(index: &cube_kernels::StepIndex) -> Self {
+    pub(crate) fn fixed(
+        index: &cube_kernels::StepIndex,
+        waves: Option<&std::sync::Arc<crate::conv_and_scan::waves::Waves>>,
+    ) -> Self {
+        let len = index.max_row_tokens;
+        let start = index.first_position;
         let rows = (0..index.num_rows).map(|at| RowLayout {
-            tokens: at..at + 1,
-            start: 0,
-            blocks: vec![0],
+            tokens: at * len..(at + 1) * len,
+            start,
+            blocks: vec![0; (start + len).div_ceil(index.block_size)],
+            num_drafts: if waves.is_some() { len - 1 } else { 0 },
             ..RowLayout::default()
         });
         Self {
@@ -161,7 +167,9 @@ impl Layout {
             block_size: index.block_size,
             first_position: index.first_position,
             index: crate::cube::StepCell::preset(index.clone()),
-            waves: crate::conv_and_scan::waves::WavesCell::default(),
+            waves: waves.map_or_else(Default::default, |waves| {
+                crate::conv_and_scan::waves::WavesCell::preset(waves.clone())
+            }),
         }
     }
 

@@ -133,5 +133,5 @@ pub use shortlist::{
     shortlist,
 };
 pub use ssm_scan::{ScanParameters, ssm_scan};
-pub use step_inputs::StepInputs;
+pub use step_inputs::{Rings, StepInputs, StepShape};
 pub use team::{num_threads, set_num_threads, set_num_threads_here, share};

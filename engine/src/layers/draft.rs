@@ -14,7 +14,7 @@
 //! in place of `h`.
 
 use burn::tensor::Tensor;
-use kernels::Layout;
+use kernels::{Layout, TokenIds};
 
 use super::attention::Attention;
 use super::linear::Linear;
@@ -23,7 +23,6 @@ use super::norm::Norm;
 use crate::cache::DeviceCache;
 use crate::model::config::ModelConfig;
 use crate::model::load::Loader;
-use crate::model::nemotron_h::gather;
 use crate::model::weights::DraftWeights;
 use crate::parallel::Peers;
 
@@ -55,10 +54,19 @@ pub(crate) struct Pairs<'a> {
 
 /// Which pairs guess; the others are only remembered.
 pub(crate) struct Asked<'a> {
-    /// Places in `T`, ascending.
-    pub(crate) places: &'a [usize],
+    /// Places in `T`, ascending; `None`: all of them.
+    pub(crate) places: Option<&'a TokenIds>,
     /// The same as rows of their own, `[A]`.
     pub(crate) layout: &'a Layout,
+}
+
+impl Asked<'_> {
+    /// Their rows of `x`.
+    fn of(&self, x: &Tensor<2>) -> Tensor<2> {
+        // A token's vector is a row of a table, too.
+        self.places
+            .map_or_else(|| x.clone(), |places| kernels::embedding(x, places))
+    }
 }
 
 impl Draft {
@@ -104,13 +112,13 @@ impl Draft {
             .forward(Tensor::cat(vec![tokens, hidden], 1));
         let input = self.attention_norm.forward(x.clone());
         let written = (input.clone(), pairs.layout);
-        if asked.places.is_empty() {
+        if asked.layout.rows.is_empty() {
             self.attention.remember(written, cache);
             return None;
         }
-        let looking = (gather(&input, asked.places), asked.layout);
+        let looking = (asked.of(&input), asked.layout);
         let mixed = sum(self.attention.forward_some(written, looking, cache));
-        let residual = gather(&x, asked.places);
+        let residual = asked.of(&x);
         let (residual, input) = self.experts_norm.add(residual, mixed);
         let mixed = sum(self.experts.forward(input));
         Some(self.norm.add(residual, mixed).1)

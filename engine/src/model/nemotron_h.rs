@@ -132,23 +132,20 @@ impl NemotronH {
         self.vocab_size
     }
 
-    /// Lets the draft block remember pairs of a token and the hidden state before it, `[T, H]`; its own
-    /// hidden states of those asked, `[A, H]`, which [`logits`](Self::logits) reads, or `None` if none
-    /// are.
+    /// What the model begins with, `[T, H]`.
+    pub(crate) fn embed(&self, ids: &TokenIds) -> Tensor<2> {
+        self.embedding.forward(ids)
+    }
+
+    /// Lets the draft block remember pairs of a token and the hidden state before it; its own hidden
+    /// states of those asked, `[A, H]`, which [`logits`](Self::logits) reads, or `None` if none are.
     pub(crate) fn draft(
         &self,
-        ids: Vec<u32>,
-        hidden: Tensor<2>,
-        layout: &Layout,
+        pairs: Pairs<'_>,
         asked: &Asked<'_>,
         cache: &mut DeviceCache,
     ) -> Option<Tensor<2>> {
         let draft = self.draft.as_ref().expect("whoever drafts has a block");
-        let pairs = Pairs {
-            tokens: self.embedding.forward(&ids.into()),
-            hidden,
-            layout,
-        };
         draft.forward(pairs, asked, cache, self.peers.as_ref())
     }
 

@@ -40,6 +40,38 @@ impl RowMoves {
         }
     }
 
+    /// `len` moves between matrices of `bounds` rows, at addresses that [`rewrite`](Self::rewrite)
+    /// keeps. At first all are from row 0 to row 0.
+    pub fn fixed(client: &Client, len: usize, bounds: [usize; 2]) -> Self {
+        let zeros = vec![0_u32; len];
+        Self {
+            from: Buffer::upload(client, &zeros),
+            to: Buffer::upload(client, &zeros),
+            bounds,
+        }
+    }
+
+    /// Puts other moves in place, and `filler` for those that are missing: it alone may come more than
+    /// once, to a row that nobody reads.
+    ///
+    /// # Panics
+    /// If there are more, or between rows beyond the bounds.
+    pub fn rewrite(&self, client: &Client, moves: &[(usize, usize)], filler: (usize, usize)) {
+        let (len, [from_bound, to_bound]) = (self.len(), self.bounds);
+        assert!(moves.len() <= len, "{} of {len} moves", moves.len());
+        let list = |of: fn(&(usize, usize)) -> usize, bound: usize| -> Vec<u32> {
+            let filled = moves.iter().chain(std::iter::repeat(&filler)).take(len);
+            let of = |pair| {
+                let row = of(pair);
+                assert!(row < bound, "row {row} of {bound}");
+                row as u32
+            };
+            filled.map(of).collect()
+        };
+        self.from.write(client, &list(|pair| pair.0, from_bound));
+        self.to.write(client, &list(|pair| pair.1, to_bound));
+    }
+
     /// How many rows move.
     pub fn len(&self) -> usize {
         self.from.len()

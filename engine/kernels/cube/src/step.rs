@@ -73,19 +73,31 @@ impl StepIndex {
         self
     }
 
-    /// The index of `num_rows` rows of one token each and of any context up to `table_stride`
-    /// blocks, at addresses that [`rewrite`](Self::rewrite) keeps. All rows are padding at first.
-    pub fn decode(
+    /// The index of `num_rows` rows of `row_tokens` tokens each and of any context up to
+    /// `table_stride` blocks, at addresses that [`rewrite`](Self::rewrite) keeps. All rows are padding
+    /// at first.
+    pub fn fixed(
         client: &Client,
         num_rows: usize,
+        row_tokens: usize,
         table_stride: usize,
         block_size: usize,
     ) -> Self {
-        let padding = vec![RowIndex::padding(); num_rows];
+        let padding = vec![RowIndex::padding(row_tokens); num_rows];
         Self {
             max_context: table_stride * block_size,
             ..Self::with_stride(client, &padding, table_stride, block_size)
         }
+    }
+
+    /// The index of `num_rows` rows of up to `max_row_tokens` tokens, of which states absorb some, at
+    /// addresses that [`rewrite_some`](Self::rewrite_some) keeps. Its tokens are as many as there can
+    /// be. Only for kernels that go row by row: what it says of single tokens stays as it was.
+    pub fn fixed_some(client: &Client, num_rows: usize, max_row_tokens: usize) -> Self {
+        let padding = vec![RowIndex::padding(max_row_tokens); num_rows];
+        // No blocks: a state has none.
+        let index = Self::with_stride(client, &padding, 0, 1);
+        index.absorbing(client, &padding, &vec![0; num_rows])
     }
 
     fn with_stride(
@@ -156,17 +168,23 @@ impl StepIndex {
         buffer
     }
 
-    /// Puts other rows of one token each in place; those that are missing become padding.
+    /// Puts other rows of as many tokens in place; those that are missing become padding.
     ///
     /// # Panics
     /// If there are more rows, or longer tables, than the index was made for.
     pub fn rewrite(&self, client: &Client, mut rows: Vec<RowIndex>) {
-        assert!(rows.len() <= self.num_rows, "rows of a decode step");
+        let num_tokens = self.max_row_tokens;
+        assert!(rows.len() <= self.num_rows, "rows of a recorded step");
         assert!(
-            rows.iter().all(|row| row.num_tokens == 1),
-            "one token per row"
+            rows.iter().all(|row| row.num_tokens == num_tokens),
+            "{num_tokens} tokens per row"
         );
-        rows.resize(self.num_rows, RowIndex::padding());
+        let padding = RowIndex {
+            // Where there is something to look at.
+            start: self.first_position,
+            ..RowIndex::padding(num_tokens)
+        };
+        rows.resize(self.num_rows, padding);
         // The tokens' rows and the rows' tokens never change.
         let lists = Lists::of(&rows, self.table_stride);
         self.token_positions.write(client, &lists.token_positions);
@@ -174,13 +192,35 @@ impl StepIndex {
         self.row_slots.write(client, &lists.row_slots);
         self.tables.write(client, &lists.tables);
     }
+
+    /// Puts other rows in place, whose states absorb so many tokens.
+    ///
+    /// # Panics
+    /// If they are not as many as there were, or longer than they may be.
+    pub fn rewrite_some(&self, client: &Client, rows: &[RowIndex], absorbed: &[usize]) {
+        assert_eq!([rows.len(), absorbed.len()], [self.num_rows; 2], "rows");
+        let longest = rows.iter().map(|row| row.num_tokens).max().unwrap_or(0);
+        assert!(
+            longest <= self.max_row_tokens,
+            "{longest} tokens in a row of at most {}",
+            self.max_row_tokens
+        );
+        let lists = Lists::of(rows, 0);
+        let absorbed: Vec<u32> = absorbed.iter().map(|count| *count as u32).collect();
+        self.row_tokens.write(client, &lists.row_tokens);
+        self.row_starts.write(client, &lists.row_starts);
+        self.row_slots.write(client, &lists.row_slots);
+        let to = self.row_absorbed.as_ref();
+        to.expect("of all of whose tokens nothing has to be said")
+            .write(client, &absorbed);
+    }
 }
 
 impl RowIndex {
     /// A row that belongs to nobody: it reads and writes block 0 and slot 0.
-    fn padding() -> Self {
+    pub fn padding(num_tokens: usize) -> Self {
         Self {
-            num_tokens: 1,
+            num_tokens,
             start: 0,
             slot: 0,
             blocks: Vec::new(),

@@ -2,10 +2,13 @@
 //!
 //! One after the other, but on a GPU in one launch for steps of one token per row: the same bits,
 //! without the way of xbc through memory. Its `cpu.rs` and `reference.rs` are those of the two. Copies
-//! on the way and tokens that are not absorbed are done in `waves.rs` there.
+//! on the way and tokens that are not absorbed are done in `waves.rs` there; `fixed.rs` is the same for
+//! recorded steps.
 
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(feature = "cube")]
+mod fixed;
 #[cfg(feature = "cube")]
 pub(crate) mod waves;
 

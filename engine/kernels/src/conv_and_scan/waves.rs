@@ -5,7 +5,7 @@
 //! Where there is more than one wave, or something is pending, a wave's inputs are gathered first and
 //! its outputs scattered: `4 projected + 4 inner` bytes a token twice, little beside the projections.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Tensor};
 use cube_kernels::{Buffer, Client, Columns, RowIndex, RowMoves, StepIndex, copy_rows, copy_words};
@@ -18,26 +18,26 @@ use crate::{
 /// The pieces of a step, and what rows leave in their rings.
 #[derive(Debug)]
 pub(crate) struct Waves {
-    list: Vec<Wave>,
+    pub(super) list: Vec<Wave>,
     /// From the step's tokens to the rings'.
-    kept: RowMoves,
+    pub(super) kept: RowMoves,
     /// Whether the first wave is the step as it is.
-    is_whole: bool,
-    max_ring: usize,
+    pub(super) is_whole: bool,
+    pub(super) max_ring: usize,
 }
 
 /// A piece of some rows.
 #[derive(Debug)]
-struct Wave {
-    index: StepIndex,
+pub(super) struct Wave {
+    pub(super) index: StepIndex,
     /// From the step's tokens to the wave's.
-    own: RowMoves,
+    pub(super) own: RowMoves,
     /// From the rings' tokens to the wave's.
-    pending: RowMoves,
+    pub(super) pending: RowMoves,
     /// From the wave's tokens to the step's.
-    outputs: RowMoves,
+    pub(super) outputs: RowMoves,
     /// Slots to copy afterwards.
-    copies: Vec<(usize, usize)>,
+    pub(super) copies: Vec<(usize, usize)>,
 }
 
 /// Where a row's pieces end, counted in its own tokens, ascending.
@@ -130,12 +130,13 @@ impl Wave {
 
 /// The waves of a step, made when its first layer asks. Equal to every other, as they say nothing that
 /// the layout does not.
-#[derive(Debug, Default)]
-pub(crate) struct WavesCell(OnceLock<Waves>);
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WavesCell(OnceLock<Arc<Waves>>);
 
-impl Clone for WavesCell {
-    fn clone(&self) -> Self {
-        Self::default()
+impl WavesCell {
+    /// Waves that are on the device already.
+    pub(crate) fn preset(waves: Arc<Waves>) -> Self {
+        Self(waves.into())
     }
 }
 
@@ -175,7 +176,7 @@ pub(super) fn in_waves(
     let waves = layout
         .waves
         .0
-        .get_or_init(|| Waves::new(client, layout, max_ring));
+        .get_or_init(|| Waves::new(client, layout, max_ring).into());
     assert_eq!(waves.max_ring, max_ring, "rings of a model are alike");
 
     let like = |rows, columns| empty(&projected, &[rows, columns], DType::F32);

@@ -7,7 +7,7 @@ use kernels::{Arithmetic, Isa, KvFormat, Layout, RowLayout};
 use safetensors::SafeTensors;
 use scheduler::CacheConfig;
 
-use super::{Asked, FIRST_PAIR};
+use super::{Asked, FIRST_PAIR, Pairs};
 use crate::cache::DeviceCache;
 use crate::checkpoint::Checkpoint;
 use crate::engine_core::LoadProgress;
@@ -134,13 +134,18 @@ impl Bench {
         let asked = places.iter().enumerate();
         let asked = asked.map(|(nth, place)| row(nth..nth + 1, start + place));
         let looking = layout(asked.collect());
+        let places: Vec<u32> = places.iter().map(|at| *at as u32).collect();
         let asked = Asked {
-            places,
+            places: Some(&places.into()),
             layout: &looking,
         };
         let pairs = layout(vec![row(0..ids.len(), start)]);
-        self.model
-            .draft(ids.to_vec(), hidden, &pairs, &asked, &mut self.cache)
+        let pairs = Pairs {
+            tokens: self.model.embed(&ids.to_vec().into()),
+            hidden,
+            layout: &pairs,
+        };
+        self.model.draft(pairs, &asked, &mut self.cache)
     }
 
     fn check(&self, what: &str, own: &Tensor<2>, expect: &[Vec<f32>]) {
