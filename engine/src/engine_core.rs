@@ -117,6 +117,7 @@ where
                 phase = Phase::Step;
                 let mut scheduler = Scheduler::new(config, cache);
                 for time in runner.times() {
+                    tracing::debug!(?time, "a step without anybody's tokens");
                     scheduler.note_time(&time);
                 }
                 shared.status.send_replace(EngineStatus::Ready);
