@@ -200,7 +200,7 @@ impl Runner for ModelRunner {
                 continue;
             }
             if !warm_up.is_timed {
-                self.run_padding(warm_up)?;
+                self.run_untimed(warm_up)?;
             } else if spent_timing < timing::MAX_TIME {
                 let begin = Instant::now();
                 self.time(warm_up)?;

@@ -443,7 +443,8 @@ impl Opened {
         let max_drafts = self.config.max_drafts;
         let drafts = |num_rows| (max_drafts > 0).then(|| with_drafts(num_rows, max_drafts));
         let max_num_seqs = self.plan.max_num_seqs;
-        let weighs_drafts = max_drafts > 0 && self.config.adaptive_drafts;
+        // Ranks run the same steps, and each has a clock of its own: theirs are timed in service.
+        let weighs_drafts = max_drafts > 0 && self.config.adaptive_drafts && self.split.is_none();
         let timed = decode_buckets(max_num_seqs)
             .into_iter()
             .filter(|_| weighs_drafts)

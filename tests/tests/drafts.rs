@@ -334,6 +334,43 @@ fn open_source(
     runner
 }
 
+/// Steps with and without drafts are timed before the first request, smallest first. Several ranks do
+/// not: each has a clock of its own, and all must run the same steps.
+#[test]
+fn what_drafts_cost_is_timed_at_the_start() {
+    for num_ranks in [1, 2] {
+        let config = EngineConfig {
+            device: DeviceChoice::Cpu,
+            cache_memory_bytes: Some(64 << 20),
+            max_num_seqs: 4,
+            max_drafts: 3,
+            adaptive_drafts: true,
+            tensor_parallel_size: num_ranks,
+            ..EngineConfig::new(ModelSource::Folder(fixtures::folder("super")))
+        };
+        let opened = Engine::open(config).expect("the model is sound");
+        let mut runner = opened.into_runner().expect("the weights load");
+        runner.warm_up(&mut |_, _| {}).expect("it runs");
+        let times = runner.times();
+        let timed: Vec<_> = times
+            .iter()
+            .map(|time| (time.num_rows, time.num_drafts, time.num_passes))
+            .collect();
+        assert!(times.iter().all(|time| time.step_ns > 0));
+        // A machine that takes long leaves the larger ones out.
+        let expected = [
+            (1, 0, 0),
+            (1, 1, 1),
+            (2, 0, 0),
+            (2, 2, 1),
+            (4, 0, 0),
+            (4, 4, 1),
+        ];
+        assert!(expected.starts_with(&timed), "{timed:?}");
+        assert_eq!(timed.is_empty(), num_ranks == 2, "{timed:?}");
+    }
+}
+
 /// Greedy and seeded, with everything that looks at what was drawn before.
 fn cases() -> Vec<Case> {
     let prompts = fixtures::expected("super");

@@ -10,7 +10,8 @@ use crate::verify;
 
 /// Longest time for all timed steps of a warm-up together.
 pub(super) const MAX_TIME: Duration = Duration::from_millis(400);
-/// Runs of one of them: at least, and at most, and for how long unless that is fewer.
+/// Runs of one of them: at least, unless one takes as long as all may, and at most, and for how long
+/// unless that is fewer.
 const MIN_RUNS: usize = 3;
 const MAX_RUNS: usize = 9;
 const RUN_TIME: Duration = Duration::from_millis(10);
@@ -58,14 +59,23 @@ impl Stopwatch {
 }
 
 impl ModelRunner {
-    /// Runs a step several times after a first that is not timed, and keeps the medians.
-    pub(super) fn time(&mut self, warm_up: &WarmUp) -> Result<(), EngineError> {
+    /// Runs a step for what it leaves warm.
+    pub(super) fn run_untimed(&mut self, warm_up: &WarmUp) -> Result<(), EngineError> {
         let num_before = self.times.len();
         self.run_padding(warm_up)?;
         self.times.truncate(num_before);
+        Ok(())
+    }
+
+    /// Runs a step several times after a first that is not timed, and keeps the medians.
+    pub(super) fn time(&mut self, warm_up: &WarmUp) -> Result<(), EngineError> {
+        self.run_untimed(warm_up)?;
+        let num_before = self.times.len();
         let begin = Instant::now();
         for num_runs in 0..MAX_RUNS {
-            if num_runs >= MIN_RUNS && begin.elapsed() >= RUN_TIME {
+            let elapsed = begin.elapsed();
+            let is_enough = num_runs >= MIN_RUNS && elapsed >= RUN_TIME;
+            if is_enough || num_runs > 0 && elapsed >= MAX_TIME {
                 break;
             }
             self.run_padding(warm_up)?;
@@ -78,6 +88,7 @@ impl ModelRunner {
 
 /// Of each duration for itself.
 fn median(runs: &[StepTime]) -> Option<StepTime> {
+    let first = runs.first()?;
     let middle = |of: fn(&StepTime) -> u64| {
         let mut all: Vec<u64> = runs.iter().map(of).collect();
         all.sort_unstable();
@@ -86,6 +97,6 @@ fn median(runs: &[StepTime]) -> Option<StepTime> {
     Some(StepTime {
         step_ns: middle(|run| run.step_ns),
         drafting_ns: middle(|run| run.drafting_ns),
-        ..*runs.first()?
+        ..*first
     })
 }
