@@ -29,7 +29,7 @@
 //! | `host_cache` | what of it lies in host memory |
 //! | `handle` | the server's only door in; a dropped stream aborts its request |
 //! | `workbench`, `footprint`, `tally` | steps to measure; what they read and compute; what they chose |
-//! | `draft_costs` | what drafts cost on paper |
+//! | `draft_costs`, `model_runner/timing` | what drafts cost on paper, and by the clock |
 //! | `memory`, `device` | bytes to blocks and slots; CPU or CUDA |
 //! | `machine`, `shapes` | what this machine has; its kernels' self-test at a model's shapes |
 //!
