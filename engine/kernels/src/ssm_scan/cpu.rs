@@ -3,7 +3,10 @@
 //! Lanes run over the state's columns. A chunked form would trade the recurrence for products
 //! whose rounding depends on where chunks begin, which batching must not show.
 //!
-//! F16 states are half the bytes, and rounding them is four times the operations of the recurrence.
+//! F16 states are half the bytes; rounding them takes some four times the instructions of the recurrence.
+//! Of Super's shape, AVX-512, two threads, the better of interleaved runs on a busy machine: 256 tokens of a
+//! row take 2.6 times as long as with f32, one token 2.1 (its state stays in the caches), a token of each
+//! of 8 rows 0.83, of 32 rows 0.99.
 #![allow(unsafe_code)]
 
 use burn::tensor::{DType, Element, Tensor};
