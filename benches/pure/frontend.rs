@@ -1,5 +1,5 @@
 //! The front end's own cost, over a pretend model: CPU time per streamed token, requests per second,
-//! time to the first byte of a long prompt.
+//! time to the first byte of a long prompt and of a turn on a long history. `-- PATH turns` runs the last alone.
 //!
 //! Load comes from this process and the server is another one, whose CPU time the kernel counts: what
 //! the load costs is not in the numbers. The server's share includes scheduler and pretend model.
@@ -29,6 +29,9 @@ fn main() {
         println!("frontend: skipped, no server given (see the head of frontend.rs)");
         return;
     };
+    if std::env::args().any(|argument| argument == "turns") {
+        return all_turns(&binary);
+    }
     for step_ms in [0, 10] {
         for num_connections in [1, 64, 512] {
             streams(&binary, step_ms, num_connections);
@@ -40,6 +43,75 @@ fn main() {
     for num_connections in [1, 8] {
         long_prompts(&binary, num_connections);
     }
+    all_turns(&binary);
+}
+
+fn all_turns(binary: &str) {
+    for num_tokens in [8_000, 64_000, 256_000] {
+        next_turns(binary, num_tokens);
+    }
+}
+
+/// A conversation of so many tokens goes on: from the last byte of a turn's request until it is admitted.
+/// A stream's headers go out at admission, before any token.
+fn next_turns(binary: &str, num_tokens: u64) {
+    const NUM_TURNS: usize = 12;
+    let server = Server::start(binary, 0);
+    let mut connection = server.connect();
+    let mut messages = String::new();
+    let mut say = |role: &str, at: usize, num_sentences: usize| {
+        let comma = if messages.is_empty() { "" } else { "," };
+        let text = "The capital of France is Paris. ".repeat(num_sentences);
+        messages += &format!(r#"{comma}{{"role":"{role}","content":"{at} is it? {text}"}}"#);
+        messages.clone()
+    };
+    let mut ask = |messages: &str| {
+        let reply = connection.post(&format!(
+            r#"{{"model":"{MODEL}","messages":[{messages}],"max_tokens":1,"stream":true,"stream_options":{{"include_usage":true}}}}"#
+        ));
+        let prompt = number(&reply.body, "\"prompt_tokens\":");
+        (
+            reply.admitted,
+            prompt,
+            number(&reply.body, "\"cached_tokens\":"),
+        )
+    };
+    // Some hundred tokens a message; how many is found out by asking.
+    let mut at = 0;
+    let (_, of_eight, _) = {
+        for _ in 0..4 {
+            say("user", at, 60);
+            at += 2;
+            say("assistant", at - 1, 60);
+        }
+        ask(&say("user", at, 1))
+    };
+    while (at as u64) < num_tokens * 8 / of_eight {
+        say("assistant", at + 1, 60);
+        at += 2;
+        say("user", at, 60);
+    }
+    say("assistant", at + 1, 60);
+    at += 2;
+    let (cold, ..) = ask(&say("user", at, 1));
+    let mut turns = Vec::new();
+    for _ in 0..NUM_TURNS {
+        say("assistant", at + 1, 1);
+        at += 2;
+        turns.push(ask(&say("user", at, 1)));
+    }
+    let &(_, prompt, cached) = turns.last().expect("there are turns");
+    assert!(prompt > num_tokens * 9 / 10, "{prompt} tokens");
+    assert!(prompt - cached < 200, "{cached} of {prompt} are cached");
+    turns.sort();
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    println!(
+        "a turn on {prompt} tokens: admitted after {:.1} ms (median; {:.1} to {:.1}), the first time after {:.0} ms",
+        ms(turns[NUM_TURNS / 2].0),
+        ms(turns[0].0),
+        ms(turns[NUM_TURNS - 1].0),
+        ms(cold),
+    );
 }
 
 /// Every connection streams answers of 500 tokens, one after the other.
@@ -240,7 +312,10 @@ impl Drop for Server {
 }
 
 struct Reply {
+    /// Since the request's first byte.
     first_byte: Duration,
+    /// Since its last byte.
+    admitted: Duration,
     body: String,
 }
 
@@ -257,8 +332,9 @@ impl Connection {
             .get_mut()
             .write_all(request.as_bytes())
             .expect("it reads");
+        let sent = Instant::now();
         let status = self.line();
-        let first_byte = start.elapsed();
+        let (first_byte, admitted) = (start.elapsed(), sent.elapsed());
         assert!(status.contains(" 200 "), "{status}");
         let (mut length, mut chunked) = (0, false);
         loop {
@@ -289,6 +365,7 @@ impl Connection {
         }
         Reply {
             first_byte,
+            admitted,
             body: String::from_utf8(body).expect("UTF-8"),
         }
     }

@@ -559,7 +559,35 @@ mod tests {
         check(Some("0"), (0, false));
         check(Some("3"), (3, false));
         check(Some("auto"), (AUTO_DRAFTS, true));
-        assert!(drafts(Some("-1")).is_err());
+        for nonsense in ["-1", "", "1.5", "3 ", "Auto", "yes", "4294967296", "1,2"] {
+            let error = drafts(Some(nonsense)).expect_err(nonsense);
+            let text = error.to_string();
+            assert!(text.contains("--speculative-tokens"), "{text}");
+            assert_eq!(error.exit_code(), exit::USAGE);
+        }
+    }
+
+    /// A number is read before anybody knows the model; how many it can have is said when it is opened.
+    #[test]
+    fn more_drafts_than_a_row_can_have_are_refused() {
+        let open = |text: &str| {
+            let settings = Settings::new(&ServeArgs {
+                speculative_tokens: Some(text.into()),
+                ..ServeArgs::default()
+            });
+            let opened = engine::Engine::open(settings.expect("it is a number").engine);
+            opened.map(|opened| opened.info().max_drafts)
+        };
+        assert_eq!(open("7").expect("it has a draft block"), 7);
+        for text in ["8", "1000", "4294967295"] {
+            let error = open(text).expect_err(text);
+            assert_eq!(exit::of(error.cause()), exit::USAGE);
+            let text = error.to_string();
+            assert!(
+                text.contains("speculative-tokens") && text.contains('7'),
+                "{text}"
+            );
+        }
     }
 
     #[test]

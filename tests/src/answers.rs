@@ -115,6 +115,12 @@ impl Model {
         Self::new(folder, source)
     }
 
+    /// The demo model, whose drafts come true.
+    pub fn demo() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        Self::new(folder, nemoserve::demo::source())
+    }
+
     fn new(folder: TempDir, source: ModelSource) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()

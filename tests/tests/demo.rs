@@ -50,6 +50,13 @@ impl Daemon {
             .as_u16()
     }
 
+    async fn get(&self, path: &str) -> String {
+        let uri = format!("{}{path}", self.base).parse().expect("a URI");
+        let response = self.client.get(uri).await.expect("an answer");
+        let bytes = response.into_body().collect().await.expect("a whole body");
+        String::from_utf8(bytes.to_bytes().to_vec()).expect("UTF-8")
+    }
+
     async fn post(&self, path: &str, body: &Value) -> String {
         let request = hyper::Request::post(format!("{}{path}", self.base))
             .body(Full::from(body.to_string()))
@@ -179,6 +186,104 @@ async fn a_repeated_prompt_is_cached_and_answers_the_same() {
         cached.expect("a count") >= prompt / 2,
         "{cached:?} of {prompt} cached"
     );
+}
+
+/// Tokens guessed ahead show in `usage` and in `/metrics`, and nowhere else: with stop strings, schemas,
+/// several choices and penalties, streamed or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn drafts_show_in_the_counts_alone() {
+    let drafting = Daemon::start_with(&ServeArgs {
+        speculative_tokens: Some("3".into()),
+        ..ServeArgs::default()
+    })
+    .await;
+    let plain = Daemon::start().await;
+    let schema = json!({"type": "object", "additionalProperties": false, "required": ["city"],
+        "properties": {"city": {"type": "string", "maxLength": 12}}});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "c", "schema": schema}});
+    let story = "Tell me a short story.";
+    let cases = [
+        json!({"temperature": 0, "logprobs": true, "top_logprobs": 2}),
+        json!({"temperature": 0.9, "seed": 3, "n": 2}),
+        json!({"temperature": 0, "stop": ["ed ", "the"]}),
+        json!({"temperature": 0.7, "seed": 4, "frequency_penalty": 0.6}),
+        json!({"temperature": 0.7, "seed": 5, "response_format": format}),
+        json!({"temperature": 0, "reasoning_budget": 4}),
+    ];
+    let (mut accepted, mut rejected) = (0, 0);
+    for (at, case) in cases.into_iter().enumerate() {
+        let mut body = json!({
+            "model": "nvidia/nemotron-3-super-120b-a12b", "max_tokens": 60,
+            "messages": [{"role": "user", "content": story}],
+        });
+        let members = body.as_object_mut().expect("an object");
+        members.extend(case.as_object().expect("an object").clone());
+        let whole = async |daemon: &Daemon| -> Value {
+            let text = daemon.post("/v1/chat/completions", &body).await;
+            serde_json::from_str(&text).expect("JSON")
+        };
+        let expect = whole(&plain).await;
+        let got = whole(&drafting).await;
+        assert_eq!(got["choices"], expect["choices"], "case {at}");
+        let count = |answer: &Value, place: &str| {
+            let count = answer["usage"].pointer(place).and_then(Value::as_u64);
+            count.expect("a count")
+        };
+        let details = "/completion_tokens_details";
+        let drafts = |answer: &Value| {
+            let name = |name| count(answer, &format!("{details}/{name}_prediction_tokens"));
+            (name("accepted"), name("rejected"))
+        };
+        for place in [
+            "/prompt_tokens",
+            "/completion_tokens",
+            "/completion_tokens_details/reasoning_tokens",
+        ] {
+            assert_eq!(count(&got, place), count(&expect, place), "case {at}");
+        }
+        assert_eq!(drafts(&expect), (0, 0));
+        let (whole_accepted, whole_rejected) = drafts(&got);
+        assert!(whole_accepted < count(&got, "/completion_tokens"));
+
+        body["stream"] = json!(true);
+        body["stream_options"] = json!({"include_usage": true});
+        let text = drafting.post("/v1/chat/completions", &body).await;
+        let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let events: Vec<Value> = data
+            .filter_map(|data| serde_json::from_str(data).ok())
+            .collect();
+        let last = events.last().expect("there is usage");
+        let (streamed_accepted, streamed_rejected) = drafts(last);
+        assert_eq!(
+            count(last, "/completion_tokens"),
+            count(&expect, "/completion_tokens"),
+            "case {at}"
+        );
+        for (index, choice) in expect["choices"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .enumerate()
+        {
+            let of_choice = events.iter().map(|event| &event["choices"][0]);
+            let of_choice = of_choice.filter(|one| one["index"] == index);
+            let streamed = fold(of_choice.map(|one| (&one["delta"], one)));
+            assert_eq!(streamed, fold([(&choice["message"], choice)]), "case {at}");
+        }
+        accepted += whole_accepted + streamed_accepted;
+        rejected += whole_rejected + streamed_rejected;
+    }
+    assert!(accepted > 50 && rejected > 0, "{accepted}, {rejected}");
+    let metrics = drafting.get("/metrics").await;
+    let metric = |name: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        let value = line.and_then(|rest| rest.trim().parse::<f64>().ok());
+        value.expect("a number") as u64
+    };
+    // A stop string ends a choice while its next step runs, whose drafts are nobody's.
+    let all = metric("nemoserve_draft_tokens_total ");
+    assert!(all >= accepted + rejected, "{all}: {accepted}, {rejected}");
+    assert!(metric("nemoserve_accepted_draft_tokens_total ") >= accepted);
 }
 
 /// The samples were decoded in f32 by the training code and agree with transformers

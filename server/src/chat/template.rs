@@ -153,7 +153,16 @@ impl ChatTemplate {
     fn unmark(&self, output: &str) -> Marked {
         let mut prompt = Marked::default();
         let mut rest = output;
-        while let Some(at) = rest.find([MARK, ESCAPE]) {
+        prompt.text.reserve(output.len());
+        let has_escapes = output.contains(ESCAPE);
+        let next = |rest: &str| {
+            if has_escapes {
+                rest.find([MARK, ESCAPE])
+            } else {
+                rest.find(MARK)
+            }
+        };
+        while let Some(at) = next(rest) {
             prompt.text.push_str(&rest[..at]);
             let mut characters = rest[at..].chars();
             let (sign, value) = (characters.next(), characters.next());
@@ -228,7 +237,9 @@ fn mark(source: &str, added: &[AddedToken]) -> String {
 
 /// Text from outside, in which no mark can be.
 fn guard(text: &str) -> Cow<'_, str> {
-    if !text.contains([MARK, ESCAPE]) {
+    // One character is looked for words at a time, two at once are looked for character by character:
+    // that was half of a turn on a megabyte of history.
+    if !text.contains(MARK) && !text.contains(ESCAPE) {
         return Cow::Borrowed(text);
     }
     let mut guarded = String::with_capacity(text.len() + 8);
