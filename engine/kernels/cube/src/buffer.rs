@@ -72,6 +72,15 @@ impl Buffer {
             .collect()
     }
 
+    /// Waits for the kernels that write it, reading all of it.
+    ///
+    /// # Errors
+    /// The device refused one of them, or failed.
+    pub(crate) fn try_wait(&self, client: &Client) -> Result<(), String> {
+        let read = client.read_one(self.handle.clone());
+        read.map(drop).map_err(|error| format!("{error:?}"))
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.len

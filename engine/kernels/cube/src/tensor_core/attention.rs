@@ -95,7 +95,7 @@ pub(crate) fn tensor_attention(
     scratch: usize,
     out: &Buffer,
 ) {
-    let buffers = BTreeMap::from([
+    let mut buffers = BTreeMap::from([
         (Role::X, q.clone()),
         (Role::Keys, keys.clone()),
         (Role::Values, values.clone()),
@@ -105,7 +105,7 @@ pub(crate) fn tensor_attention(
         (Role::Tables, step.tables.clone()),
         (Role::Out, out.clone()),
     ]);
-    run(client, &plan(shape, step.into(), scratch), buffers);
+    run(client, &plan(shape, step.into(), scratch), &mut buffers);
 }
 
 /// The launches of a step, with at most so many bytes of partial results unless one token has more.

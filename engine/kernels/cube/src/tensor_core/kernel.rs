@@ -11,6 +11,7 @@ use cubecl::server::{KernelArguments, MetadataBindingInfo};
 use cubecl::{CubeKernel, PrecompiledSource};
 
 use super::Text;
+use super::library::{Product, ProductKernel};
 use super::plan::{Launch, Role};
 use crate::{Buffer, Client};
 
@@ -57,6 +58,41 @@ pub(super) fn launch_text(
     client.launch(Box::new(kernel), CubeCount::Static(x, y, z), arguments);
 }
 
+/// Launches a product that whoever serves launches hands to a library: over weights, x, workspace and
+/// result.
+pub(super) fn launch_product(client: &Client, product: Product, [w, x, space, out]: [&Buffer; 4]) {
+    let mut arguments = KernelArguments::new();
+    for (buffer, io) in [
+        (w, BufferIOAttr::ReadOnly),
+        (x, BufferIOAttr::ReadOnly),
+        (space, BufferIOAttr::WriteOnly),
+        (out, BufferIOAttr::WriteOnly),
+    ] {
+        arguments = arguments.with_buffer_io(buffer.handle().clone().binding(), io);
+    }
+    let kernel = Box::new(ProductKernel(product));
+    client.launch(kernel, CubeCount::Static(1, 1, 1), arguments);
+}
+
+/// What a kernel that CubeCL did not write is to it.
+pub(super) fn nothing(num_threads: u32) -> KernelDefinition {
+    let settings = KernelSettings::new(
+        CubeDim::new_1d(num_threads).0,
+        ExecutionMode::Checked,
+        AddressType::U32,
+    );
+    KernelDefinition {
+        body: Scope::root(settings.clone()),
+        settings,
+        info: Info::default(),
+    }
+}
+
+/// Its addresses, of which CubeCL makes nothing.
+pub(super) fn address_type() -> ElemType {
+    ElemType::UInt(UIntKind::U32)
+}
+
 struct TextKernel(Text);
 
 impl KernelMetadata for TextKernel {
@@ -70,23 +106,14 @@ impl KernelMetadata for TextKernel {
     }
 
     fn address_type(&self) -> ElemType {
-        ElemType::UInt(UIntKind::U32)
+        address_type()
     }
 }
 
 impl CubeKernel for TextKernel {
     /// Nothing: the text is the kernel.
     fn define(&self) -> KernelDefinition {
-        let settings = KernelSettings::new(
-            CubeDim::new_1d(self.0.num_threads).0,
-            ExecutionMode::Checked,
-            AddressType::U32,
-        );
-        KernelDefinition {
-            body: Scope::root(settings.clone()),
-            settings,
-            info: Info::default(),
-        }
+        nothing(self.0.num_threads)
     }
 
     fn source(&self) -> Option<PrecompiledSource> {

@@ -7,25 +7,30 @@
 //! - Activations are rounded to bf16, weights are exact in bf16 but for their matrix's scale, which
 //!   multiplies the sum; sums are f32.
 //! - A row's result depends on its inputs alone, not on the other rows nor on their number: every
-//!   tile adds up in the same order (`cuda/tensor_product.cu`). Hopper's own instruction, which
-//!   large products take, has another; so it is for [`Arithmetic::Bf16AnyOrder`] alone.
-//! - No atomics: the same bits every time.
+//!   tile adds up in the same order (`cuda/tensor_product.cu`). Hopper's own instruction and a
+//!   vendor's library ([`library`]), which large products take, have others; so they are for
+//!   [`Arithmetic::Bf16AnyOrder`] alone, which goes whatever way was fastest ([`choice`]).
+//! - No atomics of ours: the same bits every time.
 
 pub mod attention;
+pub mod choice;
 mod kernel;
+pub mod library;
 pub mod plan;
 mod scan;
 mod text;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Instant;
 
 pub(crate) use scan::tensor_scan;
 pub use scan::{SCAN_REST, scan_fits, scan_text};
 pub use text::{Text, Unit};
 
 use crate::{Arithmetic, Buffer, Client, Epilogue, Matrix};
-use plan::{Plan, Role, Shape};
+use choice::{CHOICES, Case, Mode, Way, fastest};
+use plan::{ByLibrary, Plan, Role, Shape};
 
 /// Whether the client's device runs these texts: CUDA, compute capability 8.0 or later.
 pub fn supports(client: &Client) -> bool {
@@ -49,20 +54,53 @@ pub(crate) fn takes(client: &Client, w: &Matrix) -> bool {
     is_allowed() && supports(client) && fits(w)
 }
 
-fn unit(client: &Client, arithmetic: Arithmetic) -> Unit {
-    if arithmetic == Arithmetic::Bf16AnyOrder && has(client, Unit::Wgmma) {
-        Unit::Wgmma
-    } else {
-        Unit::Mma
+/// The ways of products in any order, in the order in which they are taken if they are equally fast.
+pub const WAYS: [Way; 3] = [Way::Own(Unit::Wgmma), Way::Own(Unit::Mma), Way::Library];
+
+/// Whether the client's device has this way: the instruction, or a library that was
+/// [offered](library::offer); and nobody found it wrong ([`refuse`]). With another than `mma.sync`
+/// [`Arithmetic::Bf16AnyOrder`] is another than [`Arithmetic::Bf16`].
+pub fn has(client: &Client, way: Way) -> bool {
+    let is_there = match way {
+        Way::Own(Unit::Mma) => supports(client),
+        Way::Own(Unit::Wgmma) => compute_capability(client) == Some(90),
+        Way::Library => supports(client) && library::offered().is_some(),
+    };
+    is_there && !is_refused(way)
+}
+
+/// Ways that are not taken, a bit each.
+static REFUSED: AtomicU8 = AtomicU8::new(0);
+
+fn bit(way: Way) -> u8 {
+    match way {
+        Way::Own(Unit::Mma) => 1,
+        Way::Own(Unit::Wgmma) => 2,
+        Way::Library => 4,
     }
 }
 
-/// Whether the client's device has this instruction. Where it has Hopper's,
-/// [`Arithmetic::Bf16AnyOrder`] is another than [`Arithmetic::Bf16`].
-pub fn has(client: &Client, unit: Unit) -> bool {
-    match unit {
-        Unit::Mma => supports(client),
-        Unit::Wgmma => compute_capability(client) == Some(90),
+fn is_refused(way: Way) -> bool {
+    REFUSED.load(Ordering::Relaxed) & bit(way) != 0
+}
+
+/// Takes a way no more in this process: its results are wrong.
+///
+/// # Panics
+/// If it is `mma.sync`, which is taken where nothing else is.
+pub fn refuse(way: Way) {
+    assert_ne!(way, Way::Own(Unit::Mma), "the way that is always there");
+    REFUSED.fetch_or(bit(way), Ordering::Relaxed);
+}
+
+/// Whether a way that the device has can make the product. All but `mma.sync` are for
+/// [large](plan::is_large) ones.
+pub fn can(way: Way, t: usize, shape: Shape) -> bool {
+    let is_large = plan::is_large(t, shape);
+    match way {
+        Way::Own(Unit::Mma) => shape.fits(),
+        Way::Own(Unit::Wgmma) => is_large && shape.fits() && shape.has_whole_groups(),
+        Way::Library => is_large && shape.fits_library(),
     }
 }
 
@@ -94,18 +132,58 @@ pub fn tensor_linear(
     out: &Buffer,
 ) {
     assert!(arithmetic.is_rounded(), "tensor cores round activations");
-    let unit = unit(client, arithmetic);
-    linear_with(unit, client, x, t, w, bias, epilogue, out);
+    let run = |way| linear_by(way, client, x, t, w, bias, epilogue, out);
+    let shape = Shape::from(w);
+    if arithmetic != Arithmetic::Bf16AnyOrder || !plan::is_large(t, shape) {
+        return run(Way::Own(Unit::Mma));
+    }
+    let ways = WAYS.into_iter().filter(|way| has(client, *way) && can(*way, t, shape));
+    let ways: Vec<Way> = ways.collect();
+    let case = Case {
+        shape,
+        has_bias: bias.is_some(),
+        epilogue,
+    };
+    run(match choice::mode() {
+        Mode::Forced(way) => way,
+        Mode::Choosing => CHOICES.settle(case, t, || {
+            let tried = ways.iter().map(|&way| (way, time(client, out, || run(way))));
+            fastest(&tried.collect::<Vec<_>>()).unwrap_or(ways[0])
+        }),
+        Mode::Chosen => {
+            let chosen = CHOICES.nearest(case, t);
+            chosen.filter(|way| ways.contains(way)).unwrap_or(ways[0])
+        }
+    });
 }
 
-/// [`tensor_linear`] by the instruction of the caller's choice, to compare them. Hopper's takes
-/// large products alone ([`is_large`](plan::is_large)); smaller ones are `mma.sync`'s all the same.
+/// Seconds that `run` takes to fill `out`, the shortest of some runs after one that compiles and
+/// allocates; `None` if the device refuses it.
+fn time(client: &Client, out: &Buffer, run: impl Fn()) -> Option<f64> {
+    const RUNS: usize = 3;
+    let timed = || {
+        let begin = Instant::now();
+        run();
+        out.part(0, 1).try_wait(client).ok()?;
+        Some(begin.elapsed().as_secs_f64())
+    };
+    // What was launched before is not part of the first run.
+    out.part(0, 1).try_wait(client).ok();
+    timed()?;
+    let mut least = f64::INFINITY;
+    for _ in 0..RUNS {
+        least = least.min(timed()?);
+    }
+    Some(least)
+}
+
+/// [`tensor_linear`] the way of the caller's choice, to compare them.
 ///
 /// # Panics
-/// If the device does not [have](has()) the instruction, or as [`tensor_linear`] does.
+/// If the product [cannot](can) go that way, or as [`tensor_linear`] does.
 #[allow(clippy::too_many_arguments)]
-pub fn linear_with(
-    unit: Unit,
+pub fn linear_by(
+    way: Way,
     client: &Client,
     x: &Buffer,
     t: usize,
@@ -114,20 +192,34 @@ pub fn linear_with(
     epilogue: Epilogue,
     out: &Buffer,
 ) {
-    assert!(has(client, unit), "{unit:?} is not on this device");
     w.check();
+    let shape = Shape::from(w);
+    assert!(can(way, t, shape), "{t} tokens of {shape:?} by {way:?}");
     assert_eq!(x.len(), t * w.k, "inputs");
     assert_eq!(out.len(), t * w.n, "outputs");
     assert!(bias.is_none_or(|bias| bias.len() == w.n), "bias");
-    let plan = plan::linear(t, w.into(), bias.is_some(), epilogue, unit);
     let mut buffers = BTreeMap::from([(Role::X, x.clone()), (Role::Out, out.clone())]);
-    bind(
-        &mut buffers,
-        w,
-        [Role::Words, Role::BlockScales, Role::Scales],
-    );
+    let roles = [Role::Words, Role::BlockScales, Role::Scales];
+    bind(&mut buffers, w, roles);
     buffers.extend(bias.map(|bias| (Role::Bias, bias.clone())));
-    run(client, &plan, buffers);
+    let has_bias = bias.is_some();
+    match way {
+        Way::Own(unit) => {
+            let plan = plan::linear(t, shape, has_bias, epilogue, unit);
+            run(client, &plan, &mut buffers);
+        }
+        Way::Library => {
+            let ByLibrary {
+                before,
+                product,
+                arguments,
+                after,
+            } = plan::by_library(t, shape, has_bias, epilogue);
+            run(client, &before, &mut buffers);
+            kernel::launch_product(client, product, arguments.map(|role| &buffers[&role]));
+            run(client, &after, &mut buffers);
+        }
+    }
 }
 
 /// A step's tokens and the experts they go to.
@@ -173,7 +265,12 @@ pub fn tensor_experts(
     assert_eq!(routed.weights.len(), pairs, "expert weights");
     assert_eq!(routed.sorted.len(), pairs, "sorted pairs");
     assert_eq!(routed.offsets.len(), up.experts + 1, "offsets");
-    let unit = unit(client, arithmetic);
+    let wgmma = Way::Own(Unit::Wgmma);
+    let unit = if arithmetic == Arithmetic::Bf16AnyOrder && has(client, wgmma) {
+        Unit::Wgmma
+    } else {
+        Unit::Mma
+    };
     let plan = plan::experts(
         routed.num_tokens,
         routed.top_k,
@@ -196,7 +293,7 @@ pub fn tensor_experts(
     );
     let roles = [Role::DownWords, Role::DownBlockScales, Role::DownScales];
     bind(&mut buffers, down, roles);
-    run(client, &plan, buffers);
+    run(client, &plan, &mut buffers);
 }
 
 fn bind(buffers: &mut BTreeMap<Role, Buffer>, w: &Matrix, roles: [Role; 3]) {
@@ -206,11 +303,11 @@ fn bind(buffers: &mut BTreeMap<Role, Buffer>, w: &Matrix, roles: [Role; 3]) {
     }
 }
 
-fn run(client: &Client, plan: &Plan, mut buffers: BTreeMap<Role, Buffer>) {
+fn run(client: &Client, plan: &Plan, buffers: &mut BTreeMap<Role, Buffer>) {
     for &(role, bytes) in &plan.scratch {
         buffers.insert(role, Buffer::empty::<u8>(client, bytes));
     }
     for launch in &plan.launches {
-        kernel::launch(client, launch, &buffers);
+        kernel::launch(client, launch, buffers);
     }
 }

@@ -1,6 +1,7 @@
 //! Which kernels an operation launches, over which buffers: decided here, carried out by the device
 //! or, in tests, by the emulator.
 
+use super::library::{FACTOR_BYTES, Product, WORKSPACE_BYTES};
 use super::text::{self, ELEMENT_THREADS, Mode, Text, Tile, Unit, Work};
 use crate::{Epilogue, Format, Matrix, NVFP4_GROUP};
 
@@ -53,6 +54,10 @@ pub enum Role {
     Hidden,
     /// Scratch: the experts' results, pair by pair.
     Pairs,
+    /// Scratch: a library's weights in bf16, its factors behind them.
+    Widened,
+    /// Scratch: whatever a library does with it.
+    Workspace,
 }
 
 /// One launch.
@@ -78,7 +83,7 @@ pub struct Plan {
 }
 
 /// The shape of a weight matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shape {
     /// How it is stored.
     pub format: Format,
@@ -114,13 +119,38 @@ impl Shape {
     }
 
     /// Whether x can lie in the order of wgmma.
-    fn has_whole_groups(self) -> bool {
+    pub(super) fn has_whole_groups(self) -> bool {
         self.k.is_multiple_of(32)
+    }
+
+    /// Whether a library can multiply it: what it would be in bf16 is within bounds.
+    pub fn fits_library(self) -> bool {
+        self.fits() && self.experts == 1 && self.widened_bytes() <= MAX_WIDENED_BYTES
+    }
+
+    /// Bytes of scratch that a library's product takes, whatever the tokens: to plan memory by.
+    pub fn library_bytes(self) -> usize {
+        if self.fits_library() {
+            WORKSPACE_BYTES + self.widened_bytes()
+        } else {
+            0
+        }
+    }
+
+    fn widened_bytes(self) -> usize {
+        match self.format {
+            Format::Bf16 => 0,
+            _ => 2 * self.n * self.k + FACTOR_BYTES,
+        }
     }
 }
 
 const BIAS: u32 = 1;
 const RELU2: u32 = 2;
+
+/// Most bytes of a matrix that is widened for a library. The head of a large model would be more; it
+/// seldom has tokens enough.
+const MAX_WIDENED_BYTES: usize = 256 << 20;
 
 /// Outputs of a block, whatever the tile.
 const ROWS: usize = 128;
@@ -215,7 +245,7 @@ pub fn linear(t: usize, shape: Shape, has_bias: bool, epilogue: Epilogue, unit: 
     };
     let x = plan.round(t, shape, tile);
     let bias = if has_bias { Role::Bias } else { Role::X };
-    let flags = u32::from(has_bias) * BIAS + u32::from(epilogue == Epilogue::Relu2) * RELU2;
+    let flags = flags(has_bias, epilogue);
     let is_partial = mode == Mode::Partial;
     let scales = if format == Format::Bf16 {
         Role::X
@@ -262,6 +292,81 @@ pub fn linear(t: usize, shape: Shape, has_bias: bool, epilogue: Epilogue, unit: 
         });
     }
     plan
+}
+
+/// A product that a library makes between launches of ours.
+#[derive(Clone, Debug)]
+pub struct ByLibrary {
+    /// Before it.
+    pub before: Plan,
+    /// The product.
+    pub product: Product,
+    /// Its weights, x, workspace and result.
+    pub arguments: [Role; 4],
+    /// After it.
+    pub after: Plan,
+}
+
+/// [`linear()`] by a library, which knows neither packed weights nor our epilogues: weights are widened
+/// before it, and what is left to do happens in place after it.
+///
+/// # Panics
+/// If the matrix does not [fit](Shape::fits_library), or there are no tokens.
+pub fn by_library(t: usize, shape: Shape, has_bias: bool, epilogue: Epilogue) -> ByLibrary {
+    assert!(shape.fits_library(), "no library product for {shape:?}");
+    assert!(t > 0, "a library's product of no tokens");
+    let Shape { format, n, k, .. } = shape;
+    let mut before = Plan {
+        launches: Vec::new(),
+        scratch: vec![(Role::Workspace, WORKSPACE_BYTES)],
+    };
+    before.round_by(t, shape, text::round(Format::Bf16, Unit::Mma));
+    let is_scaled = format != Format::Bf16;
+    if is_scaled {
+        let num_vectors = n * k * format.code_bits() / 128;
+        before.scratch.push((Role::Widened, shape.widened_bytes()));
+        before.launches.push(Launch {
+            text: text::widen(format),
+            grid: [num_vectors.div_ceil(ELEMENT_THREADS as usize) as u32, 1, 1],
+            arguments: vec![
+                Role::Words,
+                if format == Format::Nvfp4 {
+                    Role::BlockScales
+                } else {
+                    Role::Words
+                },
+                Role::Scales,
+                Role::Widened,
+            ],
+            sizes: vec![num_vectors as u32],
+        });
+    }
+    let mut after = Plan {
+        launches: Vec::new(),
+        scratch: Vec::new(),
+    };
+    let flags = flags(has_bias, epilogue);
+    if flags != 0 {
+        // The sum of one slice, scaled already.
+        let bias = if has_bias { Role::Bias } else { Role::Out };
+        after.launches.push(Launch {
+            text: text::reduce(Format::Bf16),
+            grid: [(t * n).div_ceil(ELEMENT_THREADS as usize) as u32, 1, 1],
+            arguments: vec![Role::Out, Role::Out, bias, Role::Out],
+            sizes: vec![(t * n) as u32, n as u32, 1, flags],
+        });
+    }
+    let w = if is_scaled { Role::Widened } else { Role::Words };
+    ByLibrary {
+        before,
+        product: Product { t, n, k, is_scaled },
+        arguments: [w, Role::Rounded, Role::Workspace, Role::Out],
+        after,
+    }
+}
+
+fn flags(has_bias: bool, epilogue: Epilogue) -> u32 {
+    u32::from(has_bias) * BIAS + u32::from(epilogue == Epilogue::Relu2) * RELU2
 }
 
 /// `out[t, n] = sum over a token's experts of weight * down(relu(up(x))^2)`.
@@ -372,6 +477,9 @@ pub fn texts() -> Vec<Text> {
     for format in [Format::Bf16, Format::Fp8, Format::Nvfp4] {
         texts.extend([Unit::Mma, Unit::Wgmma].map(|unit| text::round(format, unit)));
         texts.push(text::reduce(format));
+        if format != Format::Bf16 {
+            texts.push(text::widen(format));
+        }
         for work in [Work::Dense, Work::Up, Work::Down] {
             let tile = wgmma_tile(format);
             texts.push(text::product(format, tile, false, Mode::OneSlice, work));
@@ -400,15 +508,19 @@ impl Plan {
         if tile.tokens <= MAX_F32_TOKENS {
             return Role::X;
         }
+        self.round_by(t, shape, text::round(shape.format, tile.unit));
+        Role::Rounded
+    }
+
+    fn round_by(&mut self, t: usize, shape: Shape, text: Text) {
         let num_vectors = t * shape.k / 8;
         self.scratch.push((Role::Rounded, t * shape.k * 2));
         self.launches.push(Launch {
-            text: text::round(shape.format, tile.unit),
+            text,
             grid: [num_vectors.div_ceil(ELEMENT_THREADS as usize) as u32, 1, 1],
             arguments: vec![Role::X, Role::Rounded],
             sizes: vec![num_vectors as u32],
         });
-        Role::Rounded
     }
 }
 

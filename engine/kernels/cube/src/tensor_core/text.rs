@@ -132,12 +132,14 @@ constexpr bool IS_X_F32 = {is_x_f32};"
 }
 
 const MMA: &str = concat!(
+    include_str!("../../cuda/tensor_decode.cuh"),
     include_str!("../../cuda/tensor_tile.cuh"),
     include_str!("../../cuda/tensor_product.cu")
 );
 
 const WGMMA: &str = concat!(
     include_str!("../../cuda/hopper.cuh"),
+    include_str!("../../cuda/tensor_decode.cuh"),
     include_str!("../../cuda/tensor_tile.cuh"),
     include_str!("../../cuda/tensor_wgmma.cu")
 );
@@ -163,6 +165,19 @@ pub(super) fn round(format: Format, unit: Unit) -> Text {
         num_threads: ELEMENT_THREADS,
         constants: format!("constexpr int HOP = {hop};\nconstexpr bool IS_WGMMA = {is_wgmma};"),
         body: include_str!("../../cuda/tensor_round.cu"),
+    }
+}
+
+pub(super) fn widen(format: Format) -> Text {
+    let (format, constant) = format_names(format);
+    Text {
+        name: format!("tensor_widen_{format}"),
+        num_threads: ELEMENT_THREADS,
+        constants: format!("constexpr int BF16 = 0, FP8 = 1, NVFP4 = 2, FORMAT = {constant};"),
+        body: concat!(
+            include_str!("../../cuda/tensor_decode.cuh"),
+            include_str!("../../cuda/tensor_widen.cu")
+        ),
     }
 }
 
