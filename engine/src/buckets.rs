@@ -1,4 +1,4 @@
-//! The sizes of decode steps that kernels are compiled, warmed up and recorded for.
+//! The sizes of steps that kernels are compiled, warmed up and recorded for.
 
 /// Least context of a recorded step, in blocks; larger ones double.
 const LEAST_BLOCKS: usize = 32;
@@ -93,6 +93,14 @@ pub(crate) fn recorded_buckets(max_num_seqs: u32, max_blocks: usize) -> Vec<(u32
         .collect()
 }
 
+/// Lengths of the prompts to warm up with: the longest step, and with a choice the powers of two below it
+/// from the first number of tokens that is many.
+pub(crate) fn prompt_lens(longest: u32, has_choice: bool) -> Vec<u32> {
+    let powers = (7..u32::BITS).map(|power| 1 << power);
+    let shorter = powers.take_while(|len| has_choice && *len < longest);
+    shorter.chain([longest]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +112,15 @@ mod tests {
         assert_eq!(decode_buckets(64), [1, 2, 4, 8, 16, 32, 64]);
         assert_eq!(decode_buckets(100), [1, 2, 4, 8, 16, 32, 64, 100]);
         assert_eq!(decode_buckets(u32::MAX).len(), 33);
+    }
+
+    #[test]
+    fn prompts_have_every_length_that_is_chosen_for() {
+        assert_eq!(prompt_lens(2048, false), [2048]);
+        assert_eq!(prompt_lens(2048, true), [128, 256, 512, 1024, 2048]);
+        assert_eq!(prompt_lens(3000, true), [128, 256, 512, 1024, 2048, 3000]);
+        assert_eq!(prompt_lens(64, true), [64]);
+        assert_eq!(prompt_lens(u32::MAX, true).len(), 26);
     }
 
     #[test]

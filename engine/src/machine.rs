@@ -1,5 +1,6 @@
 //! What this machine has, for people who choose models by it.
 
+use burn::tensor::Device;
 use kernels::self_test::{Outcome, Shapes, self_test};
 use kernels::{Arithmetic, Format};
 
@@ -48,6 +49,8 @@ pub struct TimedProducts {
     pub matrix_rate: f64,
     /// One after the other.
     pub products: Vec<TimedProduct>,
+    /// The vendor's library, as [`Machine::product_library`] has it.
+    pub library: Option<String>,
 }
 
 /// Facts that decide what can be served, and how fast.
@@ -128,6 +131,13 @@ impl Machine {
         })
     }
 
+    /// The library that large products on a device may go to: its name and version, or why there is none.
+    /// `None` where there is nothing to look for.
+    pub fn product_library(choice: DeviceChoice) -> Option<String> {
+        let device = device::resolve(choice).ok()?;
+        workbench::guarded(|| Ok(describe_library(&device))).ok()?
+    }
+
     /// Times the products of a prompt's tokens with a model's matrices of bf16, by every way that the
     /// device has. The head is left out: it sees a prompt's last token alone.
     pub fn time_products(
@@ -150,6 +160,7 @@ impl Machine {
             Ok(TimedProducts {
                 matrix_rate,
                 products,
+                library: describe_library(&device),
             })
         })
     }
@@ -161,6 +172,13 @@ impl Machine {
     }
 }
 
+fn describe_library(device: &Device) -> Option<String> {
+    kernels::product_library(device).map(|found| match found {
+        Ok(name) => name.to_owned(),
+        Err(why) => format!("no cuBLASLt, which may be faster ({why})"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,6 +187,11 @@ mod tests {
     fn the_machine_has_what_it_needs_to_run_this() {
         let machine = Machine::survey();
         assert!(machine.num_cores > 0 && machine.available_memory > 0);
+    }
+
+    #[test]
+    fn a_processor_looks_for_no_library() {
+        assert_eq!(Machine::product_library(DeviceChoice::Cpu), None);
     }
 
     #[test]

@@ -186,6 +186,21 @@ impl ModelRunner {
     }
 }
 
+/// Which ways large products will go, where there was a choice.
+fn tell_chosen_ways() {
+    for chosen in kernels::chosen_ways() {
+        let [outputs, inputs] = chosen.dims;
+        tracing::info!(
+            outputs,
+            inputs,
+            format = ?chosen.format,
+            tokens = chosen.num_tokens,
+            way = chosen.way,
+            "chose the way of a large product"
+        );
+    }
+}
+
 impl Runner for ModelRunner {
     type Error = EngineError;
 
@@ -200,12 +215,15 @@ impl Runner for ModelRunner {
                 continue;
             }
             if !warm_up.is_timed {
-                self.run_untimed(warm_up)?;
+                kernels::choose_ways(|| self.run_untimed(warm_up))?;
             } else if spent_timing < timing::MAX_TIME {
                 let begin = Instant::now();
                 self.time(warm_up)?;
                 spent_timing += begin.elapsed();
             }
+        }
+        if self.draws {
+            tell_chosen_ways();
         }
         if total > 0 {
             tell(total, total);

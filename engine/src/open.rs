@@ -11,7 +11,7 @@ use scheduler::{
     DraftCost, Drafting, RowMasks, Runner, SchedulerConfig, SchedulerOutput, StepResult, StepTime,
 };
 
-use crate::buckets::{decode_buckets, recorded_buckets, recorded_draft_buckets};
+use crate::buckets::{decode_buckets, prompt_lens, recorded_buckets, recorded_draft_buckets};
 use crate::cache::{DeviceCache, KvScales};
 use crate::checkpoint::Checkpoint;
 use crate::config::{DtypeChoice, EngineConfig, KvDtypeChoice, ModelSource, StateDtypeChoice};
@@ -34,6 +34,7 @@ use crate::model_runner::{ModelRunner, WarmUp};
 use crate::parallel::{AllReduce, Meeting, OverDevices, ParallelRunner, Peers};
 use crate::read_out::logits_at_once;
 use crate::sampler;
+use crate::shapes;
 use crate::workbench::{self, Workbench};
 
 /// The way in.
@@ -122,7 +123,8 @@ impl Engine {
         let [max_rows, max_drafts] = [config.max_num_seqs, config.max_drafts].map(|n| n as usize);
         let plan_for = |rank: usize, model: &ModelConfig, weights: u64| {
             let at_once = logits_at_once(&devices[rank], max_rows, max_rows * max_drafts);
-            let workspace = memory::workspace(model, config.max_num_batched_tokens, at_once);
+            let workspace = memory::workspace(model, config.max_num_batched_tokens, at_once)
+                + library_bytes(&config, dtype, model, &devices[rank]);
             let fraction = config.memory_fraction;
             let own = device::memory(config.device, rank, &devices[rank])?;
             let free = if let Some(memory) = own {
@@ -415,14 +417,15 @@ impl Opened {
             kv_scales,
             device,
         );
-        ModelRunner::new(loaded, cache, self.warm_ups(device), graphs)
+        ModelRunner::new(loaded, cache, self.warm_ups(device, arithmetic), graphs)
     }
 
     /// Steps to run before the first request. A processor compiles nothing: there one token wakes the
     /// threads and shows that the model runs. A GPU compiles a kernel for each number of rows, and for
     /// each kind of draw and for rows with drafts; where steps are recorded, those of longer contexts
-    /// are too. Where drafts are weighed, steps with and without are timed.
-    fn warm_ups(&self, device: &Device) -> Vec<WarmUp> {
+    /// are too. Where large products have several ways, prompts of every length that has a choice of its own
+    /// are for choosing; where drafts are weighed, steps with and without are timed.
+    fn warm_ups(&self, device: &Device, arithmetic: Arithmetic) -> Vec<WarmUp> {
         if !self.config.warm_up {
             return Vec::new();
         }
@@ -460,10 +463,9 @@ impl Opened {
                 .chain(timed)
                 .collect();
         }
-        let prompt = WarmUp {
-            len: self.config.max_num_batched_tokens,
-            ..step(1)
-        };
+        let longest = self.config.max_num_batched_tokens;
+        let prompts = prompt_lens(longest, arithmetic == Arithmetic::Bf16AnyOrder);
+        let prompts = prompts.into_iter().map(|len| WarmUp { len, ..step(1) });
         let draws = sampler::usual_draws().map(|params| WarmUp { params, ..step(1) });
         let block_size = self.config.block_size;
         let max_blocks = self.plan.max_model_len.div_ceil(block_size) as usize;
@@ -472,7 +474,7 @@ impl Opened {
         decode_buckets(max_num_seqs)
             .into_iter()
             .flat_map(|num_rows| [step(num_rows)].into_iter().chain(drafts(num_rows)))
-            .chain([prompt])
+            .chain(prompts)
             .chain(draws)
             .chain(recordings.map(|(num_rows, num_blocks)| WarmUp {
                 num_blocks,
@@ -538,25 +540,39 @@ fn describe(devices: &[Device], split: Option<Split>) -> String {
     }
 }
 
-/// Whether products of many rows may go through an instruction of their own. They do once they have
-/// been held against plain loops on this very device: takes a second or two, where there is one.
-fn may_reorder(device: &Device) -> bool {
-    if !kernels::can_reorder(device) {
-        return false;
+/// What a vendor's library takes for large products, where they may go to one.
+fn library_bytes(
+    config: &EngineConfig,
+    dtype: DtypeChoice,
+    model: &ModelConfig,
+    device: &Device,
+) -> u64 {
+    if config.deterministic || dtype != DtypeChoice::Bf16 {
+        return 0;
     }
-    for format in [Format::Plain, Format::Fp8, Format::Nvfp4] {
-        for outcome in kernels::self_test::reordered(device, format, 1) {
-            if !outcome.is_ok() {
-                tracing::warn!(
-                    operation = outcome.operation,
-                    error = outcome.max_error,
-                    "large products are wrong on this device, the slower ones serve"
-                );
-                return false;
-            }
+    let matrices = shapes::matrices(model).into_iter();
+    let dims: Vec<[usize; 2]> = matrices.map(|(_, n, k)| [n, k]).collect();
+    kernels::library_bytes(device, !model.quantization.is_silent(), &dims)
+}
+
+/// Whether products of many rows may go ways of their own. They do once these have been held against
+/// plain loops on this very device: takes a second or two, where there are any.
+fn may_reorder(device: &Device) -> bool {
+    for way in kernels::reordering_ways(device) {
+        let formats = [Format::Plain, Format::Fp8, Format::Nvfp4].into_iter();
+        let mut outcomes =
+            formats.flat_map(|format| kernels::self_test::reordered(device, way, format, 1));
+        if let Some(wrong) = outcomes.find(|outcome| !outcome.is_ok()) {
+            tracing::warn!(
+                way = way.name(),
+                operation = wrong.operation,
+                error = wrong.max_error,
+                "large products are wrong on this device by one way, others serve"
+            );
+            kernels::refuse_way(way);
         }
     }
-    true
+    kernels::can_reorder(device)
 }
 
 /// The grid of a deterministic engine. The CPU computes a token in one way however its prompt is cut.

@@ -5,11 +5,13 @@ extern crate alloc;
 pub mod compiler;
 mod compute;
 mod device;
+mod host_calls;
 mod kernel_cache;
 mod runtime;
 
 pub use compiler::{CudaCompilationOptions, CudaCompiler, CudaRepresentation};
 pub use device::*;
+pub use host_calls::{HostCall, HostCalls, set_host_calls};
 pub use kernel_cache::{KernelCache, set_kernel_cache};
 pub use runtime::*;
 

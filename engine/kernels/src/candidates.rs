@@ -22,8 +22,12 @@ pub fn time_products(device: &Device, [t, n, k]: [usize; 3]) -> Vec<(&'static st
     let seconds = |f: &dyn Fn() -> Tensor<2>| shortest(|| wait(f().reshape([t * n]))).as_secs_f64();
 
     let matrix = Matrix::Plain(weight.clone());
-    let served = seconds(&|| linear(x.clone(), &matrix, None, Arithmetic::Bf16));
-    let [mma, wgmma] = by_instruction(&x, &matrix, &seconds);
+    // Looked for before the first product, which chooses among what is there.
+    let _ = crate::product_library(device);
+    let served = seconds(&|| {
+        crate::choose_ways(|| linear(x.clone(), &matrix, None, Arithmetic::Bf16AnyOrder))
+    });
+    let [mma, wgmma, cublaslt] = by_choice(&x, &matrix, &seconds);
     // Lavapipe cannot run the library's products.
     let has_library =
         cfg!(all(feature = "cuda", not(feature = "vulkan"))) && !route::is_cpu(device);
@@ -35,45 +39,47 @@ pub fn time_products(device: &Device, [t, n, k]: [usize; 3]) -> Vec<(&'static st
         ("as served", Some(served)),
         ("mma.sync", mma),
         ("wgmma", wgmma),
+        ("cuBLASLt", cublaslt),
         ("cubek", library),
     ]
 }
 
-/// Ours on tensor cores, by either instruction.
+/// Ours on tensor cores, by either instruction, and the vendor's library.
 #[cfg(feature = "cube")]
-fn by_instruction(
+fn by_choice(
     x: &Tensor<2>,
     matrix: &Matrix,
     seconds: &dyn Fn(&dyn Fn() -> Tensor<2>) -> f64,
-) -> [Option<f64>; 2] {
+) -> [Option<f64>; 3] {
     use cube_kernels::Epilogue;
-    use cube_kernels::tensor_core::{Unit, fits, has, linear_with};
+    use cube_kernels::tensor_core::choice::Way;
+    use cube_kernels::tensor_core::{Unit, can, has, linear_by};
 
     use crate::cube;
 
     let Some(client) = cube::client(&x.device()) else {
-        return [None; 2];
+        return [None; 3];
     };
     let ([t, _], [n, _]) = (x.dims(), matrix.dims());
     let (x, w) = (cube::view(x), cube::matrix(matrix));
-    [Unit::Mma, Unit::Wgmma].map(|unit| {
+    [Way::Own(Unit::Mma), Way::Own(Unit::Wgmma), Way::Library].map(|way| {
         let product = || {
             cube::filled(&x, [t, n], |client, out| {
                 let x = cube::elements(&x);
-                linear_with(unit, client, &x, t, &w, None, Epilogue::None, out);
+                linear_by(way, client, &x, t, &w, None, Epilogue::None, out);
             })
         };
-        (has(&client, unit) && fits(&w)).then(|| seconds(&product))
+        (has(&client, way) && can(way, t, (&w).into())).then(|| seconds(&product))
     })
 }
 
 #[cfg(not(feature = "cube"))]
-fn by_instruction(
+fn by_choice(
     _: &Tensor<2>,
     _: &Matrix,
     _: &dyn Fn(&dyn Fn() -> Tensor<2>) -> f64,
-) -> [Option<f64>; 2] {
-    [None; 2]
+) -> [Option<f64>; 3] {
+    [None; 3]
 }
 
 #[cfg(test)]
@@ -87,6 +93,6 @@ mod tests {
             panic!("{ways:?}");
         };
         assert!(served.1.is_some_and(|seconds| seconds > 0.0));
-        assert!(rest.len() == 3 && rest.iter().all(|(_, seconds)| seconds.is_none()));
+        assert!(rest.len() == 4 && rest.iter().all(|(_, seconds)| seconds.is_none()));
     }
 }

@@ -27,7 +27,7 @@
 //! (the KV cache and its formats), `matrix` ([`Matrix`], a weight in its stored format), `route`
 //! (which way is taken), `flex` (the CPU backend's buffers), [`e4m3`] and [`e2m1`] (small number
 //! formats), `kernel_cache` (compiled kernels on disk), `random` (weights of models that are only
-//! measured), `candidates` (ways of a product, timed), `simd`, `isa`, `team`, `bandwidth`, `roof`,
+//! measured), `candidates` (ways of a product, timed), `ways` (which of them serves), `simd`, `isa`, `team`, `bandwidth`, `roof`,
 //! `read_back` (bytes to the host, counted), and [`self_test`], which holds every operation of
 //! a device against f64 loops.
 //!
@@ -101,6 +101,7 @@ mod simd;
 mod ssm_scan;
 mod step_inputs;
 mod team;
+mod ways;
 
 pub use all_reduce::{all_reduce, can_all_reduce};
 pub use bandwidth::measure_read_bandwidth;
@@ -126,7 +127,7 @@ pub use random::{RANDOM_PIECE_BYTES, RandomForm, RandomPart, random_codes, rando
 pub use read_back::count_read_back;
 pub use recording::Recording;
 pub use roof::{count_launches, measure_attention, measure_bandwidth, measure_matrix_rate};
-pub use route::{can_reorder, force_reference, has_tensor_cores, is_cpu, is_gpu, with_reference};
+pub use route::{force_reference, has_tensor_cores, is_cpu, is_gpu, with_reference};
 pub use router_topk::{RouterShape, Routing, router_topk};
 pub use shortlist::{
     Candidate, Decision, Draw, MAX_LIST, Noise, SampleRequest, Shortlist, decide, has_shortlists,
@@ -135,3 +136,7 @@ pub use shortlist::{
 pub use ssm_scan::{ScanParameters, ssm_scan};
 pub use step_inputs::{Rings, StepInputs, StepShape};
 pub use team::{num_threads, set_num_threads, set_num_threads_here, share};
+pub use ways::{
+    ChosenWay, ProductWay, can_reorder, choose_ways, chosen_ways, library_bytes, product_library,
+    refuse_way, reordering_ways,
+};

@@ -63,19 +63,6 @@ pub fn has_tensor_cores(device: &Device) -> bool {
     }
 }
 
-/// Whether [`Arithmetic::Bf16AnyOrder`](crate::Arithmetic) is another on this device than `Bf16`.
-pub fn can_reorder(device: &Device) -> bool {
-    #[cfg(feature = "cube")]
-    return crate::cube::client(device).is_some_and(|client| {
-        cube_kernels::tensor_core::has(&client, cube_kernels::tensor_core::Unit::Wgmma)
-    });
-    #[cfg(not(feature = "cube"))]
-    {
-        let _ = device;
-        false
-    }
-}
-
 /// Kinds of tensors that a GPU can hold; all of them in builds for none.
 #[cfg(feature = "cube")]
 pub(crate) use crate::cube::Kind as OnGpu;

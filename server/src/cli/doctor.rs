@@ -130,6 +130,10 @@ fn check_kernels(machine: &Machine, args: &DoctorArgs) -> Result<(), ()> {
         "\nself-test of the kernels on {}, seed {seed} (--seed {seed} draws the same inputs):",
         args.device
     );
+    let device = args.device.parse().ok();
+    if let Some(library) = device.and_then(Machine::product_library) {
+        println!("  library for large products: {library}");
+    }
     for part in &parts {
         println!("  {}:", part.name);
         for outcome in &part.outcomes {

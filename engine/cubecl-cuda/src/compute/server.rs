@@ -1,4 +1,5 @@
 use super::storage::gpu::{GpuResource, GpuStorage};
+use crate::host_calls::{HostCall, HostCalls, host_calls};
 use crate::compute::driver::Cuda;
 use crate::compute::{
     Captures, Command, Window, context::CudaContext, events::Fence, stream::CudaStreamBackend,
@@ -36,7 +37,7 @@ use cudarc::driver::sys::{
     CUstream, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave,
     CUtensorMapL2promotion, CUtensorMapSwizzle, cuTensorMapEncodeIm2col, cuTensorMapEncodeTiled,
 };
-use std::{collections::HashMap, ffi::c_void, sync::Arc};
+use std::{any::Any, collections::HashMap, ffi::c_void, sync::Arc};
 
 /// Stage `words` into a device buffer, reusing a cached one when a launch has
 /// already staged these exact info words. The info is read-only metadata (no
@@ -187,6 +188,18 @@ impl Server for CudaServer {
         launch_mode: LaunchMode,
     ) {
         let kernel_id = kernel.id();
+        let as_any: &dyn Any = &*kernel;
+        if let Some(calls) = host_calls(as_any) {
+            if launch_mode.is_skipped() {
+                return;
+            }
+            let mut written = self.write_set();
+            written.extend(bindings.buffers_written(None).cloned());
+            let reads = bindings.buffers_read(None);
+            ExecuteScope::launching(self, kernel_id, stream_id, reads, written)
+                .execute(|server| server.call_host(calls, &*kernel, bindings, stream_id));
+            return;
+        }
         if self.compile_failed(&kernel_id, kernel, &bindings, stream_id, launch_mode) {
             return;
         }
@@ -923,6 +936,38 @@ impl CudaServer {
         command.kernel(kernel_id, count, &mut resources)?;
 
         Ok(())
+    }
+
+    /// A launch that the host carries out.
+    fn call_host(
+        &mut self,
+        calls: &dyn HostCalls,
+        kernel: &dyn Any,
+        bindings: KernelArguments,
+        stream_id: StreamId,
+    ) -> Result<(), ServerError> {
+        let device = u32::from(self.device_id.index_id);
+        let mut command = self.command(stream_id, bindings.buffers())?;
+        let mut pointers = SmallVec::<[u64; 5]>::with_capacity(bindings.resources.len());
+        for resource in bindings.resources {
+            let (KernelResource::Buffer(binding)
+            | KernelResource::TensorMap(TensorMapBinding { binding, .. })) = resource;
+            pointers.push(command.resource(binding)?.ptr);
+        }
+        let call = HostCall {
+            device,
+            stream: command.stream().sys.cast(),
+            pointers: &pointers,
+        };
+        // SAFETY: `command` made the device's context current and holds the stream; the bindings' memory
+        // is not handed out again on this stream before what is enqueued here, nor on another without
+        // waiting for it.
+        unsafe { calls.enqueue(kernel, call) }.map_err(|reason| {
+            ServerError::Launch(LaunchError::Unknown {
+                reason,
+                backtrace: BackTrace::capture(),
+            })
+        })
     }
 
     pub(crate) fn utilities(&self) -> Arc<ServerUtilities> {

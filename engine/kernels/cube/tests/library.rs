@@ -155,7 +155,8 @@ fn check(emulator: &Emulator, library: &Library, case: &Case) {
     let out: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[&Role::Out]);
     for token in 0..case.t {
         for n in 0..case.n {
-            let terms = (0..case.k).map(|k| to_bf16(x[token * case.k + k]) * w.values[n * case.k + k]);
+            let terms =
+                (0..case.k).map(|k| to_bf16(x[token * case.k + k]) * w.values[n * case.k + k]);
             let mut want = terms.sum::<f64>() * w.scale(0);
             if case.has_bias {
                 want += f64::from(bias[n]);
@@ -233,7 +234,13 @@ impl Zeros {
     }
 
     /// `offset` bytes into the memory of the weights.
-    fn multiply(&self, library: &Library, device: u32, product: Product, offset: u64) -> Result<Log, String> {
+    fn multiply(
+        &self,
+        library: &Library,
+        device: u32,
+        product: Product,
+        offset: u64,
+    ) -> Result<Log, String> {
         let pointers = Pointers {
             w: self.w.pointer() + offset,
             x: self.x.pointer(),
@@ -278,11 +285,24 @@ fn what_is_remembered_is_bounded() {
     let Some(library) = library("library_bounded") else {
         return;
     };
-    let product = |t| Product { t, n: 2, k: 8, is_scaled: true };
+    let product = |t| Product {
+        t,
+        n: 2,
+        k: 8,
+        is_scaled: true,
+    };
     let zeros = Zeros::new(product(1025));
-    let living = |t| zeros.multiply(&library, 0, product(t), 0).expect("a product").num_living;
+    let living = |t| {
+        zeros
+            .multiply(&library, 0, product(t), 0)
+            .expect("a product")
+            .num_living
+    };
     let of_one = living(1);
-    assert_eq!(of_one, 4, "the product and its three matrices, the preference is gone");
+    assert_eq!(
+        of_one, 4,
+        "the product and its three matrices, the preference is gone"
+    );
     for t in 2..=1024 {
         assert_eq!(living(t), of_one * t as u32);
     }
@@ -301,7 +321,9 @@ fn a_shape_without_algorithm_is_an_error_and_stays_one() {
         let why = refused.expect_err("the fake has none for a single output");
         assert!(why.contains("no algorithm for"), "{why}");
     }
-    let log = zeros.multiply(&library, 0, PRODUCT, 0).expect("others go on");
+    let log = zeros
+        .multiply(&library, 0, PRODUCT, 0)
+        .expect("others go on");
     assert_eq!(log.num_heuristics, 2, "the refusal was remembered");
 }
 
@@ -319,7 +341,10 @@ fn a_library_that_is_missing_or_lacks_a_function_says_so() {
     };
     // That one is there and too old says more than that another is not there.
     let lacking = why(&["libcublasLt.so.none", &old]);
-    assert!(lacking.contains("lacks cublasLtMatmulAlgoGetHeuristic"), "{lacking}");
+    assert!(
+        lacking.contains("lacks cublasLtMatmulAlgoGetHeuristic"),
+        "{lacking}"
+    );
     // The next that has all of it will do.
     let Some(whole) = compile("library_whole", &[]) else {
         return;

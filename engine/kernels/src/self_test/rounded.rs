@@ -6,7 +6,8 @@ use super::compare::TOLERANCE;
 use super::inputs::{Numbers, upload, wide};
 use super::mixer::{Mixer, States};
 use super::{Outcome, Shapes, dense, mixture};
-use crate::{Arithmetic, Format, with_f32};
+use crate::ways::with_way;
+use crate::{Arithmetic, Format, ProductWay, with_f32};
 
 /// Products with rounded activations, and the scan of a long row. Nothing on a CPU, whose kernels do
 /// not depend on the arithmetic.
@@ -28,14 +29,62 @@ pub fn rounded(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
         named(mixture::experts(device, &shapes), "moe_experts in bf16"),
     ];
     outcomes.extend(long_row(device, &shapes));
-    if crate::can_reorder(device) {
-        outcomes.extend(reordered(device, shapes.format, shapes.seed));
+    let (format, seed) = (shapes.format, shapes.seed);
+    let ways = crate::reordering_ways(device);
+    if !ways.is_empty() {
+        outcomes.extend(many_rows(device, format, seed));
+    }
+    for way in ways {
+        outcomes.extend(reordered(device, way, format, seed));
     }
     outcomes
 }
 
-/// Products of enough rows for tiles of 128, in the order of all others and in their own.
-pub fn reordered(device: &Device, format: Format, seed: u64) -> Vec<Outcome> {
+/// Products of enough rows for tiles of 128, in the order of all others.
+fn many_rows(device: &Device, format: Format, seed: u64) -> Vec<Outcome> {
+    let shapes = large(Arithmetic::Bf16, format, seed);
+    vec![
+        Outcome {
+            operation: "linear in bf16, many rows",
+            ..dense::product(device, &shapes)
+        },
+        Outcome {
+            operation: "moe_experts in bf16, many rows",
+            ..mixture::experts(device, &shapes)
+        },
+    ]
+}
+
+/// The same in the order of a way of their own.
+pub fn reordered(device: &Device, way: ProductWay, format: Format, seed: u64) -> Vec<Outcome> {
+    let shapes = large(Arithmetic::Bf16AnyOrder, format, seed);
+    with_way(way, || match way {
+        ProductWay::Wgmma => vec![
+            Outcome {
+                operation: "linear in bf16, any order",
+                ..dense::product(device, &shapes)
+            },
+            Outcome {
+                operation: "moe_experts in bf16, any order",
+                ..mixture::experts(device, &shapes)
+            },
+        ],
+        // It is handed no experts, and what follows a product is ours.
+        ProductWay::Library => vec![
+            Outcome {
+                operation: "linear in bf16, cuBLASLt",
+                ..dense::product(device, &shapes)
+            },
+            Outcome {
+                operation: "mlp_relu2 in bf16, cuBLASLt",
+                ..dense::mlp(device, &shapes)
+            },
+        ],
+    })
+}
+
+/// Shapes of large products.
+fn large(arithmetic: Arithmetic, format: Format, seed: u64) -> Shapes {
     let mut shapes = Shapes {
         hidden: 128,
         intermediate: 8192,
@@ -43,36 +92,13 @@ pub fn reordered(device: &Device, format: Format, seed: u64) -> Vec<Outcome> {
         expert_hidden: 128,
         expert_intermediate: 192,
         rows: vec![(0, 130)],
+        arithmetic,
         format,
         seed,
         ..Shapes::default()
     };
     shapes.router.top_k = 2;
-    let mut outcomes = Vec::new();
-    for (arithmetic, linear, moe_experts) in [
-        (
-            Arithmetic::Bf16,
-            "linear in bf16, many rows",
-            "moe_experts in bf16, many rows",
-        ),
-        (
-            Arithmetic::Bf16AnyOrder,
-            "linear in bf16, any order",
-            "moe_experts in bf16, any order",
-        ),
-    ] {
-        shapes.arithmetic = arithmetic;
-        for (operation, outcome) in [
-            (linear, dense::product(device, &shapes)),
-            (moe_experts, mixture::experts(device, &shapes)),
-        ] {
-            outcomes.push(Outcome {
-                operation,
-                ..outcome
-            });
-        }
-    }
-    outcomes
+    shapes
 }
 
 /// The scan of rows that tensor cores take in chunks, beside one of decode.

@@ -76,6 +76,11 @@ impl Quantization {
         }
     }
 
+    /// Whether nothing is said: every matrix is stored in plain numbers.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.said.is_empty()
+    }
+
     /// Whether keys and values were calibrated for an FP8 cache.
     pub(crate) fn has_fp8_cache(&self) -> bool {
         self.said.iter().any(|statement| statement.has_fp8_cache)

@@ -40,6 +40,9 @@ pub(super) fn run(args: &BenchProductsArgs) -> Result<Report, BenchError> {
     report.about_load();
     let timed = Machine::time_products(device, &model, &args.tokens)?;
     report.about("matrix_tflop_per_s", timed.matrix_rate / 1e12);
+    if let Some(library) = timed.library {
+        report.about("library", library);
+    }
     for product in timed.products {
         let [t, n, k] = product.shape;
         for (way, seconds) in product.ways {
@@ -56,8 +59,8 @@ pub(super) fn run(args: &BenchProductsArgs) -> Result<Report, BenchError> {
         }
     }
     report.note(
-        "\"as served\" is the way that a model takes now; the matrix rate is the best of growing square\n\
-         products, ours and the library's.",
+        "\"as served\" is the way that a model takes here without --deterministic; the matrix rate is the\n\
+         best of growing square products, ours and cubek's.",
     );
     Ok(report)
 }

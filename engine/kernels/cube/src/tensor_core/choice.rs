@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use super::plan::Shape;
 use super::text::Unit;
@@ -102,7 +102,7 @@ pub fn fastest(tried: &[(Way, Option<f64>)]) -> Option<Way> {
 }
 
 /// Of this process.
-pub(super) static CHOICES: std::sync::LazyLock<Choices> = std::sync::LazyLock::new(Choices::default);
+pub static CHOICES: LazyLock<Choices> = LazyLock::new(Choices::default);
 
 thread_local! {
     static MODE: Cell<Mode> = const { Cell::new(Mode::Chosen) };
@@ -194,7 +194,10 @@ mod tests {
         // Up to 256 tokens are one class.
         let again = choices.settle(case(8192), 130, || panic!("chosen already"));
         assert_eq!(again, MMA);
-        assert_eq!(choices.settle(case(8192), 2048, || Way::Library), Way::Library);
+        assert_eq!(
+            choices.settle(case(8192), 2048, || Way::Library),
+            Way::Library
+        );
         for (t, want) in [
             (65, MMA),
             (129, MMA),
@@ -211,8 +214,19 @@ mod tests {
         };
         assert_eq!(choices.nearest(with_bias, 2048), None);
         assert_eq!(choices.settle(case(16), 128, || WGMMA), WGMMA);
-        let listed: Vec<_> = choices.list().into_iter().map(|(case, t, way)| (case.shape.n, t, way)).collect();
-        assert_eq!(listed, [(16, 128, WGMMA), (8192, 256, MMA), (8192, 2048, Way::Library)]);
+        let listed: Vec<_> = choices
+            .list()
+            .into_iter()
+            .map(|(case, t, way)| (case.shape.n, t, way))
+            .collect();
+        assert_eq!(
+            listed,
+            [
+                (16, 128, WGMMA),
+                (8192, 256, MMA),
+                (8192, 2048, Way::Library)
+            ]
+        );
     }
 
     #[test]
@@ -231,7 +245,9 @@ mod tests {
     fn modes_are_a_threads_own_and_end() {
         choosing(|| {
             assert_eq!(mode(), Mode::Choosing);
-            forced(Way::Library, || assert_eq!(mode(), Mode::Forced(Way::Library)));
+            forced(Way::Library, || {
+                assert_eq!(mode(), Mode::Forced(Way::Library))
+            });
             assert_eq!(mode(), Mode::Choosing);
             std::thread::scope(|scope| {
                 scope.spawn(|| assert_eq!(mode(), Mode::Chosen));

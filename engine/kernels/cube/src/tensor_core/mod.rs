@@ -137,7 +137,9 @@ pub fn tensor_linear(
     if arithmetic != Arithmetic::Bf16AnyOrder || !plan::is_large(t, shape) {
         return run(Way::Own(Unit::Mma));
     }
-    let ways = WAYS.into_iter().filter(|way| has(client, *way) && can(*way, t, shape));
+    let ways = WAYS
+        .into_iter()
+        .filter(|way| has(client, *way) && can(*way, t, shape));
     let ways: Vec<Way> = ways.collect();
     let case = Case {
         shape,
@@ -147,7 +149,9 @@ pub fn tensor_linear(
     run(match choice::mode() {
         Mode::Forced(way) => way,
         Mode::Choosing => CHOICES.settle(case, t, || {
-            let tried = ways.iter().map(|&way| (way, time(client, out, || run(way))));
+            let tried = ways
+                .iter()
+                .map(|&way| (way, time(client, out, || run(way))));
             fastest(&tried.collect::<Vec<_>>()).unwrap_or(ways[0])
         }),
         Mode::Chosen => {

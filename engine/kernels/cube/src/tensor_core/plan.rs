@@ -356,7 +356,11 @@ pub fn by_library(t: usize, shape: Shape, has_bias: bool, epilogue: Epilogue) ->
             sizes: vec![(t * n) as u32, n as u32, 1, flags],
         });
     }
-    let w = if is_scaled { Role::Widened } else { Role::Words };
+    let w = if is_scaled {
+        Role::Widened
+    } else {
+        Role::Words
+    };
     ByLibrary {
         before,
         product: Product { t, n, k, is_scaled },

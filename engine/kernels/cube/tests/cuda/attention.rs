@@ -1,7 +1,8 @@
 //! The cache, attention, routing and sampling.
 
 use cube_kernels::{
-    Arithmetic, Buffer, Client, KvFormat, Noise, RouterShape, RowIndex, SampleRequest, StepIndex,
+    Arithmetic, Buffer, Client, Columns, KvFormat, Noise, RouterShape, RowIndex, RowMoves,
+    SampleRequest, StepIndex,
 };
 
 use crate::{Entry, floats, words};
@@ -15,6 +16,19 @@ pub(crate) const ENTRIES: &[Entry] = &[
     Entry::new("copy_words_state", |client| {
         let pool = words(client, 4 << 20);
         cube_kernels::copy_words(client, &pool, 1 << 20, 2 << 20, 1 << 20);
+    }),
+    // Hidden states of 64 rows into a matrix of wider ones.
+    Entry::new("copy_rows_64x4096", |client| {
+        let [from, to] = [4096, 8192].map(|stride| (floats(client, 64 * stride), stride));
+        let moves: Vec<(usize, usize)> = (0..64).map(|row| (row, 63 - row)).collect();
+        let columns = |(buffer, stride)| Columns {
+            buffer,
+            stride,
+            first: 0,
+        };
+        let moves = RowMoves::upload(client, &moves);
+        let (from, to) = (columns((&from.0, from.1)), columns((&to.0, to.1)));
+        cube_kernels::copy_rows(client, from, to, 4096, &moves);
     }),
     Entry::new("gather_rows_64x4096", |client| {
         let x = floats(client, 2048 * 4096);
@@ -40,6 +54,9 @@ pub(crate) const ENTRIES: &[Entry] = &[
     Entry::new("cache_write_fp8_64", |client| {
         write(client, FP8);
     }),
+    Entry::new("cache_write_f32_64", |client| {
+        write(client, KvFormat::F32);
+    }),
     // 64 streams of 8192 positions, one token each: splits.
     Entry {
         spill_bytes: 16,
@@ -54,6 +71,17 @@ pub(crate) const ENTRIES: &[Entry] = &[
     Entry::new("paged_attention_bf16_chunk_2048", |client| {
         attend(client, KvFormat::Bf16, 1, 2048, Arithmetic::F32);
     }),
+    Entry::new("paged_attention_f32_64x8192", |client| {
+        attend(client, KvFormat::F32, 64, 1, Arithmetic::F32);
+    }),
+    // A draft's, which sees a row's newest positions alone.
+    Entry {
+        spill_bytes: 16,
+        ..Entry::new("paged_attention_bf16_newest_64x8192", |client| {
+            let step = step(client, 64, 1).seen_from(CONTEXT - 512);
+            attend_in(client, KvFormat::Bf16, Arithmetic::Bf16, &step);
+        })
+    },
     Entry::new("tensor_attention_bf16_64x8192", |client| {
         tensor(client, KvFormat::Bf16, 64, 1);
     }),
@@ -125,7 +153,11 @@ fn step(client: &Client, num_rows: usize, num_tokens: usize) -> StepIndex {
 
 /// A side of a pool of 4096 blocks.
 fn pool(client: &Client, format: KvFormat) -> Buffer {
-    let bits = if format == KvFormat::Bf16 { 16 } else { 8 };
+    let bits = match format {
+        KvFormat::F32 => 32,
+        KvFormat::Bf16 => 16,
+        KvFormat::Fp8 { .. } => 8,
+    };
     words(client, 4096 * BLOCK * KV_HEADS * HEAD_DIM * bits / 32)
 }
 
@@ -151,11 +183,15 @@ fn attend(
     num_tokens: usize,
     arithmetic: Arithmetic,
 ) {
-    let q = floats(client, num_rows * num_tokens * HEADS * HEAD_DIM);
+    let step = step(client, num_rows, num_tokens);
+    attend_in(client, format, arithmetic, &step);
+}
+
+fn attend_in(client: &Client, format: KvFormat, arithmetic: Arithmetic, step: &StepIndex) {
+    let q = floats(client, step.num_tokens * HEADS * HEAD_DIM);
     let out = floats(client, q.len());
     let (keys, values) = (pool(client, format), pool(client, format));
-    let step = step(client, num_rows, num_tokens);
     cube_kernels::paged_attention(
-        client, &q, &keys, &values, format, HEADS, KV_HEADS, HEAD_DIM, arithmetic, &step, &out,
+        client, &q, &keys, &values, format, HEADS, KV_HEADS, HEAD_DIM, arithmetic, step, &out,
     );
 }

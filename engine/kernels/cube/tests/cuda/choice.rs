@@ -1,6 +1,7 @@
 //! Which kernels make a product, by the number of its rows: in [`Arithmetic::Bf16`] nothing but the
 //! matrix and the device may decide between kernels whose bits differ.
 
+use cube_kernels::tensor_core::choice::{Way, choosing, forced};
 use cube_kernels::{Arithmetic, Client, Epilogue, Format};
 
 use crate::products::matrix;
@@ -14,12 +15,16 @@ enum Sums {
     Skinny,
     Mma,
     Wgmma,
+    Library,
 }
 
 /// Those of what was launched last. CubeCL's own kernels beside written ones only group pairs.
 fn sums(client: &Client) -> Vec<Sums> {
     let launches = recorder::launches(client);
     assert!(!launches.is_empty(), "something makes the sums");
+    if launches.iter().any(|launch| launch.is_call) {
+        return vec![Sums::Library];
+    }
     let names = launches.iter().filter_map(|launch| {
         let text = launch.text.as_ref().expect("kernels have text");
         text.split("#define ENTRY ").nth(1)?.lines().next()
@@ -108,4 +113,22 @@ fn the_number_of_rows_decides_nothing_unless_any_order_will_do() {
             assert_eq!(wide, [Sums::Skinny], "{t} wide rows on {arch}");
         }
     }
+}
+
+#[test]
+fn another_way_is_taken_by_large_products_in_any_order_alone() {
+    let _turn = recorder::turn();
+    let client = recorder::client(100);
+    let by = |arithmetic, t| {
+        forced(Way::Library, || {
+            linear(&client, arithmetic, Format::Fp8, 4096, t)
+        })
+    };
+    assert_eq!(by(Arithmetic::Bf16AnyOrder, 300), [Sums::Library]);
+    assert_eq!(by(Arithmetic::Bf16AnyOrder, 64), [Sums::Mma]);
+    assert_eq!(by(Arithmetic::Bf16, 300), [Sums::Mma]);
+    // What nobody offers is not tried; nor does anything but the first way serve if no trial ends, as on
+    // this device, which computes nothing.
+    let tried = choosing(|| linear(&client, Arithmetic::Bf16AnyOrder, Format::Fp8, 4096, 300));
+    assert_eq!(tried, [Sums::Mma]);
 }

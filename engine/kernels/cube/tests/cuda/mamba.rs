@@ -17,18 +17,26 @@ const SHAPE: MambaShape = MambaShape {
 
 /// `rows` rows of `tokens` tokens.
 fn step(client: &Client, rows: usize, tokens: usize) -> StepIndex {
-    let row = RowIndex {
-        num_tokens: tokens,
-        start: 0,
-        slot: 1,
-        blocks: vec![1; tokens.div_ceil(64)],
-    };
-    StepIndex::upload(client, &vec![row; rows], 64)
+    StepIndex::upload(client, &vec![row(tokens); rows], 64)
 }
 
-fn conv(client: &Client, rows: usize, tokens: usize) {
-    let step = step(client, rows, tokens);
-    let t = step.num_tokens;
+fn row(num_tokens: usize) -> RowIndex {
+    RowIndex {
+        num_tokens,
+        start: 0,
+        slot: 1,
+        blocks: vec![1; num_tokens.div_ceil(64)],
+    }
+}
+
+/// The same, of which the states absorb `absorbed` tokens: rows whose drafts are verified.
+fn absorbing(client: &Client, rows: usize, tokens: usize, absorbed: usize) -> StepIndex {
+    let list = vec![row(tokens); rows];
+    step(client, rows, tokens).absorbing(client, &list, &vec![absorbed; rows])
+}
+
+fn conv(client: &Client, step: &StepIndex) {
+    let (rows, t) = (step.num_rows, step.num_tokens);
     cube_kernels::causal_conv1d(
         client,
         &floats(client, t * SHAPE.projected()),
@@ -36,14 +44,13 @@ fn conv(client: &Client, rows: usize, tokens: usize) {
         Some(&floats(client, SHAPE.conv_dim())),
         &floats(client, rows * SHAPE.conv_dim() * 3),
         &SHAPE,
-        &step,
+        step,
         &floats(client, t * SHAPE.conv_dim()),
     );
 }
 
-fn scan(client: &Client, rows: usize, tokens: usize, state: StateFormat) {
-    let step = step(client, rows, tokens);
-    let t = step.num_tokens;
+fn scan(client: &Client, step: &StepIndex, state: StateFormat) {
+    let (rows, t) = (step.num_rows, step.num_tokens);
     let [a, d, dt_bias] = [(); 3].map(|()| floats(client, SHAPE.heads));
     cube_kernels::ssm_scan(
         client,
@@ -58,13 +65,13 @@ fn scan(client: &Client, rows: usize, tokens: usize, state: StateFormat) {
         },
         &words(client, state.words(rows * SHAPE.inner() * SHAPE.state)),
         &SHAPE,
-        &step,
+        step,
         Arithmetic::Bf16,
         &floats(client, t * SHAPE.inner()),
     );
 }
 
-fn decode(client: &Client, rows: usize, state: StateFormat) {
+fn decode(client: &Client, rows: usize, time_step_limit: Option<(f32, f32)>, state: StateFormat) {
     let [a, d, dt_bias] = [(); 3].map(|()| floats(client, SHAPE.heads));
     cube_kernels::conv_and_update(
         client,
@@ -76,7 +83,7 @@ fn decode(client: &Client, rows: usize, state: StateFormat) {
             a: &a,
             d: &d,
             dt_bias: &dt_bias,
-            time_step_limit: None,
+            time_step_limit,
             state,
         },
         &words(client, state.words(rows * SHAPE.inner() * SHAPE.state)),
@@ -89,24 +96,40 @@ fn decode(client: &Client, rows: usize, state: StateFormat) {
 const HALVES: StateFormat = StateFormat::F16 { seed: 1 };
 
 pub(crate) const ENTRIES: &[Entry] = &[
-    Entry::new("conv_decode_64x10240", |client| conv(client, 64, 1)),
-    Entry::new("conv_prefill_2048x10240", |client| conv(client, 1, 2048)),
+    Entry::new("conv_decode_64x10240", |client| {
+        conv(client, &step(client, 64, 1));
+    }),
+    Entry::new("conv_prefill_2048x10240", |client| {
+        conv(client, &step(client, 1, 2048));
+    }),
+    Entry::new("conv_absorbing_16x4x10240", |client| {
+        conv(client, &absorbing(client, 16, 4, 2));
+    }),
     Entry::new("ssm_decode_64x128x64x128", |client| {
-        scan(client, 64, 1, StateFormat::F32);
+        scan(client, &step(client, 64, 1), StateFormat::F32);
     }),
     Entry::new("ssm_decode_half_64x128x64x128", |client| {
-        scan(client, 64, 1, HALVES);
+        scan(client, &step(client, 64, 1), HALVES);
+    }),
+    Entry::new("ssm_absorbing_16x4x128x64x128", |client| {
+        scan(client, &absorbing(client, 16, 4, 2), StateFormat::F32);
+    }),
+    Entry::new("ssm_absorbing_half_16x4x128x64x128", |client| {
+        scan(client, &absorbing(client, 16, 4, 2), HALVES);
     }),
     Entry::new("conv_and_update_64x128x64x128", |client| {
-        decode(client, 64, StateFormat::F32);
+        decode(client, 64, None, StateFormat::F32);
+    }),
+    Entry::new("conv_and_update_limited_64x128x64x128", |client| {
+        decode(client, 64, Some((0.001, 0.1)), StateFormat::F32);
     }),
     Entry::new("conv_and_update_half_64x128x64x128", |client| {
-        decode(client, 64, HALVES);
+        decode(client, 64, None, HALVES);
     }),
     Entry::new("tensor_scan_2048x128x64x128", |client| {
-        scan(client, 1, 2048, StateFormat::F32);
+        scan(client, &step(client, 1, 2048), StateFormat::F32);
     }),
     Entry::new("tensor_scan_half_2048x128x64x128", |client| {
-        scan(client, 1, 2048, HALVES);
+        scan(client, &step(client, 1, 2048), HALVES);
     }),
 ];

@@ -46,6 +46,13 @@ pub(crate) const ENTRIES: &[Entry] = &[
     Entry::new("linear_nvfp4_in_18560x4096_t8", |client| {
         linear(client, Format::Nvfp4, [18_560, 4096], 8);
     }),
+    // Activations of full precision, as --dtype f32 has them.
+    Entry::new("linear_bf16_in_f32_18560x4096_t8", |client| {
+        linear_in(client, Format::Bf16, [18_560, 4096], 8, Arithmetic::F32);
+    }),
+    Entry::new("linear_fp8_in_f32_18560x4096_t8", |client| {
+        linear_in(client, Format::Fp8, [18_560, 4096], 8, Arithmetic::F32);
+    }),
     Entry::new("linear_f32_gate_512x4096_t1", |client| {
         linear(client, Format::F32, [512, 4096], 1);
     }),
@@ -81,10 +88,20 @@ fn experts(client: &Client, format: Format, t: usize) {
     tensor_core::allow(true);
 }
 
-fn linear(client: &Client, format: Format, [n, k]: [usize; 2], t: usize) {
+fn linear(client: &Client, format: Format, dims: [usize; 2], t: usize) {
+    linear_in(client, format, dims, t, Arithmetic::Bf16);
+}
+
+fn linear_in(
+    client: &Client,
+    format: Format,
+    [n, k]: [usize; 2],
+    t: usize,
+    arithmetic: Arithmetic,
+) {
     let w = matrix(client, format, 1, n, k);
     let (x, out) = (floats(client, t * k), floats(client, t * n));
-    let (arithmetic, epilogue) = (Arithmetic::Bf16, Epilogue::None);
+    let epilogue = Epilogue::None;
     tensor_core::allow(false); // They have entries of their own.
     cube_kernels::linear(client, &x, t, &w, None, arithmetic, epilogue, &out);
     tensor_core::allow(true);

@@ -52,6 +52,8 @@ pub(crate) struct Launch {
     pub(crate) units: Option<u32>,
     /// Bytes of shared memory that the launch reserves, beyond what the text declares.
     pub(crate) shared: usize,
+    /// A call of a library, described in place of a text.
+    pub(crate) is_call: bool,
 }
 
 static LAUNCHES: Mutex<Vec<Launch>> = Mutex::new(Vec::new());
@@ -219,8 +221,11 @@ impl Server for Recorder {
             cubes,
             units: None,
             shared: 0,
+            is_call: false,
         };
         launch.text = if let Some(own) = kernel.source() {
+            // What the host carries out has nothing to compile.
+            launch.is_call = own.lang != "cuda";
             Ok(own.source)
         } else {
             define_kernel(kernel.as_ref())

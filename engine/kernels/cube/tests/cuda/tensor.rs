@@ -1,6 +1,8 @@
 //! The tensor core products: their texts are written by hand, so every one is listed, at the shape
 //! that it is for.
 
+use cube_kernels::tensor_core::choice::Way;
+use cube_kernels::tensor_core::linear_by;
 use cube_kernels::{Arithmetic, Client, Epilogue, Format};
 
 use crate::products::matrix;
@@ -70,6 +72,28 @@ pub(crate) const EXPERTS: &[Entry] = entries![
     "tensor_experts_bf16_64" experts(64, Format::Bf16),
     "tensor_experts_bf16_2048" experts(2048, Format::Bf16),
 ];
+
+/// What goes before and after a library's product: once for each format, and every epilogue.
+pub(crate) const LIBRARY: &[Entry] = &[
+    Entry::new("tensor_library_bf16_8192x18560x4096", |client| {
+        by_library(client, Format::Bf16, true, Epilogue::None);
+    }),
+    Entry::new("tensor_library_fp8_8192x18560x4096", |client| {
+        by_library(client, Format::Fp8, false, Epilogue::Relu2);
+    }),
+    Entry::new("tensor_library_nvfp4_8192x18560x4096", |client| {
+        by_library(client, Format::Nvfp4, false, Epilogue::None);
+    }),
+];
+
+fn by_library(client: &Client, format: Format, has_bias: bool, epilogue: Epilogue) {
+    let [t, n, k] = [8192, 18_560, 4096];
+    let w = matrix(client, format, 1, n, k);
+    let bias = has_bias.then(|| floats(client, n));
+    let (x, out) = (floats(client, t * k), floats(client, t * n));
+    let bias = bias.as_ref();
+    linear_by(Way::Library, client, &x, t, &w, bias, epilogue, &out);
+}
 
 macro_rules! hopper_entries {
     ($($name:literal $call:ident($($argument:expr),*)),* $(,)?) => {

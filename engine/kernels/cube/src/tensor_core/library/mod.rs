@@ -24,9 +24,9 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use cubecl::prelude::{CubeKernel, KernelDefinition, KernelId, KernelMetadata};
 use cubecl::PrecompiledSource;
 use cubecl::ir::ElemType;
+use cubecl::prelude::{CubeKernel, KernelDefinition, KernelId, KernelMetadata};
 
 use symbols::{Algorithm, HeuristicResult, Opaque, SUCCESS, Symbols};
 
@@ -141,7 +141,9 @@ impl Library {
         if !devices.contains_key(&device) {
             let mut handle = ptr::null_mut();
             // SAFETY: of this function: the device is current. The handle is never destroyed.
-            check("cublasLtCreate", unsafe { (self.symbols.create)(&raw mut handle) })?;
+            check("cublasLtCreate", unsafe {
+                (self.symbols.create)(&raw mut handle)
+            })?;
             let planned = HashMap::new();
             devices.insert(device, OnDevice { handle, planned });
         }
@@ -230,7 +232,12 @@ impl Library {
         ] {
             // SAFETY: the descriptor was just made; each of these is 32 bits.
             let status = unsafe {
-                (symbols.desc_set)(desc, attribute, (&raw const value).cast(), size_of_val(&value))
+                (symbols.desc_set)(
+                    desc,
+                    attribute,
+                    (&raw const value).cast(),
+                    size_of_val(&value),
+                )
             };
             check("cublasLtMatmulDescSetAttribute", status)?;
         }

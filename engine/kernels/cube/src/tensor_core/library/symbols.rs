@@ -4,8 +4,10 @@
 //! names, panics where a function is missing, and only exists in builds for GPUs. Ours are held against
 //! a library that tests build (`tests/library.rs`), wherever there is a C compiler.
 //!
-//! Checked by hand against `cublasLt.h` of PyPI's `nvidia-cublas` 13.10.0.20: every
-//! signature, value and the size of the heuristic's result, and that its `libcublasLt.so.13` has them.
+//! Checked by hand, without a GPU: every signature, value and the size of the heuristic's result against
+//! the headers of PyPI's `nvidia-cublas` 13.10.0.20 and `nvidia-cublas-cu12` 12.9.3.13 (compiled
+//! assertions); that both libraries have all twelve functions; and that the first, loaded, makes these
+//! descriptors and takes these attributes. Its handle wants a driver.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
