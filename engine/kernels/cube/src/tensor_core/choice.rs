@@ -35,7 +35,10 @@ pub struct Case {
 
 /// What was chosen so far.
 #[derive(Debug, Default)]
-pub struct Choices(Mutex<HashMap<Case, BTreeMap<usize, Arc<OnceLock<Way>>>>>);
+pub struct Choices(Mutex<HashMap<Case, Classes>>);
+
+/// By class of tokens; empty while somebody tries.
+type Classes = BTreeMap<usize, Arc<OnceLock<Way>>>;
 
 impl Choices {
     /// The way of a case at so many tokens: as chosen, or as `choose` does. Who asks meanwhile waits, if
@@ -250,7 +253,8 @@ mod tests {
             });
             assert_eq!(mode(), Mode::Choosing);
             std::thread::scope(|scope| {
-                scope.spawn(|| assert_eq!(mode(), Mode::Chosen));
+                let other = scope.spawn(mode);
+                assert_eq!(other.join().expect("it only looks"), Mode::Chosen);
             });
         });
         assert_eq!(mode(), Mode::Chosen);

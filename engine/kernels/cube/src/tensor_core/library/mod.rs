@@ -19,6 +19,7 @@
 
 mod symbols;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -138,22 +139,23 @@ impl Library {
         pointers: Pointers,
     ) -> Result<(), String> {
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        if !devices.contains_key(&device) {
-            let mut handle = ptr::null_mut();
-            // SAFETY: of this function: the device is current. The handle is never destroyed.
-            check("cublasLtCreate", unsafe {
-                (self.symbols.create)(&raw mut handle)
-            })?;
-            let planned = HashMap::new();
-            devices.insert(device, OnDevice { handle, planned });
-        }
-        let on_device = devices.get_mut(&device).expect("inserted above");
+        let on_device = match devices.entry(device) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let mut handle = ptr::null_mut();
+                // SAFETY: of this function: the device is current. The handle is never destroyed.
+                let status = unsafe { (self.symbols.create)(&raw mut handle) };
+                check("cublasLtCreate", status)?;
+                let planned = HashMap::new();
+                entry.insert(OnDevice { handle, planned })
+            }
+        };
         let OnDevice { handle, planned } = on_device;
         let key = (product, pointers.alignments());
         if !planned.contains_key(&key) {
             if planned.len() == MAX_PLANNED {
-                for (_, planned) in planned.drain() {
-                    self.forget(planned);
+                for planned in planned.drain().filter_map(|(_, planned)| planned.ok()) {
+                    self.forget(&planned);
                 }
             }
             planned.insert(key, self.plan(*handle, product, key.1));
@@ -312,14 +314,11 @@ impl Library {
         })
     }
 
-    fn forget(&self, planned: Result<Planned, String>) {
-        let Ok(Planned { desc, layouts, .. }) = planned else {
-            return;
-        };
+    fn forget(&self, Planned { desc, layouts, .. }: &Planned) {
         // SAFETY: made by `plan`, out of the map now, and what was enqueued with them holds copies.
         unsafe {
-            (self.symbols.desc_destroy)(desc);
-            for layout in layouts {
+            (self.symbols.desc_destroy)(*desc);
+            for &layout in layouts {
                 (self.symbols.layout_destroy)(layout);
             }
         }

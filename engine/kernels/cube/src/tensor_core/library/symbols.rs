@@ -58,55 +58,60 @@ const _: () = assert!(size_of::<HeuristicResult>() == 96);
 
 type Create = unsafe extern "C" fn(*mut Opaque) -> Status;
 type Destroy = unsafe extern "C" fn(Opaque) -> Status;
+type GetVersion = unsafe extern "C" fn() -> usize;
 type SetAttribute = unsafe extern "C" fn(Opaque, c_int, *const c_void, usize) -> Status;
+
+/// Type of the sums, type of the factors.
+type DescCreate = unsafe extern "C" fn(*mut Opaque, c_int, c_int) -> Status;
+/// Type, rows, columns, elements from a column to the next.
+type LayoutCreate = unsafe extern "C" fn(*mut Opaque, c_int, u64, u64, i64) -> Status;
+/// Handle, product, a, b, c, d, preference, how many are wanted, where to, how many there are.
+type GetHeuristic = unsafe extern "C" fn(
+    Opaque,
+    Opaque,
+    Opaque,
+    Opaque,
+    Opaque,
+    Opaque,
+    Opaque,
+    c_int,
+    *mut HeuristicResult,
+    *mut c_int,
+) -> Status;
+/// Handle, product, alpha, a and its layout, b, beta, c, d, algorithm, workspace and its bytes, stream.
+type Matmul = unsafe extern "C" fn(
+    Opaque,
+    Opaque,
+    *const c_void,
+    *const c_void,
+    Opaque,
+    *const c_void,
+    Opaque,
+    *const c_void,
+    *const c_void,
+    Opaque,
+    *mut c_void,
+    Opaque,
+    *const Algorithm,
+    *mut c_void,
+    usize,
+    Opaque,
+) -> Status;
 
 /// The functions. The library stays loaded for the life of the process.
 pub(super) struct Symbols {
     pub(super) create: Create,
-    pub(super) get_version: unsafe extern "C" fn() -> usize,
-    /// Type of the sums, type of the factors.
-    pub(super) desc_create: unsafe extern "C" fn(*mut Opaque, c_int, c_int) -> Status,
+    pub(super) get_version: GetVersion,
+    pub(super) desc_create: DescCreate,
     pub(super) desc_set: SetAttribute,
     pub(super) desc_destroy: Destroy,
-    /// Type, rows, columns, elements from a column to the next.
-    pub(super) layout_create: unsafe extern "C" fn(*mut Opaque, c_int, u64, u64, i64) -> Status,
+    pub(super) layout_create: LayoutCreate,
     pub(super) layout_destroy: Destroy,
     pub(super) preference_create: Create,
     pub(super) preference_set: SetAttribute,
     pub(super) preference_destroy: Destroy,
-    /// Handle, product, a, b, c, d, preference, how many are wanted, where to, how many there are.
-    pub(super) get_heuristic: unsafe extern "C" fn(
-        Opaque,
-        Opaque,
-        Opaque,
-        Opaque,
-        Opaque,
-        Opaque,
-        Opaque,
-        c_int,
-        *mut HeuristicResult,
-        *mut c_int,
-    ) -> Status,
-    /// Handle, product, alpha, a and its layout, b, beta, c, d, algorithm, workspace and its bytes,
-    /// stream.
-    pub(super) matmul: unsafe extern "C" fn(
-        Opaque,
-        Opaque,
-        *const c_void,
-        *const c_void,
-        Opaque,
-        *const c_void,
-        Opaque,
-        *const c_void,
-        *const c_void,
-        Opaque,
-        *mut c_void,
-        Opaque,
-        *const Algorithm,
-        *mut c_void,
-        usize,
-        Opaque,
-    ) -> Status,
+    pub(super) get_heuristic: GetHeuristic,
+    pub(super) matmul: Matmul,
 }
 
 impl Symbols {
@@ -138,7 +143,7 @@ impl Symbols {
             return Err(loader_error());
         }
         macro_rules! find {
-            ($symbol:literal) => {{
+            ($symbol:literal, $function:ty) => {{
                 // SAFETY: the library is loaded; the name ends in a zero.
                 let found = unsafe { dlsym(library, $symbol.as_ptr()) };
                 if found.is_null() {
@@ -146,22 +151,22 @@ impl Symbols {
                 }
                 // SAFETY: the library's function of this name has the signature of the field that it
                 // goes to, which the module's head says how we know.
-                unsafe { mem::transmute::<*mut c_void, _>(found) }
+                unsafe { mem::transmute::<*mut c_void, $function>(found) }
             }};
         }
         Ok(Self {
-            create: find!(c"cublasLtCreate"),
-            get_version: find!(c"cublasLtGetVersion"),
-            desc_create: find!(c"cublasLtMatmulDescCreate"),
-            desc_set: find!(c"cublasLtMatmulDescSetAttribute"),
-            desc_destroy: find!(c"cublasLtMatmulDescDestroy"),
-            layout_create: find!(c"cublasLtMatrixLayoutCreate"),
-            layout_destroy: find!(c"cublasLtMatrixLayoutDestroy"),
-            preference_create: find!(c"cublasLtMatmulPreferenceCreate"),
-            preference_set: find!(c"cublasLtMatmulPreferenceSetAttribute"),
-            preference_destroy: find!(c"cublasLtMatmulPreferenceDestroy"),
-            get_heuristic: find!(c"cublasLtMatmulAlgoGetHeuristic"),
-            matmul: find!(c"cublasLtMatmul"),
+            create: find!(c"cublasLtCreate", Create),
+            get_version: find!(c"cublasLtGetVersion", GetVersion),
+            desc_create: find!(c"cublasLtMatmulDescCreate", DescCreate),
+            desc_set: find!(c"cublasLtMatmulDescSetAttribute", SetAttribute),
+            desc_destroy: find!(c"cublasLtMatmulDescDestroy", Destroy),
+            layout_create: find!(c"cublasLtMatrixLayoutCreate", LayoutCreate),
+            layout_destroy: find!(c"cublasLtMatrixLayoutDestroy", Destroy),
+            preference_create: find!(c"cublasLtMatmulPreferenceCreate", Create),
+            preference_set: find!(c"cublasLtMatmulPreferenceSetAttribute", SetAttribute),
+            preference_destroy: find!(c"cublasLtMatmulPreferenceDestroy", Destroy),
+            get_heuristic: find!(c"cublasLtMatmulAlgoGetHeuristic", GetHeuristic),
+            matmul: find!(c"cublasLtMatmul", Matmul),
         })
     }
 }
