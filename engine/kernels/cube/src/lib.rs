@@ -7,7 +7,7 @@
 //! | `matrix` | a weight matrix as the checkpoint stores it, read as words |
 //! | `decode` | weights out of the words that hold them |
 //! | `products` | products with weight matrices |
-//! | `tensor_core` | weight products, scans and attention on NVIDIA's tensor cores: CUDA C++ as text, in `cuda/` |
+//! | `tensor_core` | weight products, scans and attention on NVIDIA's tensor cores: CUDA C++ as text, in `cuda/`; large products also by cuBLASLt |
 //! | `step` | how the rows of a step lie in its tokens, as index buffers |
 //! | `math` | what several kernels compute on the way |
 //! | `mamba` | the shape that the Mamba-2 kernels share |

@@ -248,9 +248,8 @@ mod tests {
     fn modes_are_a_threads_own_and_end() {
         choosing(|| {
             assert_eq!(mode(), Mode::Choosing);
-            forced(Way::Library, || {
-                assert_eq!(mode(), Mode::Forced(Way::Library))
-            });
+            let within = forced(Way::Library, mode);
+            assert_eq!(within, Mode::Forced(Way::Library));
             assert_eq!(mode(), Mode::Choosing);
             std::thread::scope(|scope| {
                 let other = scope.spawn(mode);
