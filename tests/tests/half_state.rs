@@ -144,6 +144,8 @@ fn open(folder: &Path, choice: StateDtypeChoice) -> Result<(&'static str, u64), 
 
 #[test]
 fn a_checkpoint_says_what_it_wants_and_the_operator_decides() {
+    use StateDtypeChoice::{Auto, F16, F32};
+
     let folder = fixtures::copy("super");
     let path = folder.path().join("config.json");
     let text = fs::read_to_string(&path).expect("the fixture has one");
@@ -153,7 +155,6 @@ fn a_checkpoint_says_what_it_wants_and_the_operator_decides() {
         fs::write(&path, config.to_string()).expect("a copy can be written to");
     };
     let name = |choice| open(folder.path(), choice).expect("it is sound").0;
-    use StateDtypeChoice::{Auto, F16, F32};
     for (said, taken) in [
         ("float32", "float32"),
         ("bfloat16", "float32"),
