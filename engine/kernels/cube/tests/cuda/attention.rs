@@ -71,17 +71,17 @@ pub(crate) const ENTRIES: &[Entry] = &[
     Entry::new("paged_attention_bf16_chunk_2048", |client| {
         attend(client, KvFormat::Bf16, 1, 2048, Arithmetic::F32);
     }),
-    Entry::new("paged_attention_f32_64x8192", |client| {
-        attend(client, KvFormat::F32, 64, 1, Arithmetic::F32);
-    }),
-    // A draft's, which sees a row's newest positions alone.
     Entry {
-        spill_bytes: 16,
-        ..Entry::new("paged_attention_bf16_newest_64x8192", |client| {
-            let step = step(client, 64, 1).seen_from(CONTEXT - 512);
-            attend_in(client, KvFormat::Bf16, Arithmetic::Bf16, &step);
+        spill_bytes: 12,
+        ..Entry::new("paged_attention_f32_64x8192", |client| {
+            attend(client, KvFormat::F32, 64, 1, Arithmetic::F32);
         })
     },
+    // A draft's, which sees a row's newest positions alone.
+    Entry::new("paged_attention_bf16_newest_64x8192", |client| {
+        let step = step(client, 64, 1).seen_from(CONTEXT - 512);
+        attend_in(client, KvFormat::Bf16, Arithmetic::Bf16, &step);
+    }),
     Entry::new("tensor_attention_bf16_64x8192", |client| {
         tensor(client, KvFormat::Bf16, 64, 1);
     }),
