@@ -165,7 +165,7 @@ async fn a_long_prompt_is_the_same_in_any_chunks_and_company() {
     }
 
     let handle = start(folder, len, |config| {
-        config.max_decode_slowdown = Some(SLOWDOWN)
+        config.max_decode_slowdown = Some(SLOWDOWN);
     });
     handle.ready().await.expect("it loads");
     let quiet = tokio::time::sleep(Duration::from_secs(2));
