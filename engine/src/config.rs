@@ -192,6 +192,11 @@ pub struct EngineConfig {
     /// Ranks that run the model together: as many GPUs, or shares of the CPU's threads. Must divide
     /// its heads and groups. Default 1.
     pub tensor_parallel_size: usize,
+    /// Of the cache's memory, what state slots have, if that is more than running sequences need: the
+    /// rest is for blocks. A turn is gone on from a state, and costs its blocks as well; few long
+    /// contexts want less than many short ones. 0 to 1. Default 0.6, as the simulator of the prefix
+    /// cache has it (benches/pure/prefix_cache).
+    pub slot_share: f64,
     /// Ranks keep whole experts instead of a part of every one. Needs at least 2 ranks. Default false.
     pub expert_parallel: bool,
     /// Folder of compiled kernels, so that a second start compiles none. A process has one: that of its
@@ -231,6 +236,7 @@ impl EngineConfig {
             cache_memory_bytes: None,
             host_cache_bytes: 0,
             memory_fraction: None,
+            slot_share: 0.6,
             threads: None,
             max_queue: 1024,
             tensor_parallel_size: 1,

@@ -1,9 +1,11 @@
 //! Free memory to block and slot counts.
 //!
 //! A sequence pays in two currencies: one state slot, and blocks as it grows. A slot is worth
-//! thousands of tokens of KV, so neither may starve the other: live slots take half of the budget at
-//! most, blocks what their longest use needs, and what is left becomes snapshots. Host memory, if any is
-//! granted, holds nothing but snapshots.
+//! thousands of tokens of KV, so neither may starve the other. Slots of running sequences come first,
+//! half of the budget at most; then the blocks of one context of the greatest length. What is left is
+//! for what is cached, and cut so that slots have their share of the whole
+//! ([`EngineConfig::slot_share`]): a prefix can be gone on from only where there is a state beside its
+//! blocks. Host memory, if any is granted, holds nothing but snapshots.
 
 use scheduler::CacheConfig;
 
@@ -170,9 +172,10 @@ pub(crate) fn plan(
         None => MAX_MODEL_LEN.min(model.max_position_embeddings as u32),
     });
     let num_seqs = u64::from(config.max_num_seqs);
-    // Nobody can use more: every sequence as long as possible, every one with a snapshot or two.
-    let most_blocks = (num_seqs * wished_len.div_ceil(block_size)).min(u64::from(u32::MAX / 2));
-    let most_slots = 3 * num_seqs;
+    // More is hardly of use: every sequence as long as possible, every one with its snapshots.
+    let longest = wished_len.div_ceil(block_size);
+    let most_blocks = (num_seqs * longest).min(u64::from(u32::MAX / 2));
+    let most_slots = SLOTS_EACH * num_seqs;
     let useful = (most_blocks + 1)
         .saturating_mul(block_bytes)
         .saturating_add((most_slots + 1).saturating_mul(slot_bytes));
@@ -183,13 +186,22 @@ pub(crate) fn plan(
 
     // Slot and block 0 are padding.
     let live_slots = affordable(budget / 2, slot_bytes, num_seqs + 1);
-    let blocks = affordable(
-        budget.saturating_sub(live_slots * slot_bytes),
+    let left = |slots, blocks| budget.saturating_sub(slots * slot_bytes + blocks * block_bytes);
+    let least_blocks = affordable(
+        left(live_slots, 0),
         block_bytes,
-        most_blocks + 1,
+        longest.min(most_blocks) + 1,
     );
-    let rest = budget.saturating_sub(live_slots * slot_bytes + blocks * block_bytes);
-    let slots = live_slots + affordable(rest, slot_bytes, most_slots - num_seqs);
+    let for_slots = (budget as f64 * config.slot_share) as u64;
+    let slots = affordable(
+        for_slots.min(left(0, least_blocks)),
+        slot_bytes,
+        most_slots + 1,
+    );
+    let slots = slots.max(live_slots);
+    let blocks = affordable(left(slots, 0), block_bytes, most_blocks + 1).max(least_blocks);
+    // Where blocks are as many as can be of use, slots take the rest.
+    let slots = slots + affordable(left(slots, blocks), slot_bytes, most_slots + 1 - slots);
 
     let least = 2 * slot_bytes + 2 * block_bytes;
     if live_slots < 2 || blocks < 2 {
@@ -240,9 +252,8 @@ pub(crate) fn plan(
     })
 }
 
-/// Of host memory, what is for slots; the rest is for blocks. As the simulator of the prefix cache cuts
-/// memory (benches/pure/prefix_cache).
-const HOST_SHARE_OF_SLOTS: f64 = 0.6;
+/// Slots of a sequence at most: its own, and the snapshots of its turns.
+const SLOTS_EACH: u64 = 16;
 
 /// Slots and blocks of one rank in host memory, beside `num_blocks` on its device.
 fn host_plan(
@@ -257,7 +268,7 @@ fn host_plan(
     let share = match (slot_bytes, block_bytes) {
         (0, _) => 0.0,
         (_, 0) => 1.0,
-        _ => HOST_SHARE_OF_SLOTS,
+        _ => config.slot_share,
     };
     let for_slots = (budget as f64 * share) as u64;
     // What takes no memory is never short.
@@ -269,10 +280,11 @@ fn host_plan(
     let blocks = count(budget - for_slots, block_bytes, num_blocks);
     if slots == 0 || blocks == 0 {
         return Err(EngineError::Memory(format!(
-            "{} of host cache memory cannot hold one snapshot: a state slot takes {} of three fifths, a block \
+            "{} of host cache memory cannot hold one snapshot: a state slot takes {} of {:.0} %, a block \
              of {} tokens {} of the rest",
             bytes(budget),
             bytes(slot_bytes),
+            100.0 * share,
             config.block_size,
             bytes(block_bytes),
         )));
@@ -524,7 +536,49 @@ mod tests {
         assert_eq!(plan.max_model_len, 10_000);
         assert_eq!(plan.max_num_seqs, 64);
         assert_eq!(plan.cache.num_blocks, 64 * 313 + 1);
-        assert_eq!(plan.cache.num_slots, 3 * 64 + 1);
+        assert_eq!(plan.cache.num_slots, 16 * 64 + 1);
+    }
+
+    #[test]
+    fn snapshots_have_their_share() {
+        let of = |slot_share, len| {
+            let config = EngineConfig {
+                slot_share,
+                max_num_seqs: 16,
+                ..config(Some(128 << 20), len)
+            };
+            plan(&config, &model("M*M"), 4, free(0)).expect("it fits")
+        };
+        let slots = |plan: &MemoryPlan| u64::from(plan.cache.num_slots) * plan.slot_bytes;
+        let all = (128 << 20) as f64;
+        for share in [0.2, 0.4, 0.6] {
+            let plan = of(share, None);
+            let got = slots(&plan) as f64 / all;
+            assert!((got - share).abs() < 0.01, "{share}: {got}");
+            assert!(used(&plan) as f64 > 0.99 * all);
+            assert_eq!((plan.max_num_seqs, plan.max_model_len), (16, 10_000));
+        }
+        // Running sequences and one context of the greatest length come first.
+        let least = of(0.0, None);
+        assert_eq!(least.cache.num_slots, 17);
+        let most = of(1.0, None);
+        assert!((314..318).contains(&most.cache.num_blocks), "{most:?}");
+        assert!(used(&most) > 120 << 20);
+        // Blocks that would lie idle make way.
+        let short = of(0.1, Some(320));
+        assert_eq!(short.cache.num_blocks, 16 * 10 + 1);
+        assert!(used(&short) as f64 > 0.99 * all, "{short:?}");
+    }
+
+    #[test]
+    fn super_keeps_three_fifths_for_states() {
+        let plan = super_on_141_gb(74_400_000_000, None);
+        let slots = u64::from(plan.cache.num_slots) * plan.slot_bytes;
+        assert!(
+            (0.59..0.61).contains(&(slots as f64 / used(&plan) as f64)),
+            "{plan:?}"
+        );
+        assert!(plan.cache.num_slots > 150, "{plan:?}");
     }
 
     #[test]

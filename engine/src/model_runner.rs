@@ -31,6 +31,9 @@ pub(crate) struct ModelRunner {
     /// `None`: every step is launched kernel by kernel.
     graphs: Option<DecodeGraphs>,
     in_flight: Option<InFlight>,
+    /// The share of drafts that come true by chance. `None`, but where only time matters: those that are
+    /// the tokens drawn.
+    synthetic_acceptance: Option<f64>,
     /// How long steps took, for whoever weighs drafts.
     times: Vec<StepTime>,
     /// Draws tokens; else computes its part of the logits and leaves the rest to rank 0.
@@ -78,6 +81,7 @@ impl ModelRunner {
             warm_ups,
             graphs,
             in_flight: None,
+            synthetic_acceptance: None,
             times: Vec::new(),
             draws: true,
         }
@@ -86,6 +90,12 @@ impl ModelRunner {
     #[cfg(all(test, feature = "vulkan"))]
     pub(crate) fn graphs(&self) -> Option<&DecodeGraphs> {
         self.graphs.as_ref()
+    }
+
+    /// Has drafts come true by a seeded coin, for benches.
+    pub(crate) fn accepting(mut self, share: Option<f64>) -> Self {
+        self.synthetic_acceptance = share;
+        self
     }
 
     /// A rank that takes part in every step and answers none: its results have no rows.
@@ -128,7 +138,12 @@ impl ModelRunner {
         for (positions, wanted) in chunks.zip(wanted.chunks(at_once)) {
             let logits = self.model.logits(hidden, positions);
             let read = read_out(&logits, wanted).into_iter();
-            for (read, (at, nth)) in read.zip(&mut owners) {
+            for (mut read, (at, nth)) in read.zip(&mut owners) {
+                if let (Some(share), Some(nth), Ok(output)) =
+                    (self.synthetic_acceptance, nth, &mut read)
+                {
+                    verify::accept_by_chance(&rows[at], nth, share, output);
+                }
                 verify::append(&rows[at], &mut outcomes[at], nth, read);
             }
         }

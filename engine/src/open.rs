@@ -60,6 +60,8 @@ pub struct Opened {
     /// Where prompts are cut, if that is to change no bit.
     grid: Option<u32>,
     is_cpu: bool,
+    /// Of drafts, where only time matters.
+    synthetic_acceptance: Option<f64>,
     info: EngineInfo,
 }
 
@@ -199,6 +201,7 @@ impl Engine {
             kv_scales,
             grid,
             is_cpu: device::is_cpu(&devices[0]),
+            synthetic_acceptance: None,
             info,
         })
     }
@@ -232,6 +235,16 @@ impl Opened {
 
     /// Loads the weights on the calling thread, to be measured there.
     pub fn into_workbench(self) -> Result<Workbench, EngineError> {
+        self.into_workbench_accepting(None)
+    }
+
+    /// The same, where that share of drafts comes true, as a seeded coin says, whatever they and the
+    /// weights are worth: for dummies, whose drafts never do. Nothing that serves does this.
+    pub fn into_workbench_accepting(
+        mut self,
+        share: Option<f64>,
+    ) -> Result<Workbench, EngineError> {
+        self.synthetic_acceptance = share;
         let device = device::resolve(self.config.device)?;
         let arithmetic = self.arithmetic(&device);
         let (config, cache) = (self.scheduler_config(), self.plan.cache.clone());
@@ -418,6 +431,7 @@ impl Opened {
             device,
         );
         ModelRunner::new(loaded, cache, self.warm_ups(device, arithmetic), graphs)
+            .accepting(self.synthetic_acceptance)
     }
 
     /// Steps to run before the first request. A processor compiles nothing: there one token wakes the

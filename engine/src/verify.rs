@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 
+use crate::noise;
 use scheduler::{Row, RowFault, RowMasks, RowOutput, Sample};
 
 /// How many of a row's inputs are known to be its sequence's tokens.
@@ -81,6 +82,26 @@ pub(crate) fn append(
     }
 }
 
+/// Makes the `nth` draw of a row its draft, or another token than that, as a coin says that has the same
+/// sides for the same request and place.
+pub(crate) fn accept_by_chance(row: &Row, nth: usize, share: f64, output: &mut RowOutput) {
+    let (Some(sample), Some(&draft)) = (&row.sample, drafts(row).get(nth)) else {
+        return;
+    };
+    let index = u64::from(sample.index) + nth as u64;
+    let coin = noise::uniform(noise::mix(noise::mix(COIN, sample.request.0), index));
+    for token in &mut output.tokens {
+        if coin < share {
+            *token = draft;
+        } else if *token == draft {
+            *token = if draft == 0 { 1 } else { draft - 1 };
+        }
+    }
+}
+
+/// Of the coin's noise.
+const COIN: u64 = 0x636f_696e;
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -133,6 +154,36 @@ mod tests {
         }
         let two = RowMasks::Each(vec![None, Some(TokenMask::all(20))]);
         assert_eq!(super::draws(&row, &two).len(), 2);
+    }
+
+    #[test]
+    fn a_coin_has_its_share_of_drafts_come_true() {
+        for share in [0.0, 0.3, 0.74, 1.0] {
+            let mut num_true = 0;
+            for request in 0..1000 {
+                let mut row = row();
+                row.sample.as_mut().expect("it draws").request = RequestId(request);
+                for (nth, draft) in [7, 8, 9].into_iter().enumerate() {
+                    for drawn in [draft, 3] {
+                        let mut output = RowOutput {
+                            tokens: vec![drawn],
+                            ..RowOutput::default()
+                        };
+                        accept_by_chance(&row, nth, share, &mut output);
+                        num_true += u32::from(output.tokens == [draft]);
+                    }
+                }
+                // Behind the last draft a token is drawn as ever.
+                let mut last = RowOutput {
+                    tokens: vec![3],
+                    ..RowOutput::default()
+                };
+                accept_by_chance(&row, 3, share, &mut last);
+                assert_eq!(last.tokens, [3]);
+            }
+            let got = f64::from(num_true) / 6000.0;
+            assert!((got - share).abs() < 0.03, "{share}: {got}");
+        }
     }
 
     #[test]

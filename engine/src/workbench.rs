@@ -19,6 +19,10 @@ use crate::verdict::{self, Phase};
 /// A loaded model that runs a step when told to.
 pub struct Workbench {
     scheduler: Scheduler,
+    /// To begin anew with.
+    configs: (SchedulerConfig, CacheConfig),
+    /// Drafts are checked, but nobody makes them.
+    only_checks: bool,
     runner: Box<dyn Runner<Error = EngineError>>,
     device: Device,
     arithmetic: Arithmetic,
@@ -71,12 +75,14 @@ impl Workbench {
         footprint: Footprint,
     ) -> Result<Self, EngineError> {
         runner.warm_up(&mut |_, _| {})?;
-        let mut scheduler = Scheduler::new(config, cache);
+        let mut scheduler = Scheduler::new(config.clone(), cache.clone());
         for time in runner.times() {
             scheduler.note_time(&time);
         }
         Ok(Self {
             scheduler,
+            configs: (config, cache),
+            only_checks: false,
             runner,
             device,
             arithmetic,
@@ -116,6 +122,16 @@ impl Workbench {
         })
     }
 
+    /// Begins anew, with so many drafts a row, as many as were asked for at most. With `only_checks` they
+    /// come from nowhere, so that a step is no more than checking them.
+    pub fn draft(&mut self, num_drafts: u32, only_checks: bool) {
+        let (mut config, cache) = self.configs.clone();
+        config.max_drafts = num_drafts.min(config.max_drafts);
+        config.draft_costs = Vec::new();
+        self.scheduler = Scheduler::new(config, cache);
+        self.only_checks = only_checks;
+    }
+
     /// Ends whatever is left.
     pub fn clear(&mut self) {
         for id in 1..=self.num_requests {
@@ -126,9 +142,19 @@ impl Workbench {
     /// Runs the next step, as the engine does; `None` if there is nothing to do.
     pub fn step(&mut self) -> Result<Option<StepReport>, EngineError> {
         let begin = Instant::now();
-        let Some(plan) = self.scheduler.schedule() else {
+        let Some(mut plan) = self.scheduler.schedule() else {
             return Ok(None);
         };
+        let wanted: Vec<u32> = plan
+            .rows
+            .iter()
+            .map(|row| row.drafting.max_drafts)
+            .collect();
+        if self.only_checks {
+            for row in &mut plan.rows {
+                row.drafting.max_drafts = 0;
+            }
+        }
         let size = StepSize {
             num_rows: plan.rows.len() as u64,
             num_tokens: plan.rows.iter().map(|row| row.input_ids.len() as u64).sum(),
@@ -137,11 +163,20 @@ impl Workbench {
         let submitted = Instant::now();
         self.runner.submit(plan)?;
         self.scheduler.prepare();
-        let result = self.runner.collect(&[])?;
+        let mut result = self.runner.collect(&[])?;
         self.scheduler
             .observe(submitted.elapsed().as_nanos() as u64);
         for time in self.runner.times() {
             self.scheduler.note_time(&time);
+        }
+        if self.only_checks {
+            for (row, num_drafts) in result.rows.iter_mut().zip(wanted) {
+                if let Ok(output) = &mut row.outcome
+                    && !output.tokens.is_empty()
+                {
+                    output.drafts = vec![0; num_drafts as usize];
+                }
+            }
         }
         let news = self.scheduler.update(result);
         Ok(Some(StepReport {

@@ -177,6 +177,12 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_HOST_CACHE_MEMORY", value_name = "SIZE")]
     pub host_cache_memory: Option<String>,
 
+    /// Share of the cache's memory for state slots, 0 to 1; running sequences and one context of the
+    /// greatest length come first. More for many short conversations, less for few long ones
+    /// [default: 0.6]
+    #[arg(long, env = "NEMOSERVE_CACHE_SLOT_SHARE", value_name = "SHARE")]
+    pub cache_slot_share: Option<f64>,
+
     /// Share of the device's memory for weights, cache and workspace together, 0.1 to 1 [default: 0.95;
     /// on a CPU half of what weights leave is left to others]
     #[arg(long, env = "NEMOSERVE_MEMORY_FRACTION", value_name = "SHARE")]
@@ -467,6 +473,11 @@ pub struct BenchDecodeArgs {
     /// Sequences in a step
     #[arg(long, value_delimiter = ',', default_value = "1,8,32,64,128")]
     pub batch: Vec<u32>,
+    /// Of drafts, have so many come true that a step with 7 draws this many tokens on average, by a
+    /// seeded coin: for weights whose drafts are worth nothing. 3.45 is published for Super. Then
+    /// --speculative-tokens may be a list, such as 1,3,5
+    #[arg(long, value_name = "TOKENS")]
+    pub synthetic_acceptance_length: Option<f64>,
     /// Steps to time for each
     #[arg(long, default_value_t = 32)]
     pub steps: u32,
@@ -634,6 +645,7 @@ impl ServeArgs {
             block_size: self.block_size.or(base.block_size),
             cache_memory: self.cache_memory.or(base.cache_memory),
             host_cache_memory: self.host_cache_memory.or(base.host_cache_memory),
+            cache_slot_share: self.cache_slot_share.or(base.cache_slot_share),
             memory_fraction: self.memory_fraction.or(base.memory_fraction),
             threads: self.threads.or(base.threads),
             tensor_parallel_size: self.tensor_parallel_size.or(base.tensor_parallel_size),

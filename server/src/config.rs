@@ -311,6 +311,12 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
         Some(text) => size("--host-cache-memory", text)?,
     };
     let (max_drafts, adaptive_drafts) = drafts(args.speculative_tokens.as_deref())?;
+    let slot_share = args.cache_slot_share.unwrap_or(defaults.slot_share);
+    if !(0.0..=1.0).contains(&slot_share) {
+        return Err(ConfigError::Usage(
+            "--cache-slot-share is a share from 0 to 1".into(),
+        ));
+    }
     let memory_fraction = args.memory_fraction;
     if memory_fraction.is_some_and(|share| !(0.1..=1.0).contains(&share)) {
         return Err(ConfigError::Usage(
@@ -319,6 +325,7 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
     }
     Ok(EngineConfig {
         memory_fraction,
+        slot_share,
         dummy_mix,
         device: parsed::<DeviceChoice>("--device", args.device.as_deref())?,
         dtype: parsed::<DtypeChoice>("--dtype", args.dtype.as_deref())?,
@@ -629,6 +636,13 @@ mod tests {
                     ..base()
                 },
                 "--speculative-tokens",
+            ),
+            (
+                ServeArgs {
+                    cache_slot_share: Some(1.5),
+                    ..base()
+                },
+                "--cache-slot-share",
             ),
             (
                 ServeArgs {

@@ -1,15 +1,15 @@
-//! Steps in which every sequence draws one token.
+//! Steps in which every sequence draws one token; with drafts, `drafts`.
 
 use engine::{Workbench, guarded};
 use serde_json::{Value, json};
 
 use super::report::Report;
 use super::samples::Samples;
-use super::{BenchError, open, prompt, report};
+use super::{BenchError, drafts, open, prompt, report};
 use crate::args::BenchDecodeArgs;
 
 /// Prompt tokens in a step beside those that draw.
-const CHUNK: u32 = 2048;
+pub(super) const CHUNK: u32 = 2048;
 /// Steps after the timed ones that are counted.
 const NUM_COUNTED: u32 = 2;
 
@@ -18,6 +18,14 @@ pub(super) fn run(mut args: BenchDecodeArgs) -> Result<Report, BenchError> {
     if args.batch.contains(&0) || args.steps == 0 || args.context == 0 {
         return Err(BenchError::Usage(
             "--batch, --steps and --context are at least 1".into(),
+        ));
+    }
+    if args.serve.speculative_tokens.is_some() {
+        return drafts::run(args, most);
+    }
+    if args.synthetic_acceptance_length.is_some() {
+        return Err(BenchError::Usage(
+            "--synthetic-acceptance-length wants --speculative-tokens".into(),
         ));
     }
     args.serve.max_num_seqs.get_or_insert(most);

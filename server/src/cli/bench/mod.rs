@@ -2,6 +2,7 @@
 
 mod attention;
 mod decode;
+mod drafts;
 mod load;
 mod prefill;
 mod products;
