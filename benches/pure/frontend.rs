@@ -6,6 +6,7 @@
 //!
 //! `cargo bench -p nemoserve-benches-pure --bench frontend -- PATH/TO/scripted_server`
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -62,7 +63,11 @@ fn next_turns(binary: &str, num_tokens: u64) {
     let mut say = |role: &str, at: usize, num_sentences: usize| {
         let comma = if messages.is_empty() { "" } else { "," };
         let text = "The capital of France is Paris. ".repeat(num_sentences);
-        messages += &format!(r#"{comma}{{"role":"{role}","content":"{at} is it? {text}"}}"#);
+        write!(
+            messages,
+            r#"{comma}{{"role":"{role}","content":"{at} is it? {text}"}}"#
+        )
+        .expect("a string takes all");
         messages.clone()
     };
     let mut ask = |messages: &str| {

@@ -69,7 +69,7 @@ pub(crate) fn product_library() -> Result<&'static str, &'static str> {
         cubecl_cuda::set_host_calls(Box::new(Products(library)));
         Ok(library.describe())
     });
-    found.as_deref().map_err(|why| why.as_str())
+    found.as_deref().map_err(String::as_str)
 }
 
 /// Where it may be, in the order of trying: the newest that the driver can run, by its name alone and in
