@@ -21,6 +21,7 @@ import urllib.request
 
 ADDRESS = "127.0.0.1:18319"
 WORDS = "river stone bridge the green of a lantern under seven market north quiet paper window and".split()
+MODEL = "turns"
 ANSWER_TOKENS = 24
 
 
@@ -35,10 +36,10 @@ def post(path, body):
     return urllib.request.urlopen(request)
 
 
-def ask(messages, thinking, out, salt="", max_tokens=ANSWER_TOKENS):
+def ask(messages, thinking, out, salt=""):
     """One streamed chat completion: seconds to its first token, its answer, its usage."""
     body = {
-        "model": "any", "messages": messages, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
+        "model": MODEL, "messages": messages, "max_tokens": ANSWER_TOKENS, "temperature": 0, "ignore_eos": True,
         "stream": True, "stream_options": {"include_usage": True}, "cache_salt": salt,
         "chat_template_kwargs": {"enable_thinking": thinking},
     }
@@ -104,7 +105,7 @@ def converse(args, history, streams, thinking):
         ]
         outs = [[] for _ in short]
         threads = [
-            threading.Thread(target=ask, args=(*call, out, f"{turn} {at}", 2))
+            threading.Thread(target=ask, args=(*call, out, f"{turn} {at}"))
             for at, (call, out) in enumerate(zip(short, outs))
         ]
         [thread.start() for thread in threads]
@@ -133,7 +134,7 @@ def main():
         longest = max(histories) + 64 * 1024
         command = [
             args.binary, "serve", "--listen", ADDRESS, "--speculative-tokens", drafts,
-            "--max-model-len", str(longest), "--max-num-seqs", "16", *flags,
+            "--max-model-len", str(longest), "--max-num-seqs", "16", "--served-model-name", MODEL, *flags,
         ]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=open("/tmp/turns.log", "w"))
         try:
@@ -144,7 +145,7 @@ def main():
                     break
                 except OSError:
                     time.sleep(0.05)
-            count = lambda text: len(json.load(post("/tokenize", {"prompt": text}))["tokens"])
+            count = lambda text: len(json.load(post("/tokenize", {"model": MODEL, "prompt": text}))["tokens"])
             sample = words(random.Random(1), 2000)
             args.tokens_per_word = count(sample) / 2000
             out = []
