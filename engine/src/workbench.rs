@@ -145,15 +145,10 @@ impl Workbench {
         let Some(mut plan) = self.scheduler.schedule() else {
             return Ok(None);
         };
-        let wanted: Vec<u32> = plan
-            .rows
-            .iter()
-            .map(|row| row.drafting.max_drafts)
-            .collect();
+        let mut wanted = Vec::new();
         if self.only_checks {
-            for row in &mut plan.rows {
-                row.drafting.max_drafts = 0;
-            }
+            let rows = plan.rows.iter_mut();
+            wanted.extend(rows.map(|row| std::mem::take(&mut row.drafting.max_drafts)));
         }
         let size = StepSize {
             num_rows: plan.rows.len() as u64,
@@ -169,13 +164,11 @@ impl Workbench {
         for time in self.runner.times() {
             self.scheduler.note_time(&time);
         }
-        if self.only_checks {
-            for (row, num_drafts) in result.rows.iter_mut().zip(wanted) {
-                if let Ok(output) = &mut row.outcome
-                    && !output.tokens.is_empty()
-                {
-                    output.drafts = vec![0; num_drafts as usize];
-                }
+        for (row, num_drafts) in result.rows.iter_mut().zip(wanted) {
+            if let Ok(output) = &mut row.outcome
+                && !output.tokens.is_empty()
+            {
+                output.drafts = vec![0; num_drafts as usize];
             }
         }
         let news = self.scheduler.update(result);

@@ -271,17 +271,23 @@ fn scan(device: &Device, shapes: &Shapes, states: &States, numbers: &mut Numbers
     ]
 }
 
-fn decode(device: &Device, shapes: &Shapes, numbers: &mut Numbers) -> Vec<Outcome> {
-    let shapes = &Shapes {
+/// The rows of a decode step.
+fn one_token_each(shapes: &Shapes) -> Shapes {
+    Shapes {
         rows: shapes.rows.iter().map(|&(start, _)| (start, 1)).collect(),
         ..shapes.clone()
-    };
-    let states = States::new(shapes, numbers);
-    let mixer = Mixer::new(shapes, 2.0, numbers);
-    let (xbc, want_conv) = mixer.want_conv(&states);
-    let (want, want_ssm) = mixer.want_scan(&xbc, &states);
+    }
+}
+
+/// Both operations in one, on the device.
+fn in_one(
+    device: &Device,
+    shapes: &Shapes,
+    mixer: &Mixer<'_>,
+    states: &States,
+) -> (Tensor<2>, StatePool) {
     let on_device = mixer.upload(device);
-    let (got, pool) = crate::conv_and_scan(
+    crate::conv_and_scan(
         &on_device.projected,
         &on_device.weight,
         on_device.bias.as_ref(),
@@ -290,7 +296,16 @@ fn decode(device: &Device, shapes: &Shapes, numbers: &mut Numbers) -> Vec<Outcom
         &shapes.mamba,
         &states.layout,
         shapes.arithmetic,
-    );
+    )
+}
+
+fn decode(device: &Device, shapes: &Shapes, numbers: &mut Numbers) -> Vec<Outcome> {
+    let shapes = &one_token_each(shapes);
+    let states = States::new(shapes, numbers);
+    let mixer = Mixer::new(shapes, 2.0, numbers);
+    let (xbc, want_conv) = mixer.want_conv(&states);
+    let (want, want_ssm) = mixer.want_scan(&xbc, &states);
+    let (got, pool) = in_one(device, shapes, &mixer, &states);
     vec![
         outcome("conv_and_scan", &got, &want, SCAN_TOLERANCE),
         untouched("conv_and_scan: convolution", &pool.conv, &want_conv),
@@ -301,10 +316,7 @@ fn decode(device: &Device, shapes: &Shapes, numbers: &mut Numbers) -> Vec<Outcom
 /// A token per row over states kept in halves: which half an element becomes is told by the noise, but
 /// for the few whose f64 lies on its other side.
 fn halves(device: &Device, shapes: &Shapes, numbers: &mut Numbers) -> Vec<Outcome> {
-    let shapes = &Shapes {
-        rows: shapes.rows.iter().map(|&(start, _)| (start, 1)).collect(),
-        ..shapes.clone()
-    };
+    let shapes = &one_token_each(shapes);
     if !(shapes.mamba.state.is_multiple_of(2) && shapes.mamba.inner().is_multiple_of(2)) {
         // No device keeps them.
         return Vec::new();
@@ -326,17 +338,7 @@ fn halves(device: &Device, shapes: &Shapes, numbers: &mut Numbers) -> Vec<Outcom
             }
         }
     }
-    let on_device = mixer.upload(device);
-    let (got, pool) = crate::conv_and_scan(
-        &on_device.projected,
-        &on_device.weight,
-        on_device.bias.as_ref(),
-        &on_device.parameters(),
-        states.upload(shapes, device),
-        &shapes.mamba,
-        &states.layout,
-        shapes.arithmetic,
-    );
+    let (got, pool) = in_one(device, shapes, &mixer, &states);
     vec![
         outcome("half states: y", &got, &want, SCAN_TOLERANCE),
         neighbours("half states", &pool.ssm, &want_ssm),
