@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::constraints::Constraints;
 use crate::error::{EngineError, Failure};
 use crate::handle::{EngineHandle, EngineStatus, Limits, Shared, StreamEvent};
+use crate::heart::{Heart, StepNote};
 use crate::verdict::{self, Phase};
 
 /// How often an idle engine beats its heart.
@@ -42,23 +43,29 @@ pub(crate) enum Command {
     Held(oneshot::Sender<Vec<Held>>),
 }
 
-/// Tells whoever watches how far loading is.
+/// Tells whoever watches how far loading is, and carries the heart that the runner beats.
 #[derive(Clone)]
-pub struct LoadProgress(Arc<dyn Fn(u64, u64) + Send + Sync>);
+pub struct LoadProgress {
+    tell: Arc<dyn Fn(u64, u64) + Send + Sync>,
+    heart: Heart,
+}
 
 impl LoadProgress {
     /// Calls `watch` with the bytes loaded and their total.
-    pub(crate) fn new(watch: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(watch))
+    pub(crate) fn new(heart: Heart, watch: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        Self {
+            tell: Arc::new(watch),
+            heart,
+        }
     }
 
     /// Nobody watches.
     pub(crate) fn unwatched() -> Self {
-        Self::new(|_, _| {})
+        Self::new(Heart::new(), |_, _| {})
     }
 
     fn to(shared: Arc<Shared>) -> Self {
-        Self::new(move |loaded_bytes, total_bytes| {
+        Self::new(shared.heart.clone(), move |loaded_bytes, total_bytes| {
             shared.status.send_replace(EngineStatus::Loading {
                 loaded_bytes,
                 total_bytes,
@@ -66,9 +73,14 @@ impl LoadProgress {
         })
     }
 
+    /// To be beaten inside long steps, so that a slow one is not taken for one that hangs.
+    pub fn heart(&self) -> Heart {
+        self.heart.clone()
+    }
+
     /// Publishes a new count.
     pub fn set(&self, loaded_bytes: u64, total_bytes: u64) {
-        (self.0)(loaded_bytes, total_bytes);
+        (self.tell)(loaded_bytes, total_bytes);
     }
 }
 
@@ -91,7 +103,9 @@ where
             loaded_bytes: 0,
             total_bytes: 0,
         }),
-        stats: RwLock::new((SchedulerStats::default(), Instant::now())),
+        stats: RwLock::new(SchedulerStats::default()),
+        heart: Heart::new(),
+        last_step: StepNote::default(),
         num_in_channel: AtomicU64::new(0),
         limits: Limits {
             vocab_size,
@@ -138,9 +152,7 @@ where
                 Err(panic) => verdict::of_panic(phase, panic.as_ref()),
             };
             tracing::error!(error = %failure, cause = ?failure.cause(), "the engine has ended");
-            shared
-                .status
-                .send_replace(EngineStatus::Failed(Failure::from(&failure)));
+            shared.fail(Failure::from(&failure));
             streams.fail_all(&failure.to_string());
         })
         .map_err(|source| EngineError::Io {
@@ -199,12 +211,14 @@ impl<R: Runner> EngineCore<'_, R> {
             let begin = Instant::now();
             let failed = |error: R::Error| verdict::of_error(Phase::Step, error);
             let constrained = self.constraints.of(&plan);
+            self.shared.last_step.begin(&plan);
             self.runner.submit(plan).map_err(failed)?;
             // While the device works: first what the step itself needs of us, then what the next will.
             let masks = self.constraints.masks(&constrained);
             self.take_arrivals();
             self.scheduler.prepare();
             let mut result = self.runner.collect(&masks).map_err(failed)?;
+            self.shared.last_step.end();
             let nanos = begin.elapsed().as_nanos();
             self.scheduler.observe(nanos as u64);
             self.constraints.advance(&constrained, &mut result);
@@ -306,7 +320,8 @@ impl<R: Runner> EngineCore<'_, R> {
     }
 
     fn beat(&self) {
-        *self.shared.stats.write() = (self.scheduler.stats(), Instant::now());
+        *self.shared.stats.write() = self.scheduler.stats();
+        self.shared.heart.beat();
     }
 }
 

@@ -132,6 +132,8 @@ pub enum Cause {
     Device,
     /// A restart, or whoever exchanges devices.
     Fault,
+    /// A restart, for now: it hangs, and nothing says why.
+    Stall,
     /// We.
     Engine,
 }

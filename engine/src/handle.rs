@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use constraint::Guide;
 use crossbeam::channel::Sender;
@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::engine_core::Command;
 use crate::error::Failure;
+use crate::heart::{Heart, LastStep, StepNote};
 
 /// Outputs that may wait for one slow reader before its request is aborted.
 pub(crate) const STREAM_CAPACITY: usize = 4096;
@@ -72,7 +73,7 @@ pub enum SubmitError {
 pub struct EngineStats {
     /// The scheduler's, as of the last step.
     pub scheduler: SchedulerStats,
-    /// Since the step loop last turned. Large while work waits: the engine hangs.
+    /// Since the step loop turned or a layer was done. Large while work waits: the engine hangs.
     pub heartbeat_age: Duration,
 }
 
@@ -128,10 +129,25 @@ pub struct EngineInfo {
 /// State that handle and engine thread share.
 pub(crate) struct Shared {
     pub(crate) status: watch::Sender<EngineStatus>,
-    pub(crate) stats: RwLock<(SchedulerStats, Instant)>,
+    pub(crate) stats: RwLock<SchedulerStats>,
+    pub(crate) heart: Heart,
+    pub(crate) last_step: StepNote,
     /// Requests submitted and not yet taken up by the engine thread.
     pub(crate) num_in_channel: AtomicU64,
     pub(crate) limits: Limits,
+}
+
+impl Shared {
+    /// For good; the first reason stays.
+    pub(crate) fn fail(&self, why: Failure) {
+        self.status.send_if_modified(|status| {
+            let is_first = !matches!(status, EngineStatus::Failed(_));
+            if is_first {
+                *status = EngineStatus::Failed(why);
+            }
+            is_first
+        });
+    }
 }
 
 /// What admission needs to know without asking the engine thread.
@@ -232,11 +248,34 @@ impl EngineHandle {
 
     /// Numbers as of the last step.
     pub fn stats(&self) -> EngineStats {
-        let (scheduler, beat) = &*self.shared.stats.read();
         EngineStats {
-            scheduler: scheduler.clone(),
-            heartbeat_age: beat.elapsed(),
+            scheduler: self.shared.stats.read().clone(),
+            heartbeat_age: self.shared.heart.age(),
         }
+    }
+
+    /// For how long nothing was done although work waits or runs; `None` while there is no such work, and
+    /// before the engine is ready and after it has failed.
+    pub fn still_for(&self) -> Option<Duration> {
+        if *self.shared.status.borrow() != EngineStatus::Ready {
+            return None;
+        }
+        let age = self.shared.heart.age();
+        let stats = self.shared.stats.read();
+        let in_channel = self.shared.num_in_channel.load(Ordering::Relaxed);
+        let has_work = stats.num_running + stats.num_waiting + stats.num_queued > 0;
+        (has_work || in_channel > 0).then_some(age)
+    }
+
+    /// The step that ran last, or runs still.
+    pub fn last_step(&self) -> LastStep {
+        self.shared.last_step.read()
+    }
+
+    /// Takes the engine for dead, although its thread may not be: nothing is submitted any more, and
+    /// whoever waits for [`failure`](Self::failure) hears why. What its streams say is up to their readers.
+    pub fn give_up(&self, why: Failure) {
+        self.shared.fail(why);
     }
 
     /// All snapshots of the prefix cache, the oldest first; `None` while there is none: before the engine
@@ -268,7 +307,7 @@ impl EngineHandle {
         let Limits { config, cache, .. } = &self.shared.limits;
         check_size(request, config, cache)?;
         let max_queue = config.max_queue;
-        let waiting = u64::from(self.shared.stats.read().0.num_queued)
+        let waiting = u64::from(self.shared.stats.read().num_queued)
             + self.shared.num_in_channel.load(Ordering::Relaxed);
         if waiting >= u64::from(max_queue) {
             return Err(AdmissionError::QueueFull { max: max_queue });

@@ -28,6 +28,7 @@
 //! | `engine_core` | the step loop on its own thread; a panic or failed step fails every stream |
 //! | `host_cache` | what of it lies in host memory |
 //! | `handle` | the server's only door in; a dropped stream aborts its request |
+//! | `heart` | how long nothing has been done; the last step, for whoever asks what hangs |
 //! | `workbench`, `footprint`, `tally` | steps to measure; what they read and compute; what they chose |
 //! | `draft_costs`, `model_runner/timing` | what drafts cost on paper, and by the clock |
 //! | `memory`, `device` | bytes to blocks and slots; CPU or CUDA |
@@ -60,6 +61,7 @@ mod error;
 mod footprint;
 mod guess;
 mod handle;
+mod heart;
 mod host_cache;
 mod layers;
 mod machine;
@@ -88,6 +90,7 @@ pub use footprint::{Footprint, StepSize};
 pub use handle::{
     EngineHandle, EngineInfo, EngineStats, EngineStatus, RequestStream, StreamEvent, SubmitError,
 };
+pub use heart::{Heart, LastStep};
 pub use machine::{Machine, TestedPart, TimedProduct, TimedProducts};
 pub use memory::MAX_MODEL_LEN;
 pub use model::ModelConfig;

@@ -451,6 +451,26 @@ mod tests {
     }
 
     #[test]
+    fn a_step_beats_the_heart_from_within() {
+        let mut runner = runner(Vec::new());
+        let heart = runner.model.heart().clone();
+        while heart.age() < Duration::from_millis(5) {
+            std::hint::spin_loop();
+        }
+        let begin = Instant::now();
+        let warm_up = WarmUp {
+            num_rows: 1,
+            len: 2,
+            ..WarmUp::default()
+        };
+        runner
+            .submit(padding_step(&warm_up, 4, 50))
+            .expect("it runs");
+        assert!(heart.age() < begin.elapsed(), "no layer has beaten it");
+        runner.collect(&[]).expect("it ran");
+    }
+
+    #[test]
     fn a_step_of_padding_does_run() {
         let mut runner = runner(Vec::new());
         let before = contents(&mut runner);

@@ -322,7 +322,8 @@ impl SharedProgress {
     /// What one rank tells of itself.
     fn of(self: &Arc<Self>, rank: usize, ties: &Arc<Ties>) -> LoadProgress {
         let (shared, ties) = (Arc::clone(self), Arc::clone(ties));
-        LoadProgress::new(move |loaded, total| {
+        let heart = self.whole.heart();
+        LoadProgress::new(heart, move |loaded, total| {
             if ties.broken.load(Ordering::Acquire) {
                 leave();
             }

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::api::flavour::Flavour;
 use crate::api::params::ReasoningField;
@@ -30,6 +30,8 @@ pub mod exit {
     pub const DEVICE: u8 = 7;
     /// The device broke off its work.
     pub const FAULT: u8 = 8;
+    /// The watchdog found that the engine hangs.
+    pub const STALL: u8 = 9;
     /// A command other than `serve` did not succeed.
     pub const COMMAND: u8 = 1;
     /// A second signal cut the drain short.
@@ -43,6 +45,7 @@ pub mod exit {
             engine::Cause::Memory => MEMORY,
             engine::Cause::Device => DEVICE,
             engine::Cause::Fault => FAULT,
+            engine::Cause::Stall => STALL,
             engine::Cause::Engine => ENGINE,
         }
     }
@@ -58,6 +61,7 @@ const EXIT_CODES: &str = "Exit codes:
   6    memory is short: granted too little, or used up while loading, warming up or serving
   7    the device cannot be used: it, its driver, NVRTC or the headers are missing
   8    the device failed at its work
+  9    the engine hung for --watchdog-seconds; the log has what it was at
   130  a second signal cut the drain short";
 
 /// Serves NVIDIA's Nemotron-H family as an OpenAI endpoint.
@@ -111,9 +115,55 @@ pub struct ServeArgs {
     )]
     pub served_model_name: Option<Vec<String>>,
 
-    /// Address and port [default: 127.0.0.1:8000]
-    #[arg(long, env = "NEMOSERVE_LISTEN", value_name = "ADDR:PORT")]
-    pub listen: Option<String>,
+    /// Addresses: ADDR:PORT, or unix:PATH for a socket [default: the sockets that systemd hands over, else
+    /// 127.0.0.1:8000]
+    #[arg(
+        long,
+        env = "NEMOSERVE_LISTEN",
+        value_name = "ADDR",
+        value_delimiter = ','
+    )]
+    #[serde(deserialize_with = "one_or_more")]
+    pub listen: Option<Vec<String>>,
+
+    /// Who may connect to unix sockets, as permissions of their file [default: 660]
+    #[arg(long, env = "NEMOSERVE_UNIX_SOCKET_MODE", value_name = "OCTAL")]
+    pub unix_socket_mode: Option<String>,
+
+    /// Certificate chain in PEM: TLS on all TCP ports. Read anew on SIGHUP and when it changes
+    #[arg(long, env = "NEMOSERVE_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key in PEM
+    #[arg(long, env = "NEMOSERVE_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Clients must show a certificate that one of these has signed
+    #[arg(long, env = "NEMOSERVE_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// Proxies whose X-Forwarded-For or Forwarded is believed, for logs: addresses, ADDRESS/BITS, or unix
+    /// for those on unix sockets
+    #[arg(
+        long,
+        env = "NEMOSERVE_TRUSTED_PROXIES",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    #[serde(deserialize_with = "one_or_more")]
+    pub trusted_proxies: Option<Vec<String>>,
+
+    /// Connections of trusted proxies begin with a PROXY protocol header, version 1 or 2
+    #[arg(
+        long,
+        env = "NEMOSERVE_PROXY_PROTOCOL",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub proxy_protocol: Option<bool>,
 
     /// auto, cpu, cuda or cuda:INDEX [default: auto]
     #[arg(long, env = "NEMOSERVE_DEVICE")]
@@ -323,9 +373,14 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_DRAIN_SECONDS", value_name = "S")]
     pub drain_seconds: Option<u64>,
 
-    /// Without a step for this long /health fails [default: 120]
+    /// While work waits and nothing is computed for this long, /health and /ready fail [default: 10]
     #[arg(long, env = "NEMOSERVE_STALL_SECONDS", value_name = "S")]
     pub stall_seconds: Option<u64>,
+
+    /// After this long of the same every client is told, and the process ends with code 9; 0: never
+    /// [default: 60]
+    #[arg(long, env = "NEMOSERVE_WATCHDOG_SECONDS", value_name = "S")]
+    pub watchdog_seconds: Option<u64>,
 
     /// Looks of the log [default: text]
     #[arg(long, env = "NEMOSERVE_LOG_FORMAT")]
@@ -334,6 +389,20 @@ pub struct ServeArgs {
     /// What is logged: a level, or target=level pairs [default: info]
     #[arg(long, env = "NEMOSERVE_LOG", value_name = "FILTER")]
     pub log: Option<String>,
+}
+
+/// In a file, a list may be one value.
+fn one_or_more<'de, D: Deserializer<'de>>(values: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a string or a list of strings")]
+    enum OneOrMore {
+        One(String),
+        More(Vec<String>),
+    }
+    Ok(Some(match OneOrMore::deserialize(values)? {
+        OneOrMore::One(value) => vec![value],
+        OneOrMore::More(values) => values,
+    }))
 }
 
 /// Where files of this program that can be made again lie on this machine; `None` if it does not say.
@@ -631,6 +700,12 @@ impl ServeArgs {
             model: self.model.or(base.model),
             served_model_name: self.served_model_name.or(base.served_model_name),
             listen: self.listen.or(base.listen),
+            unix_socket_mode: self.unix_socket_mode.or(base.unix_socket_mode),
+            tls_cert: self.tls_cert.or(base.tls_cert),
+            tls_key: self.tls_key.or(base.tls_key),
+            tls_client_ca: self.tls_client_ca.or(base.tls_client_ca),
+            trusted_proxies: self.trusted_proxies.or(base.trusted_proxies),
+            proxy_protocol: self.proxy_protocol.or(base.proxy_protocol),
             device: self.device.or(base.device),
             dtype: self.dtype.or(base.dtype),
             kv_cache_dtype: self.kv_cache_dtype.or(base.kv_cache_dtype),
@@ -670,6 +745,7 @@ impl ServeArgs {
             max_connections: self.max_connections.or(base.max_connections),
             drain_seconds: self.drain_seconds.or(base.drain_seconds),
             stall_seconds: self.stall_seconds.or(base.stall_seconds),
+            watchdog_seconds: self.watchdog_seconds.or(base.watchdog_seconds),
             log_format: self.log_format.or(base.log_format),
             log: self.log.or(base.log),
         }
@@ -690,7 +766,7 @@ mod tests {
     fn no_command_is_serve() {
         let cli = Cli::parse_from(["nemoserve", "--listen", "[::1]:9", "--api-key", "a,b"]);
         assert!(cli.command.is_none());
-        assert_eq!(cli.serve.listen.as_deref(), Some("[::1]:9"));
+        assert_eq!(cli.serve.listen, Some(vec!["[::1]:9".to_owned()]));
         assert_eq!(cli.serve.api_key.expect("given").len(), 2);
     }
 
@@ -722,7 +798,8 @@ mod tests {
 
     #[test]
     fn the_flag_wins_over_the_file() {
-        let file = "max-num-seqs = 4\nblock-size = 16\nreasoning-field = \"both\"";
+        let file = "max-num-seqs = 4\nblock-size = 16\nreasoning-field = \"both\"\n\
+                    listen = \"unix:/s\"\ntrusted-proxies = [\"::1\", \"unix\"]";
         let file = ServeArgs::from_toml(file, Path::new("f")).expect("valid");
         let flags = ServeArgs {
             max_num_seqs: Some(8),
@@ -731,6 +808,8 @@ mod tests {
         let both = flags.over(file);
         assert_eq!((both.max_num_seqs, both.block_size), (Some(8), Some(16)));
         assert_eq!(both.reasoning_field, Some(ReasoningFieldArg::Both));
+        let lists = [both.listen, both.trusted_proxies].map(|list| list.map(|list| list.len()));
+        assert_eq!(lists, [Some(1), Some(2)]);
     }
 
     #[test]

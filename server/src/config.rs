@@ -18,6 +18,7 @@ use crate::chat::ChatTemplate;
 use crate::demo;
 use crate::state::ServerConfig;
 use crate::text::Tokenizer;
+use crate::transport::{ListenAddress, Network, Proxies, TlsFiles};
 
 /// Names under which the family is known to clients; all resolve to the one loaded model.
 pub const FAMILY_NAMES: [&str; 3] = [
@@ -68,8 +69,12 @@ pub struct Settings {
     pub engine: EngineConfig,
     /// For the front end.
     pub server: ServerConfig,
-    /// Where to listen.
-    pub listen: String,
+    /// Where to listen; empty if nobody said where.
+    pub listen: Vec<ListenAddress>,
+    /// Permissions of unix sockets.
+    pub unix_socket_mode: u32,
+    /// Certificates for TCP ports.
+    pub tls: Option<TlsFiles>,
     /// Names of the model.
     pub names: ModelNames,
     /// Tokenizer, template and defaults.
@@ -95,8 +100,15 @@ impl Settings {
             server: server_config(args)?,
             listen: args
                 .listen
-                .clone()
-                .unwrap_or_else(|| "127.0.0.1:8000".into()),
+                .iter()
+                .flatten()
+                .map(|text| {
+                    let address = text.parse::<ListenAddress>();
+                    address.map_err(|why| ConfigError::Usage(format!("--listen: {why}")))
+                })
+                .collect::<Result<_, _>>()?,
+            unix_socket_mode: unix_socket_mode(args)?,
+            tls: tls_files(args)?,
             names: model_names(args)?,
             texts,
             folder,
@@ -380,7 +392,19 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, ConfigError> {
     let keepalive = at_least("--sse-keepalive-ms", args.sse_keepalive_ms, 1)?;
     let connections = args.max_connections.map(|n| n as u64);
     let connections = at_least("--max-connections", connections, 1)?;
-    let stall = at_least("--stall-seconds", args.stall_seconds, 5)?;
+    let stall = at_least("--stall-seconds", args.stall_seconds, 1)?;
+    let stall = stall.map_or(defaults.stall_timeout, Duration::from_secs);
+    let watchdog = match args.watchdog_seconds {
+        None => defaults.watchdog_timeout.map(|usual| usual.max(stall)),
+        Some(0) => None,
+        Some(seconds) if Duration::from_secs(seconds) < stall => {
+            return Err(ConfigError::Usage(format!(
+                "--watchdog-seconds is {seconds}, less than the {} of --stall-seconds",
+                stall.as_secs()
+            )));
+        }
+        Some(seconds) => Some(Duration::from_secs(seconds)),
+    };
     Ok(ServerConfig {
         api_keys,
         cors_origins: args.cors_origin.clone().unwrap_or(defaults.cors_origins),
@@ -399,11 +423,64 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, ConfigError> {
         drain: args
             .drain_seconds
             .map_or(defaults.drain, Duration::from_secs),
-        stall_timeout: stall.map_or(defaults.stall_timeout, Duration::from_secs),
+        stall_timeout: stall,
+        watchdog_timeout: watchdog,
+        proxies: proxies(args)?,
         v1_flavour: args.defaults.map_or(defaults.v1_flavour, Into::into),
         prices: prices(args)?,
         ..defaults
     })
+}
+
+fn unix_socket_mode(args: &ServeArgs) -> Result<u32, ConfigError> {
+    let text = args.unix_socket_mode.as_deref().unwrap_or("660");
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(ConfigError::Usage(format!(
+            "--unix-socket-mode is {text}, expected three octal digits such as 660"
+        ))),
+    }
+}
+
+fn tls_files(args: &ServeArgs) -> Result<Option<TlsFiles>, ConfigError> {
+    match (&args.tls_cert, &args.tls_key, &args.tls_client_ca) {
+        (Some(cert), Some(key), client_ca) => Ok(Some(TlsFiles {
+            cert: cert.clone(),
+            key: key.clone(),
+            client_ca: client_ca.clone(),
+        })),
+        (None, None, None) => Ok(None),
+        (None, None, Some(_)) => Err(ConfigError::Usage(
+            "--tls-client-ca goes with --tls-cert and --tls-key".into(),
+        )),
+        _ => Err(ConfigError::Usage(
+            "--tls-cert and --tls-key go together".into(),
+        )),
+    }
+}
+
+fn proxies(args: &ServeArgs) -> Result<Proxies, ConfigError> {
+    let mut proxies = Proxies {
+        send_header: args.proxy_protocol.unwrap_or(false),
+        ..Proxies::default()
+    };
+    for text in args.trusted_proxies.iter().flatten() {
+        if text == "unix" {
+            proxies.unix = true;
+            continue;
+        }
+        let network = text.parse::<Network>();
+        let network =
+            network.map_err(|why| ConfigError::Usage(format!("--trusted-proxies: {why}")))?;
+        proxies.networks.push(network);
+    }
+    if proxies.send_header && args.trusted_proxies.is_none() {
+        return Err(ConfigError::Usage(
+            "--proxy-protocol wants --trusted-proxies: anybody else's header would be a claim"
+                .into(),
+        ));
+    }
+    Ok(proxies)
 }
 
 fn prices(args: &ServeArgs) -> Result<Prices, ConfigError> {
@@ -728,6 +805,55 @@ mod tests {
                     ..base()
                 },
                 "--stall-seconds",
+            ),
+            (
+                ServeArgs {
+                    watchdog_seconds: Some(5),
+                    ..base()
+                },
+                "--watchdog-seconds",
+            ),
+            (
+                ServeArgs {
+                    tls_cert: Some("/cert".into()),
+                    ..base()
+                },
+                "--tls-key",
+            ),
+            (
+                ServeArgs {
+                    tls_client_ca: Some("/ca".into()),
+                    ..base()
+                },
+                "--tls-client-ca",
+            ),
+            (
+                ServeArgs {
+                    proxy_protocol: Some(true),
+                    ..base()
+                },
+                "--proxy-protocol",
+            ),
+            (
+                ServeArgs {
+                    trusted_proxies: Some(vec!["10.0.0.0/99".into()]),
+                    ..base()
+                },
+                "--trusted-proxies",
+            ),
+            (
+                ServeArgs {
+                    unix_socket_mode: Some("999".into()),
+                    ..base()
+                },
+                "--unix-socket-mode",
+            ),
+            (
+                ServeArgs {
+                    listen: Some(vec!["unix:".into()]),
+                    ..base()
+                },
+                "--listen",
             ),
             (
                 ServeArgs {

@@ -19,6 +19,8 @@ pub enum NotReady {
     },
     /// The model runs for the first time.
     WarmingUp,
+    /// Work waits and nothing is computed.
+    Stalled,
     /// A stop signal has come.
     Draining,
     /// The engine has ended.
@@ -31,7 +33,7 @@ impl NotReady {
         match state.engine.status() {
             EngineStatus::Failed(_) => Some(Self::Failed),
             _ if state.is_draining() => Some(Self::Draining),
-            EngineStatus::Ready => None,
+            EngineStatus::Ready => is_stalled(state).then_some(Self::Stalled),
             EngineStatus::WarmingUp { .. } => Some(Self::WarmingUp),
             EngineStatus::Loading {
                 loaded_bytes,
@@ -46,6 +48,7 @@ impl NotReady {
         match self {
             Self::Loading { .. } => "loading",
             Self::WarmingUp => "warming_up",
+            Self::Stalled => "stalled",
             Self::Draining => "draining",
             Self::Failed => "failed",
         }
@@ -59,6 +62,7 @@ impl From<NotReady> for ApiError {
                 format!("the model is still loading ({percent} %)")
             }
             NotReady::WarmingUp => "the model is loaded and warms up".to_owned(),
+            NotReady::Stalled => "the engine gives no sign of life".to_owned(),
             NotReady::Draining => "the server is shutting down".to_owned(),
             NotReady::Failed => "the engine has failed; the server is about to restart".to_owned(),
         };
@@ -77,14 +81,30 @@ const RETRY_AFTER_SECONDS: u32 = 2;
 
 /// `/health`: should this process be left alone?
 pub(crate) fn health(state: &AppState) -> Response {
-    let stalled_for = state.engine.stats().heartbeat_age;
-    let what = match state.engine.status() {
-        EngineStatus::Failed(_) => "failed",
-        // Loading has its own measure of progress and no heart to beat.
-        EngineStatus::Ready if stalled_for > state.config.stall_timeout => "stalled",
-        _ => return json_response(StatusCode::OK, &json!({"status": "ok"})),
+    let Some(what) = ailment(state) else {
+        return json_response(StatusCode::OK, &json!({"status": "ok"}));
     };
     json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": what}))
+}
+
+/// What `/health` says, as a truth value.
+pub(crate) fn is_well(state: &AppState) -> bool {
+    ailment(state).is_none()
+}
+
+fn ailment(state: &AppState) -> Option<&'static str> {
+    match state.engine.status() {
+        EngineStatus::Failed(_) => Some("failed"),
+        // Loading has its own measure of progress and no heart to beat.
+        _ => is_stalled(state).then_some("stalled"),
+    }
+}
+
+/// Work waits or runs, and nothing of it was computed for too long. Every layer of a step is a sign of
+/// life, so a slow step is none of this.
+fn is_stalled(state: &AppState) -> bool {
+    let still_for = state.engine.still_for();
+    still_for.is_some_and(|age| age > state.config.stall_timeout)
 }
 
 /// `/ready`: should it get new work?

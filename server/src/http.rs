@@ -8,18 +8,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use engine::Failure;
+use engine::{Cause, Failure};
+use http::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use prometheus::IntGauge;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use crate::connection::{Expired, watched};
+use crate::connection::{Activity, Expired, Watch, WatchedStream};
 use crate::router::Router;
 use crate::state::{AppState, Phase, ServerConfig};
+use crate::transport::{Listeners, Listening, Opened, RawStream, Socket, Tls, open};
+use crate::watchdog::Watchdog;
 
 /// Heads beyond these are refused with 431. SDKs send about 20 headers and 1 KiB.
 const MAX_HEADERS: usize = 128;
@@ -28,10 +32,19 @@ const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_HTTP2_STREAMS: u32 = 256;
 /// Streams reset by the peer and not yet noticed by us; more, and the connection ends.
 const MAX_HTTP2_RESETS: usize = 32;
+/// Streams that we reset because of what the peer sent in them; more, and the connection ends.
+const MAX_HTTP2_ERRORS: usize = 256;
+/// Bytes of a frame, which with those of a head bound how many frames a head may come in; bytes that a
+/// stream, or a connection, may send ahead of whoever reads them; bytes of an answer that wait for its
+/// reader.
+const HTTP2_FRAME_BYTES: u32 = 16 << 10;
+const HTTP2_STREAM_WINDOW: u32 = 1 << 20;
+const HTTP2_CONNECTION_WINDOW: u32 = 4 << 20;
+const HTTP2_SEND_BYTES: usize = 128 << 10;
 /// Refused accepts are tried again after this, doubling up to a second.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
 /// For terminal events and last bytes, once the drain's time is up.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Why serving ended early.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,24 +55,40 @@ pub enum ServeError {
     /// The engine failed while it served; every client has been told.
     #[error("the engine has failed: {0}")]
     Engine(Failure),
+    /// Nobody accepts connections any more.
+    #[error("the accept loop has ended: {0}")]
+    Accept(Failure),
 }
 
 /// Serves until `shutdown` resolves and the drain is over, or until the engine fails.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: impl Into<Listeners>,
     state: Arc<AppState>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let Listeners { all, tls } = listeners.into();
     let (close, closing) = watch::channel(false);
-    let permits = Arc::new(Semaphore::new(state.config.max_connections));
+    // Each door holds a place for whoever comes next, and must not hold another door's.
+    let num_places = state.config.max_connections + all.len().saturating_sub(1);
+    let permits = Arc::new(Semaphore::new(num_places));
     let server = Arc::new(Server {
         router: Router::new(Arc::clone(&state)),
         builder: builder(),
         state: Arc::clone(&state),
         permits: Arc::clone(&permits),
+        tls: tls.clone(),
         closing,
     });
-    let accepting = tokio::spawn(accept(listener, server));
+    let mut accepting = JoinSet::new();
+    for listening in all {
+        accepting.spawn(accept(listening, Arc::clone(&server)));
+    }
+    let mut following = JoinSet::new();
+    following.spawn(crate::systemd::follow(Arc::clone(&state)));
+    if let Some(tls) = tls {
+        following.spawn(tls.follow_files());
+    }
+    let _watchdog = Watchdog::start(&state);
     let outcome = {
         let failure = pin!(engine_failure(&state));
         let stopping = pin!(async {
@@ -72,15 +101,32 @@ pub async fn serve(
                 let _ = timeout(LAST_WORDS, idle(&state)).await;
                 Err(error)
             }
+            // A port that nobody answers looks like a server and is none.
+            error = nobody_accepts(&mut accepting) => {
+                let _ = timeout(LAST_WORDS, idle(&state)).await;
+                Err(error)
+            }
             () = stopping => Ok(()),
         }
     };
     // Connections close once their last bytes are out; those that cannot are cut.
-    accepting.abort();
+    accepting.shutdown().await;
     close.send_replace(true);
-    let all = u32::try_from(state.config.max_connections).unwrap_or(u32::MAX);
-    let _ = timeout(LAST_WORDS, permits.acquire_many(all)).await;
+    let num_places = u32::try_from(num_places).unwrap_or(u32::MAX);
+    let _ = timeout(LAST_WORDS, permits.acquire_many(num_places)).await;
     outcome
+}
+
+/// Resolves when an accept loop has ended, which takes a panic. Without any this waits for ever.
+async fn nobody_accepts(accepting: &mut JoinSet<Infallible>) -> ServeError {
+    match accepting.join_next().await {
+        Some(Err(error)) => ServeError::Accept(Failure {
+            cause: Cause::Engine,
+            message: error.to_string(),
+        }),
+        Some(Ok(never)) => match never {},
+        None => std::future::pending().await,
+    }
 }
 
 struct Server {
@@ -88,6 +134,7 @@ struct Server {
     builder: Builder<TokioExecutor>,
     state: Arc<AppState>,
     permits: Arc<Semaphore>,
+    tls: Option<Arc<Tls>>,
     closing: watch::Receiver<bool>,
 }
 
@@ -105,6 +152,8 @@ fn builder() -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         // The watchdog tells slow heads from idle connections; this timeout would not.
         .header_read_timeout(None)
+        // Who sends no more may read still; who has gone is found out by the connection's watchdog.
+        .half_close(true)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
         .writev(false);
@@ -113,7 +162,12 @@ fn builder() -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_HTTP2_STREAMS)
         .max_pending_accept_reset_streams(MAX_HTTP2_RESETS)
+        .max_local_error_reset_streams(MAX_HTTP2_ERRORS)
         .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .max_frame_size(HTTP2_FRAME_BYTES)
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+        .max_send_buf_size(HTTP2_SEND_BYTES)
         // A peer that vanished without a goodbye is found out.
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
@@ -121,17 +175,17 @@ fn builder() -> Builder<TokioExecutor> {
 }
 
 /// Accepts for ever. Connections beyond the limit wait in the kernel's backlog.
-async fn accept(listener: TcpListener, server: Arc<Server>) {
+async fn accept(listening: Listening, server: Arc<Server>) -> Infallible {
     let mut backoff = ACCEPT_BACKOFF;
     loop {
         let permit = Arc::clone(&server.permits)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
-        match listener.accept().await {
-            Ok((stream, _peer)) => {
+        match listening.accept().await {
+            Ok(socket) => {
                 backoff = ACCEPT_BACKOFF;
-                tokio::spawn(drive(stream, Arc::clone(&server), permit));
+                tokio::spawn(greet(socket, Arc::clone(&server), permit));
             }
             Err(error) if is_the_peers(&error) => {}
             Err(error) => {
@@ -155,23 +209,58 @@ fn is_the_peers(error: &io::Error) -> bool {
     )
 }
 
-/// Serves one connection to its end, of whichever kind.
-async fn drive(stream: TcpStream, server: Arc<Server>, _permit: OwnedSemaphorePermit) {
-    let config = &server.state.config;
+/// From a socket to a connection that HTTP can begin on.
+async fn greet(socket: Socket, server: Arc<Server>, _permit: OwnedSemaphorePermit) {
     let _counted = Counted::new(server.state.metrics.connections());
-    // Tokens are small and wanted at once.
-    let _ = stream.set_nodelay(true);
-    let (stream, watch) = watched(stream);
-    let service = service_fn(|request| {
-        let server = Arc::clone(&server);
-        let mark = watch.activity.begin_request();
+    let activity = Arc::new(Activity::new());
+    let (peer, is_unix) = (socket.peer(), socket.is_unix());
+    let socket = Arc::new(socket);
+    let raw = RawStream::new(Arc::clone(&socket), Arc::clone(&activity));
+    let tls = server.tls.clone().filter(|_| !is_unix);
+    let mut closing = server.closing.clone();
+    let config = &server.state.config;
+    let opening = timeout(config.header_timeout, open(raw, peer, &config.proxies, tls));
+    let opened = tokio::select! {
+        opened = opening => opened,
+        // Nothing was asked yet, so nothing is cut short.
+        _ = closing.wait_for(|closing| *closing) => return,
+    };
+    let opened = match opened {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => {
+            server.state.metrics.count_failed_opening();
+            return tracing::debug!(%error, ?peer, "a connection did not begin");
+        }
+        Err(_) => {
+            server.state.metrics.count_failed_opening();
+            return tracing::debug!(?peer, "a connection took too long to begin");
+        }
+    };
+    let watch = Watch {
+        socket,
+        activity,
+        is_tls: opened.stream.is_tls(),
+    };
+    drive(opened, &watch, &server).await;
+}
+
+/// Serves one connection to its end, of whichever kind.
+async fn drive(opened: Opened, watch: &Watch, server: &Arc<Server>) {
+    let config = &server.state.config;
+    let peer = opened.peer;
+    let service = service_fn(|request: Request<Incoming>| {
+        let server = Arc::clone(server);
+        let client = config.proxies.client(peer, request.headers());
+        let mark = watch.activity.begin_request(request.version(), client);
         async move { Ok::<_, Infallible>(server.router.answer(request, mark).await) }
     });
+    let stream = WatchedStream::new(opened.stream, Arc::clone(&watch.activity));
     let mut connection = pin!(
         server
             .builder
             .serve_connection(TokioIo::new(stream), service)
     );
+    let mut left = pin!(watch.left());
     let mut tick = interval(watch_interval(config));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut closing = server.closing.clone();
@@ -184,17 +273,15 @@ async fn drive(stream: TcpStream, server: Arc<Server>, _permit: OwnedSemaphorePe
                 }
                 return;
             }
-            _ = tick.tick() => match watch.expired(config, server.is_crowded()) {
+            () = left.as_mut() => return tracing::debug!("the client has left"),
+            _ = tick.tick() => match watch.activity.expired(config, server.is_crowded()) {
                 None => {}
                 // HTTP/2 gets its GOAWAY; the next verdict, if it must come, finds it closing.
                 Some(Expired::Idle) if !is_closing => {
                     is_closing = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                Some(why) => {
-                    tracing::debug!(?why, "closing a connection");
-                    return;
-                }
+                Some(why) => return tracing::debug!(?why, "closing a connection"),
             },
             _ = closing.wait_for(|closing| *closing), if !is_closing => {
                 is_closing = true;
@@ -264,5 +351,27 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn buggy() -> Infallible {
+        panic!("a bug in it")
+    }
+
+    #[tokio::test]
+    async fn an_accept_loop_that_panics_ends_the_server() {
+        let mut accepting = JoinSet::new();
+        accepting.spawn(std::future::pending());
+        accepting.spawn(buggy());
+        let error = nobody_accepts(&mut accepting).await;
+        let ServeError::Accept(failure) = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(failure.cause, Cause::Engine);
+        assert!(failure.message.contains("a bug in it"), "{failure}");
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct InFlight {
     status: Option<StatusCode>,
     complete: bool,
     /// The connection is busy as long as this lives.
-    _mark: RequestMark,
+    mark: RequestMark,
 }
 
 impl InFlight {
@@ -42,7 +42,7 @@ impl InFlight {
             generates,
             status: None,
             complete: false,
-            _mark: mark,
+            mark,
         }
     }
 
@@ -68,6 +68,9 @@ impl Drop for InFlight {
                 metrics.count_cancelled();
             }
         }
+        if !self.complete {
+            self.mark.taken_back();
+        }
         let usage = ctx.counted();
         let prices = &ctx.state.config.prices;
         let cost = prices.cost(ctx.flavour, &usage);
@@ -75,6 +78,7 @@ impl Drop for InFlight {
         tracing::info!(
             target: "nemoserve::request",
             id = %ctx.request_id,
+            client = self.mark.client.map(field::display),
             method = %self.method,
             route = ctx.route,
             status = status.as_u16(),
@@ -89,17 +93,29 @@ impl Drop for InFlight {
     }
 }
 
+/// An event of a stream that says nothing.
+const COMMENT: &[u8] = b":\n\n";
+
 /// A response body that carries its request's [`InFlight`].
 pub(crate) struct Tracked {
     body: Body,
     in_flight: InFlight,
+    /// A stream of events, the only bodies whose length nobody knows. Between two frames a comment may
+    /// be sent.
+    is_events: bool,
 }
 
 impl Tracked {
     pub(crate) fn new(body: Body, mut in_flight: InFlight) -> Self {
         // An empty body is never polled.
         in_flight.complete = body.is_end_stream();
-        Self { body, in_flight }
+        in_flight.mark.body_begins();
+        let is_events = body.size_hint().exact().is_none();
+        Self {
+            body,
+            in_flight,
+            is_events,
+        }
     }
 }
 
@@ -111,7 +127,11 @@ impl HttpBody for Tracked {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.in_flight.mark.body_goes_on();
         let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_pending() && self.is_events && self.in_flight.mark.poll_comment(cx) {
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(COMMENT)))));
+        }
         // A body of known length is not polled again after its last byte.
         if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
             self.in_flight.complete = true;

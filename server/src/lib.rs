@@ -8,7 +8,10 @@
 //! | `config` | arguments and model folder to each crate's validated configuration |
 //! | `state` | [`AppState`](state::AppState): what every request may see |
 //! | `http` | [`serve`]: accept loop, limits, graceful drain |
-//! | `connection` | the socket under the protocol library: idle, slow, stuck or gone |
+//! | `transport/` | ports, unix sockets, TLS, proxies: all below HTTP |
+//! | `connection` | what HTTP reads and writes: idle, slow, stuck or gone |
+//! | `watchdog` | ends a process whose engine hangs |
+//! | `systemd` | what a service manager is told |
 //! | `router` | the route table, one line per endpoint; what all answers have in common |
 //! | `request_body`, `request_id`, `cors` | bounded bodies, `x-request-id`, cross-origin rules |
 //! | `in_flight` | one request to its last byte: counted, timed, logged |
@@ -55,6 +58,9 @@ pub mod router;
 pub mod sse;
 pub mod startup;
 pub mod state;
+pub mod systemd;
 pub mod text;
+pub mod transport;
+pub mod watchdog;
 
 pub use crate::http::serve;

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use clap::Parser as _;
 use nemoserve::args::{Cli, Command, ServeArgs, exit};
-use nemoserve::config::Settings;
+use nemoserve::config::{ConfigError, Settings};
 use nemoserve::http::ServeError;
 use nemoserve::state::AppState;
-use nemoserve::{cli, logging, serve, startup};
+use nemoserve::transport::{Activated, ListenAddress, Listeners, Tls, activated};
+use nemoserve::watchdog::end_for_good;
+use nemoserve::{cli, logging, serve, startup, systemd};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -44,27 +46,62 @@ fn run_server(args: ServeArgs) -> u8 {
     if let Err(error) = logging::init(args.log_format.unwrap_or_default(), filter) {
         return fail(exit::USAGE, &error);
     }
+    // First of all: it changes the environment, which threads might read.
+    let activated = match activated() {
+        Ok(activated) => activated,
+        Err(error) => return fail(exit::ADDRESS, &error),
+    };
     let opened = Settings::new(&args).and_then(|settings| {
-        let listen = settings.listen.clone();
-        Ok((startup::open(settings)?, listen))
+        let doors = Doors::new(activated, &settings)?;
+        Ok((startup::open(settings)?, doors))
     });
     match opened {
-        Ok((state, listen)) => run(serve_until_signal(Arc::new(state), listen)),
+        Ok((state, doors)) => run(serve_until_signal(Arc::new(state), doors)),
         Err(error) => fail(error.exit_code(), &error),
     }
 }
 
-async fn serve_until_signal(state: Arc<AppState>, listen: String) -> u8 {
-    let listener = match startup::listen(&listen).await {
-        Ok(listener) => listener,
+/// What is known of the ways in before there is a runtime.
+struct Doors {
+    activated: Vec<Activated>,
+    addresses: Vec<ListenAddress>,
+    unix_socket_mode: u32,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Doors {
+    fn new(activated: Vec<Activated>, settings: &Settings) -> Result<Self, ConfigError> {
+        let mut addresses = settings.listen.clone();
+        if addresses.is_empty() && activated.is_empty() {
+            addresses.push(ListenAddress::Tcp("127.0.0.1:8000".into()));
+        }
+        let tls = settings.tls.clone().map(Tls::open).transpose();
+        Ok(Self {
+            activated,
+            addresses,
+            unix_socket_mode: settings.unix_socket_mode,
+            tls: tls.map_err(ConfigError::Usage)?,
+        })
+    }
+}
+
+async fn serve_until_signal(state: Arc<AppState>, doors: Doors) -> u8 {
+    let Doors {
+        activated,
+        addresses,
+        unix_socket_mode,
+        tls,
+    } = doors;
+    let listeners = match Listeners::open(activated, &addresses, unix_socket_mode).await {
+        Ok(listeners) => listeners.with_tls(tls.clone()),
         Err(error) => return fail(exit::ADDRESS, &error),
     };
-    let address = listener
-        .local_addr()
-        .expect("a bound listener has an address");
-    eprint!("\n{}\n", startup::summary(&state, address));
-    tracing::info!(%address, model = state.models.ids[0], "listening");
+    let urls = listeners.urls();
+    logging::say(&format_args!("\n{}", startup::summary(&state, &urls)));
+    tracing::info!(?urls, model = state.models.ids[0], "listening");
     tokio::spawn(startup::follow_loading(Arc::clone(&state)));
+    tokio::spawn(reload_on_hangup(Arc::clone(&state), tls));
+    end_for_good(state.engine.clone());
 
     let mut signals = Signals::new();
     let shutdown = async move {
@@ -76,12 +113,27 @@ async fn serve_until_signal(state: Arc<AppState>, listen: String) -> u8 {
             std::process::exit(exit::FORCED.into());
         });
     };
-    match serve(listener, state, shutdown).await {
+    match serve(listeners, state, shutdown).await {
         Ok(()) => exit::OK,
         Err(error) => {
-            let (ServeError::Load(failure) | ServeError::Engine(failure)) = &error;
+            let (ServeError::Load(failure)
+            | ServeError::Engine(failure)
+            | ServeError::Accept(failure)) = &error;
             fail(exit::of(failure.cause), &error)
         }
+    }
+}
+
+/// SIGHUP: what files say is read anew, and nobody is disturbed.
+async fn reload_on_hangup(state: Arc<AppState>, tls: Option<Arc<Tls>>) {
+    let mut hangup = signal(SignalKind::hangup()).expect("this signal can be listened for");
+    while hangup.recv().await.is_some() {
+        tracing::info!("SIGHUP: reading files anew");
+        systemd::reload(&state, || {
+            if let Some(tls) = &tls {
+                tls.reload();
+            }
+        });
     }
 }
 
@@ -109,6 +161,6 @@ impl Signals {
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> u8 {
-    eprintln!("nemoserve: {error}");
+    logging::say(&format_args!("nemoserve: {error}"));
     code
 }

@@ -105,6 +105,8 @@ pub struct Metrics {
     inter_token: Histogram,
     duration: Histogram,
     connections: IntGauge,
+    failed_openings: IntCounter,
+    watchdog: IntCounter,
     in_flight: IntGauge,
     engine: Mutex<EngineMetrics>,
 }
@@ -292,7 +294,7 @@ impl Metrics {
                 .collect(),
             heartbeat_age: of.float_gauge(
                 "engine_heartbeat_age_seconds",
-                "Since the step loop last turned. Large: the engine hangs.",
+                "Since anything was computed, or an idle engine last turned. Large: it hangs.",
             ),
         };
         Self {
@@ -329,6 +331,14 @@ impl Metrics {
                 DURATION_BUCKETS,
             ),
             connections: of.gauge("connections_open", "Open client connections."),
+            failed_openings: of.counter(
+                "connections_failed_total",
+                "Connections that ended before HTTP began: a failed TLS handshake or PROXY header.",
+            ),
+            watchdog: of.counter(
+                "watchdog_trips_total",
+                "Times that the engine was taken for hanging; the process ends then.",
+            ),
             in_flight: of.gauge(
                 "http_requests_in_flight",
                 "Requests whose answer is not complete, of every route.",
@@ -384,6 +394,14 @@ impl Metrics {
 
     pub(crate) fn connections(&self) -> &IntGauge {
         &self.connections
+    }
+
+    pub(crate) fn count_failed_opening(&self) {
+        self.failed_openings.inc();
+    }
+
+    pub(crate) fn count_watchdog(&self) {
+        self.watchdog.inc();
     }
 
     pub(crate) fn in_flight(&self) -> &IntGauge {

@@ -252,11 +252,8 @@ impl Router {
                 Some(endpoint) => self.dispatch(endpoint, ctx, id, request).await,
             }
         };
-        // A panic in a handler is our bug and this client's alone.
-        let mut response = AssertUnwindSafe(answer)
-            .catch_unwind()
+        let mut response = contained(answer, &request_id)
             .await
-            .unwrap_or_else(|_| Err(our_bug(&request_id)))
             .unwrap_or_else(|error| error.into_response(flavour, &request_id));
 
         if let (Flavour::OpenRouter, Some(name)) = (flavour, generation.get())
@@ -389,6 +386,17 @@ impl Router {
     }
 }
 
+/// A panic in a handler is our bug and this client's alone.
+async fn contained(
+    answer: impl Future<Output = Result<Response, ApiError>>,
+    request_id: &str,
+) -> Result<Response, ApiError> {
+    AssertUnwindSafe(answer)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| Err(our_bug(request_id)))
+}
+
 /// A JSON body with its type.
 pub(crate) fn json_response(status: StatusCode, body: &serde_json::Value) -> Response {
     full_response(status, "application/json", body.to_string())
@@ -460,6 +468,23 @@ fn our_bug(request_id: &str) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    async fn buggy() -> Result<Response, ApiError> {
+        panic!("a bug in it")
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_an_answer() {
+        let refused = contained(buggy(), "req_7").await;
+        let refused = refused.err().expect("an error");
+        assert_eq!(refused.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(refused.message.contains("req_7"), "{}", refused.message);
+        assert!(
+            !refused.message.contains("a bug in it"),
+            "{}",
+            refused.message
+        );
+    }
 
     #[test]
     fn ids_may_hold_slashes() {

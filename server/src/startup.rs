@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, stderr};
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -76,8 +75,8 @@ pub async fn listen(address: &str) -> Result<TcpListener, String> {
         .map_err(|error| format!("--listen {address}: {error}"))
 }
 
-/// One readable summary.
-pub fn summary(state: &AppState, address: SocketAddr) -> String {
+/// One readable summary. `urls` are where clients come in.
+pub fn summary(state: &AppState, urls: &[String]) -> String {
     let EngineInfo {
         max_model_len,
         max_num_seqs,
@@ -179,12 +178,13 @@ pub fn summary(state: &AppState, address: SocketAddr) -> String {
         0 => "no key needed".to_owned(),
         n => format!("{n} API keys"),
     };
-    line("address", format!("http://{address} ({keys})"));
-    if description.is_some() {
+    line("address", format!("{} ({keys})", urls.join(", ")));
+    let first = urls.iter().find(|url| url.starts_with("http"));
+    if let (Some(_), Some(url)) = (description, first) {
         line(
             "try",
             format!(
-                "curl http://{address}/v1/chat/completions -d '{{\"model\":\"{}\",\
+                "curl {url}/v1/chat/completions -d '{{\"model\":\"{}\",\
                  \"messages\":[{{\"role\":\"user\",\"content\":\"What is the capital of Peru?\"}}]}}'",
                 ids[0]
             ),

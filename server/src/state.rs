@@ -22,6 +22,7 @@ use crate::grammars::Grammars;
 use crate::metrics::Metrics;
 use crate::receipts::Receipts;
 use crate::text::Tokenizer;
+use crate::transport::Proxies;
 
 /// A response body, whole or streamed. Dropping it drops the engine's stream, which aborts.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -57,7 +58,8 @@ pub struct ServerConfig {
     pub max_stored_bytes: u64,
     /// Open connections; more wait in the kernel's backlog. Default 4096.
     pub max_connections: usize,
-    /// From a request's first byte to its last header. Default 15 s.
+    /// From a request's first byte to its last header; also for what comes before the first: a proxy's
+    /// header and the TLS handshake. Default 15 s.
     pub header_timeout: Duration,
     /// From the headers to the last byte of the body. Default 60 s.
     pub body_timeout: Duration,
@@ -66,9 +68,13 @@ pub struct ServerConfig {
     pub idle_timeout: Duration,
     /// A connection that takes no byte of what is written to it is closed after this. Default 60 s.
     pub write_timeout: Duration,
-    /// `/health` fails when the step loop has not turned for this long. One step of a large model on
-    /// a CPU takes seconds; too short a limit restarts a busy server. Default 120 s.
+    /// `/health` and `/ready` fail when work waits and nothing was computed for this long. Default 10 s.
     pub stall_timeout: Duration,
+    /// The process ends when work waits and nothing was computed for this long. Default 60 s; `None`: it
+    /// never does.
+    pub watchdog_timeout: Option<Duration>,
+    /// Whose word about a client's address is taken. Default: nobody's.
+    pub proxies: Proxies,
     /// How long running streams may take to finish after a stop signal. Default 30 s.
     pub drain: Duration,
     /// Whose manners `/v1` has: OpenAI's, or NVIDIA's, which answers with a stream unless told
@@ -92,7 +98,9 @@ impl Default for ServerConfig {
             body_timeout: Duration::from_mins(1),
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_mins(1),
-            stall_timeout: Duration::from_mins(2),
+            stall_timeout: Duration::from_secs(10),
+            watchdog_timeout: Some(Duration::from_mins(1)),
+            proxies: Proxies::default(),
             drain: Duration::from_secs(30),
             v1_flavour: Flavour::OpenAi,
             prices: Prices::default(),

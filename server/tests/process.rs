@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
@@ -53,9 +54,18 @@ struct Daemon {
 
 impl Daemon {
     fn start(args: &[&str]) -> Self {
-        let mut child = nemoserve()
+        let mut command = nemoserve();
+        command
             .args(["serve", "--listen", "127.0.0.1:0"])
-            .args(args)
+            .args(args);
+        let daemon = Self::spawn(&mut command);
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    /// Waits for its first address and no longer.
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command
             .stderr(Stdio::piped())
             .spawn()
             .expect("the binary runs");
@@ -78,16 +88,19 @@ impl Daemon {
             lines,
             reader: Some(reader),
         };
-        let line = daemon.wait_for_line("http://127.0.0.1:");
-        let address = line.split("http://").nth(1).expect("just found");
-        let address = address.split([' ', '/']).next().expect("an address");
+        let line = daemon.wait_for_line("://127.0.0.1:");
+        let address = line.split("://").nth(1).expect("just found");
+        let address = address.split([' ', '/', ',']).next().expect("an address");
         address.clone_into(&mut daemon.address);
+        daemon
+    }
+
+    fn wait_until_ready(&self) {
         let begin = Instant::now();
-        while !daemon.get("/ready").starts_with("HTTP/1.1 200") {
+        while !self.get("/ready").starts_with("HTTP/1.1 200") {
             assert!(begin.elapsed() < PATIENCE, "it never gets ready");
             std::thread::yield_now();
         }
-        daemon
     }
 
     fn wait_for_line(&self, part: &str) -> String {
@@ -188,6 +201,13 @@ fn what_cannot_be_done_has_its_exit_code_and_names_the_flag() {
     refused(&["--cache-memory", "1KiB"], 6, "cache memory");
     refused(&["--device", "cuda:99"], 7, "cuda:99");
     refused(&["--listen", "256.0.0.1:1"], 4, "--listen");
+    refused(&["--listen", "unix:/nonexistent/s"], 4, "/nonexistent/s");
+    refused(
+        &["--tls-cert", "/nonexistent", "--tls-key", "/nonexistent"],
+        2,
+        "--tls-cert",
+    );
+    refused(&["--proxy-protocol"], 2, "--trusted-proxies");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("bound").to_string();
     refused(&["--listen", &address], 4, &address);
@@ -228,6 +248,225 @@ fn a_signal_drains_and_a_second_forces() {
     daemon.signal("-TERM");
     let (code, log) = daemon.end();
     assert_eq!(code, Some(130), "{log}");
+}
+
+#[test]
+fn the_log_tells_who_asked_as_far_as_anybody_trustworthy_says() {
+    let trusting = Daemon::start(&[
+        "--log-format",
+        "json",
+        "--trusted-proxies",
+        "127.0.0.1,unix",
+    ]);
+    trusting.exchange(
+        "GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         x-forwarded-for: 1.2.3.4, 198.51.100.7\r\n\r\n",
+    );
+    trusting.signal("-TERM");
+    let (_, log) = trusting.end();
+    assert!(log.contains(r#""client":"198.51.100.7""#), "{log}");
+
+    let behind = Daemon::start(&["--log-format", "json"]);
+    behind.exchange(
+        "GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         x-forwarded-for: 198.51.100.7\r\n\r\n",
+    );
+    behind.signal("-TERM");
+    let (_, log) = behind.end();
+    assert!(log.contains(r#""client":"127.0.0.1""#), "{log}");
+    assert!(!log.contains("198.51.100.7"), "a stranger's word: {log}");
+
+    let mut command = nemoserve();
+    command.args(["--listen", "127.0.0.1:0", "--log-format", "json"]);
+    command.args(["--trusted-proxies", "127.0.0.1", "--proxy-protocol"]);
+    let announced = Daemon::spawn(&mut command);
+    let answer = announced.exchange(
+        "PROXY TCP4 203.0.113.9 127.0.0.1 1 2\r\n\
+         GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    announced.signal("-TERM");
+    let (_, log) = announced.end();
+    assert!(log.contains(r#""client":"203.0.113.9""#), "{log}");
+}
+
+/// As systemd does: the socket is open as descriptor 3 before the process begins.
+#[test]
+fn a_socket_that_is_handed_over_is_served() {
+    let port = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = port.local_addr().expect("bound").to_string();
+    // Connects before anybody accepts.
+    let mut early = TcpStream::connect(&address).expect("it listens");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let second = folder.path().join("http.sock");
+    let second = second.to_str().expect("UTF-8");
+    let activate = |args: &[&str]| {
+        let mut command = Command::new("sh");
+        let script = r#"exec 3<&0; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@""#;
+        command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_nemoserve")]);
+        command.args(args);
+        let port = port.try_clone().expect("a descriptor is free");
+        command.stdin(Stdio::from(std::os::fd::OwnedFd::from(port)));
+        Daemon::spawn(&mut command)
+    };
+    let daemon = activate(&[]);
+    assert_eq!(daemon.address, address);
+    daemon.wait_until_ready();
+    let request = "GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    early.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    early.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    daemon.signal("-TERM");
+    assert_eq!(daemon.end().0, Some(0));
+
+    // The port outlives the process, and a flag adds to it.
+    let daemon = activate(&["--listen", &format!("unix:{second}")]);
+    assert_eq!(daemon.address, address);
+    daemon.wait_until_ready();
+    let mut stream = UnixStream::connect(second).expect("it listens there, too");
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    daemon.signal("-TERM");
+    assert_eq!(daemon.end().0, Some(0));
+}
+
+#[test]
+fn a_service_manager_is_told() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).expect("free");
+    manager.set_read_timeout(Some(PATIENCE)).expect("settable");
+    let hears = |what: &str| {
+        let mut heard = String::new();
+        loop {
+            let mut message = [0; 4096];
+            let len = manager.recv(&mut message);
+            let len = len.unwrap_or_else(|error| panic!("no {what} ({error}): {heard}"));
+            let message = str::from_utf8(&message[..len]).expect("UTF-8");
+            heard.push_str(message);
+            if message.lines().any(|line| line.starts_with(what)) {
+                return heard;
+            }
+        }
+    };
+    let mut command = nemoserve();
+    command.args(["--listen", "127.0.0.1:0"]);
+    command.env("NOTIFY_SOCKET", &path);
+    command.env("WATCHDOG_USEC", "2000000");
+    let daemon = Daemon::spawn(&mut command);
+    let before = hears("READY=1");
+    assert!(daemon.get("/ready").starts_with("HTTP/1.1 200"), "{before}");
+    hears("WATCHDOG=1");
+    daemon.signal("-HUP");
+    let told = hears("RELOADING=1");
+    assert!(told.contains("MONOTONIC_USEC="), "{told}");
+    hears("READY=1");
+    let _stream = daemon.endless_stream();
+    daemon.signal("-TERM");
+    hears("STOPPING=1");
+    daemon.signal("-TERM");
+    assert_eq!(daemon.end().0, Some(130));
+}
+
+#[test]
+fn out_of_descriptors_it_waits_and_does_not_spin() {
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"ulimit -n 64; exec "$@""#, "sh"]);
+    command.arg(env!("CARGO_BIN_EXE_nemoserve"));
+    command.args(["--listen", "127.0.0.1:0"]);
+    let daemon = Daemon::spawn(&mut command);
+    daemon.wait_until_ready();
+    let crowd: Vec<TcpStream> = (0..80).map(|_| daemon.send("")).collect();
+    let processor_ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.child.id()));
+        let stat = stat.expect("it runs");
+        let fields = stat.rsplit_once(')').expect("a name in front").1;
+        let field = |nth: usize| {
+            let field = fields.split_whitespace().nth(nth - 3).expect("a field");
+            field.parse::<u64>().expect("a number")
+        };
+        field(14) + field(15)
+    };
+    // Ten milliseconds at first, then twice as long each time, up to a second.
+    daemon.wait_for_line("wait_ms=640");
+    let (before, begin) = (processor_ticks(), Instant::now());
+    daemon.wait_for_line("wait_ms=1000");
+    daemon.wait_for_line("wait_ms=1000");
+    let (spent, passed) = (processor_ticks() - before, begin.elapsed());
+    assert!(passed >= Duration::from_secs(1), "{passed:?}");
+    // A hundred ticks are a second of one processor.
+    assert!(spent < 50, "{spent} ticks in {passed:?}");
+    drop(crowd);
+    daemon.wait_until_ready();
+    daemon.signal("-TERM");
+    assert_eq!(daemon.end().0, Some(0));
+}
+
+/// A disk that is full under the log, as far as writing to it goes.
+#[test]
+fn a_log_that_cannot_be_written_hinders_nobody() {
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = free.local_addr().expect("bound").to_string();
+    drop(free);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut command = nemoserve();
+    command.args(["--listen", &address, "--log", "debug"]);
+    command.stderr(full.expect("this is Linux"));
+    let mut child = command.spawn().expect("the binary runs");
+    let begin = Instant::now();
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(&address).ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        Some(text)
+    };
+    while !get("/ready").is_some_and(|text| text.starts_with("HTTP/1.1 200")) {
+        let ended = child.try_wait().expect("it can be asked");
+        assert!(ended.is_none(), "{ended:?}");
+        assert!(begin.elapsed() < PATIENCE, "it never gets ready");
+    }
+    let body = r#"{"model":"nemoserve-demo","prompt":"Once","max_tokens":5}"#;
+    let mut stream = TcpStream::connect(&address).expect("it listens");
+    let request = post("/v1/completions", "", body);
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    let pid = child.id().to_string();
+    let status = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(status.expect("kill is there").success());
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
+fn killed_it_leaves_nothing_that_hinders_the_next() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("http.sock");
+    let door = format!("unix:{}", path.display());
+    let start = || {
+        let daemon = Daemon::start(&["--listen", &door]);
+        let mut stream = UnixStream::connect(&path).expect("it listens");
+        let request = "GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        daemon
+    };
+    let daemon = start();
+    let _stream = daemon.endless_stream();
+    daemon.signal("-KILL");
+    assert_eq!(daemon.end().0, None, "a signal ended it");
+    assert!(path.exists(), "killed, it could not clean up");
+    let next = start();
+    next.signal("-TERM");
+    assert_eq!(next.end().0, Some(0));
+    assert!(!path.exists());
 }
 
 #[test]

@@ -233,3 +233,51 @@ fn every_pin_is_exact_and_says_why() {
     }
     assert!(num_checked > 20, "the section was not read");
 }
+
+#[test]
+fn every_test_that_the_fault_list_names_exists() {
+    let list = fs::read_to_string(root().join("tests/FAULTS.md")).expect("the list is there");
+    let rooms = ["kvcache", "scheduler", "engine", "server", "tests"];
+    let texts: Vec<String> = rooms
+        .into_iter()
+        .flat_map(sources)
+        .map(|(_, text)| text)
+        .collect();
+    let rows = list.lines().filter(|line| line.starts_with("| "));
+    let last_column = rows.filter_map(|row| row.trim_end_matches(" |").rsplit(" | ").next());
+    let mut num_checked = 0;
+    for name in last_column.flat_map(|cell| cell.split('`').skip(1).step_by(2)) {
+        let declared = format!("fn {name}(");
+        assert!(
+            texts.iter().any(|text| text.contains(&declared)),
+            "no test is called {name}"
+        );
+        num_checked += 1;
+    }
+    assert!(num_checked > 100, "{num_checked}: the table was not read");
+}
+
+#[test]
+fn wall_clocks_are_for_timestamps() {
+    // Clocks are set and slewed: what waits or times out is by `Instant`.
+    let stamps = [
+        // `created`, `completed_at` and the like, in answers.
+        "server/src/api/",
+        "server/src/config.rs",
+        "server/src/receipts.rs",
+        // The date that templates ask for.
+        "server/src/chat/clock.rs",
+        // Whether files have changed.
+        "server/src/transport/tls.rs",
+        // Commands that end.
+        "server/src/cli/",
+    ];
+    for folder in ["engine/src", "scheduler/src", "server/src"] {
+        ban(
+            folder,
+            &["SystemTime"],
+            &stamps,
+            "timeouts, deadlines and durations take the monotonic clock",
+        );
+    }
+}

@@ -12,6 +12,7 @@ use super::dummy;
 use super::readahead::touch;
 use super::weights::{ExpertWeights, MatrixWeight, Source, Weight};
 use crate::engine_core::LoadProgress;
+use crate::heart::Heart;
 
 /// Takes weights one by one. On the CPU a stored weight stays in its memory map; its pages are
 /// touched, so that "ready" means that they have been read.
@@ -42,6 +43,11 @@ impl Loader {
             loaded_bytes: 0,
             total_bytes,
         }
+    }
+
+    /// What the loaded layers beat.
+    pub(crate) fn heart(&self) -> Heart {
+        self.progress.heart()
     }
 
     /// The weight in its stored format. A GPU reads rows as whole words; the odd ones of tiny models

@@ -8,6 +8,7 @@ use super::config::{LayerKind, ModelConfig};
 use super::load::Loader;
 use super::weights::{LayerWeights, MixerWeights, ModelWeights};
 use crate::cache::DeviceCache;
+use crate::heart::Heart;
 use crate::layers::attention::Attention;
 use crate::layers::draft::{Asked, Draft, Pairs};
 use crate::layers::embedding::Embedding;
@@ -30,6 +31,8 @@ pub(crate) struct NemotronH {
     vocab_size: usize,
     /// The other ranks, if this is a share.
     peers: Option<Peers>,
+    /// Beaten by every layer.
+    heart: Heart,
 }
 
 struct Layer {
@@ -83,6 +86,7 @@ impl NemotronH {
             }),
             vocab_size: config.vocab_size,
             peers,
+            heart: loader.heart(),
         }
     }
 
@@ -96,6 +100,7 @@ impl NemotronH {
         let mut residual = self.embedding.forward(ids);
         let mut normed = None;
         for (at, layer) in self.layers.iter().enumerate() {
+            self.heart.beat();
             let input = normed
                 .take()
                 .unwrap_or_else(|| layer.norm.forward(residual.clone()));
@@ -122,6 +127,12 @@ impl NemotronH {
         normed.expect("a stack has at least one layer")
     }
 
+    /// Beaten by every layer.
+    #[cfg(test)]
+    pub(crate) fn heart(&self) -> &Heart {
+        &self.heart
+    }
+
     /// Whether there is a draft block.
     pub(crate) fn drafts(&self) -> bool {
         self.draft.is_some()
@@ -145,12 +156,14 @@ impl NemotronH {
         asked: &Asked<'_>,
         cache: &mut DeviceCache,
     ) -> Option<Tensor<2>> {
+        self.heart.beat();
         let draft = self.draft.as_ref().expect("whoever drafts has a block");
         draft.forward(pairs, asked, cache, self.peers.as_ref())
     }
 
     /// Logits `[positions, V]` at some positions of `hidden`, `[T, H]`.
     pub(crate) fn logits(&self, hidden: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
+        self.heart.beat();
         let chosen = select(hidden, positions);
         let logits = match &self.head {
             Some(head) => head.forward(chosen),

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use scheduler::StepId;
 
 use super::*;
+use crate::heart::Heart;
 
 /// When a rank fails, and how.
 #[derive(Clone, Copy, PartialEq)]
@@ -282,7 +283,9 @@ fn a_sum_has_one_order() {
 fn progress_is_that_of_all_together() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let record = Arc::clone(&seen);
-    let whole = LoadProgress::new(move |loaded, total| record.lock().push((loaded, total)));
+    let whole = LoadProgress::new(Heart::new(), move |loaded, total| {
+        record.lock().push((loaded, total));
+    });
     let progress = Arc::new(SharedProgress::new(2, whole));
     let ties = Arc::new(Ties {
         all_reduce: Arc::new(Meeting::new(2)),

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use constraint::Guide;
-use engine::{RequestStream, StreamEvent, SubmitError};
+use engine::{EngineStatus, RequestStream, StreamEvent, SubmitError};
 use futures_util::stream::{BoxStream, SelectAll, StreamExt as _, unfold};
 use http::StatusCode;
 use scheduler::{
@@ -202,7 +202,7 @@ impl Generation {
             let event = tokio::select! {
                 biased;
                 event = self.events.next() => event,
-                () = &mut self.deadline => return Err(shutting_down()),
+                () = &mut self.deadline => return Err(shutting_down(&self.ctx)),
             };
             let (prompt, output) = match event {
                 Some((prompt, Some(StreamEvent::Output(output)))) => (prompt, output),
@@ -480,7 +480,11 @@ fn refused(error: SubmitError, param: &str, window: u32) -> ApiError {
     }
 }
 
-fn shutting_down() -> ApiError {
+/// By a stop signal, or because the engine hangs and cannot say so itself.
+fn shutting_down(ctx: &RequestContext) -> ApiError {
+    if let EngineStatus::Failed(why) = ctx.state.engine.status() {
+        return ApiError::internal(why.to_string());
+    }
     ApiError::new(
         StatusCode::SERVICE_UNAVAILABLE,
         "server_error",

@@ -931,3 +931,62 @@ async fn folders_that_lack_files() {
     let got = answer(&ids_only, "/tokenize", r#"{"prompt":"x"}"#).await;
     assert_eq!(got, "400 prompt unsupported_value");
 }
+
+#[tokio::test]
+async fn nothing_is_fetched() {
+    let server = Server::start().await;
+    let bait = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = bait.local_addr().expect("bound");
+    bait.set_nonblocking(true).expect("settable");
+    for url in [
+        format!("http://{address}/cat.png"),
+        "http://169.254.169.254/latest/meta-data/".to_owned(),
+        "file:///etc/passwd".to_owned(),
+    ] {
+        let image = json!({"type": "image_url", "image_url": {"url": url}});
+        let body = json!({"model": "test", "messages": [{"role": "user", "content": [image]}]});
+        let got = answer(&server, CHAT, body.to_string()).await;
+        assert_eq!(got, "400 messages[0].content[0].type unsupported_value");
+        let schema = json!({"$ref": url});
+        let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+        let mut body = chat();
+        body["response_format"] = format;
+        let reply = server.post(CHAT, body.to_string()).await;
+        assert_eq!(reply.status, 400, "{url}: {}", reply.body);
+    }
+    let came = bait.accept().map(|(_, from)| from);
+    assert!(came.is_err(), "{came:?} followed a client's address");
+}
+
+#[tokio::test]
+async fn templates_of_requests_are_not_rendered() {
+    let server = Server::start().await;
+    let mut body = chat();
+    let render = "/v1/chat/completions/render";
+    let usual = server.ask(render, &body).await["token_ids"].clone();
+    assert!(usual.as_array().is_some_and(|ids| !ids.is_empty()));
+    body["chat_template"] = json!("{% for i in range(1000000000) %}{{ 7 * 7 }}{% endfor %}");
+    assert_eq!(server.ask(render, &body).await["token_ids"], usual);
+}
+
+#[tokio::test]
+async fn prompts_of_a_million_tokens_are_refused_by_their_number() {
+    let server = Server::start().await;
+    let ids = vec![300; 1 << 20];
+    let words = "word ".repeat(1 << 20);
+    for prompt in [json!(ids), json!(words)] {
+        let body = json!({"model": "test", "prompt": prompt, "max_tokens": 1});
+        let got = answer(&server, TEXT, body.to_string()).await;
+        assert_eq!(got, "400 prompt context_length_exceeded");
+    }
+}
+
+#[tokio::test]
+async fn packed_bodies_are_not_unpacked() {
+    let server = Server::start().await;
+    // A gzip header; what follows would be a bomb.
+    let bomb = [&b"\x1f\x8b\x08\0\0\0\0\0\0\x03"[..], &[0; 4096]].concat();
+    let packed = "content-encoding: gzip\r\n";
+    let reply = server.post_with(CHAT, packed, bomb).await;
+    assert_eq!(reply.status, 400, "{}", reply.body);
+}

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use engine::{EngineError, EngineHandle, EngineInfo, EngineStatus};
+use engine::{EngineError, EngineHandle, EngineInfo, EngineStatus, Heart};
 use nemoserve::api::models::ModelNames;
 use nemoserve::api::responses::ResponseStore;
 use nemoserve::args::ServeArgs;
@@ -18,6 +18,7 @@ use nemoserve::metrics::Metrics;
 use nemoserve::receipts::Receipts;
 use nemoserve::router::route_labels;
 use nemoserve::state::{AppState, Phase, ServerConfig};
+use nemoserve::transport::Listeners;
 use scheduler::{
     CacheConfig, RowMasks, RowOutput, RowResult, Runner, SchedulerConfig, SchedulerOutput,
     StepResult, TokenLogprobs,
@@ -43,6 +44,8 @@ struct ScriptState {
     /// Steps that may still run; `None`: as many as wanted.
     allowance: Option<u64>,
     fails: bool,
+    /// Steps take for ever, and give signs of life all the while.
+    crawls: bool,
     /// Loading waits for this.
     loads_late: bool,
     load_fails: bool,
@@ -66,6 +69,11 @@ impl Script {
 
     pub(crate) fn release(&self) {
         self.set(|state| state.allowance = None);
+    }
+
+    /// Steps compute on and on, or end as usual again.
+    pub(crate) fn crawl(&self, crawls: bool) {
+        self.set(|state| state.crawls = crawls);
     }
 
     /// The next step fails as a whole.
@@ -94,8 +102,15 @@ impl Script {
     }
 
     /// Returns whether the step fails.
-    fn wait_for_step(&self) -> bool {
-        let state = self.state.lock().expect("no test panics in here");
+    fn wait_for_step(&self, heart: &Heart) -> bool {
+        let mut state = self.state.lock().expect("no test panics in here");
+        while state.crawls {
+            heart.beat();
+            (state, _) = self
+                .changed
+                .wait_timeout(state, Duration::from_millis(1))
+                .expect("no test panics in here");
+        }
         let mut state = self
             .changed
             .wait_while(state, |state| state.allowance == Some(0))
@@ -110,6 +125,7 @@ impl Script {
 /// Samples the same readable token again and again.
 struct ScriptedRunner {
     script: Arc<Script>,
+    heart: Heart,
     plan: Option<SchedulerOutput>,
 }
 
@@ -133,7 +149,7 @@ impl Runner for ScriptedRunner {
     }
 
     fn collect(&mut self, _masks: &[RowMasks]) -> Result<StepResult, Scripted> {
-        if self.script.wait_for_step() {
+        if self.script.wait_for_step(&self.heart) {
             return Err(Scripted);
         }
         let plan = self.plan.take().expect("submit comes first");
@@ -214,6 +230,11 @@ impl Server {
     }
 
     pub(crate) async fn with(plan: Plan) -> Self {
+        Self::behind(plan, Listeners::from).await
+    }
+
+    /// With other doors than a plain port, or with what makes it another.
+    pub(crate) async fn behind(plan: Plan, doors: impl FnOnce(TcpListener) -> Listeners) -> Self {
         let script = Arc::new(Script::default());
         script.set(|state| {
             state.loads_late = plan.loads_late;
@@ -234,7 +255,8 @@ impl Server {
             // Dropping the sender is the signal.
             let _ = stopped.await;
         };
-        let outcome = tokio::spawn(serve(listener, Arc::clone(&state), shutdown));
+        let listeners = doors(listener);
+        let outcome = tokio::spawn(serve(listeners, Arc::clone(&state), shutdown));
         Self {
             address,
             state,
@@ -407,9 +429,13 @@ fn scripted_engine(script: &Arc<Script>, info: &EngineInfo, plan: &Plan) -> Engi
         num_host_slots: 0,
         num_host_blocks: 0,
     };
-    engine::spawn(config, cache, info.vocab_size, move |_progress| {
+    engine::spawn(config, cache, info.vocab_size, move |progress| {
         script.wait_for_load()?;
-        Ok(ScriptedRunner { script, plan: None })
+        Ok(ScriptedRunner {
+            script,
+            heart: progress.heart(),
+            plan: None,
+        })
     })
     .expect("a thread can be started")
 }

@@ -105,6 +105,67 @@ async fn a_client_that_pipelines_and_leaves_is_noticed() {
 }
 
 #[tokio::test]
+async fn who_sends_no_more_and_still_reads_is_served() {
+    let server = Server::start().await;
+    server.script.hold();
+    let mut whole = server.wire().await;
+    let body = completion(5, false);
+    whole
+        .send(request("POST", "/v1/completions", "", &body))
+        .await;
+    whole.stream.shutdown().await.expect("open until now");
+    let mut stream = server.wire().await;
+    let body = completion(5, true);
+    stream
+        .send(request("POST", "/v1/completions", "", &body))
+        .await;
+    let (status, _) = stream.head().await;
+    assert_eq!(status, 200);
+    stream.stream.shutdown().await.expect("open until now");
+    // Both are asked whether they are there, in words that mean nothing.
+    assert_eq!(whole.head().await.0, 100);
+    while stream.chunk().await.expect("it goes on") != b":\n\n" {}
+    assert_eq!(server.metric(CANCELLED).await, Some(0.0));
+    server.script.release();
+    assert_eq!(whole.reply().await.status, 200);
+    let mut last = Vec::new();
+    while let Some(chunk) = stream.chunk().await {
+        last = chunk;
+    }
+    assert!(last.ends_with(b"data: [DONE]\n\n"), "{last:?}");
+    assert!(whole.is_closed().await && stream.is_closed().await);
+    server.metric_becomes(RUNNING, 0.0).await;
+    assert_eq!(server.metric(CANCELLED).await, Some(0.0));
+}
+
+#[tokio::test]
+async fn who_is_asked_and_has_gone_is_found_out() {
+    let server = Server::start().await;
+    server.script.hold();
+    // One that sent nothing more first and left later, one that waits for 100 Continue itself.
+    let mut half = server.wire().await;
+    half.send(endless(false)).await;
+    half.stream.shutdown().await.expect("open until now");
+    assert_eq!(half.head().await.0, 100);
+    let mut polite = server.wire().await;
+    let body = completion(60_000, false);
+    let request = request("POST", "/v1/completions", "expect: 100-continue\r\n", &body);
+    let (head, body) = request.split_once("\r\n\r\n").expect("a head and a body");
+    polite.send(format!("{head}\r\n\r\n")).await;
+    assert_eq!(polite.head().await.0, 100);
+    polite.send(body).await;
+    server
+        .metric_becomes("nemoserve_http_requests_in_flight", 3.0)
+        .await;
+    drop(polite);
+    server.metric_becomes(CANCELLED, 1.0).await;
+    drop(half);
+    server.metric_becomes(CANCELLED, 2.0).await;
+    server.script.release();
+    server.metric_becomes(RUNNING, 0.0).await;
+}
+
+#[tokio::test]
 async fn a_reader_that_never_reads_loses_its_stream_and_nobody_elses() {
     let server = Server::configured(ServerConfig {
         write_timeout: Duration::from_millis(200),
@@ -132,6 +193,38 @@ async fn a_reader_that_never_reads_loses_its_stream_and_nobody_elses() {
     server
         .metric_becomes("nemoserve_connections_open", 1.0)
         .await;
+}
+
+#[tokio::test]
+async fn equal_request_ids_do_not_cross_streams() {
+    let server = Server::start().await;
+    server.script.hold();
+    let mut wires = Vec::new();
+    for num_tokens in [3, 40, 7] {
+        let mut wire = server.wire().await;
+        let usage = r#""stream":true,"stream_options":{"include_usage":true}"#;
+        let body = completion(num_tokens, true).replace(r#""stream":true"#, usage);
+        let id = "x-request-id: the-same\r\n";
+        wire.send(request("POST", "/v1/completions", id, &body))
+            .await;
+        let (_, headers) = wire.head().await;
+        assert_eq!(headers["x-request-id"], "the-same");
+        wires.push((num_tokens, wire));
+    }
+    // A client that gave up and asked again.
+    drop(wires.remove(1));
+    server.metric_becomes(CANCELLED, 1.0).await;
+    server.script.release();
+    for (num_tokens, mut wire) in wires {
+        let mut text = Vec::new();
+        while let Some(chunk) = wire.chunk().await {
+            text.extend(chunk);
+        }
+        let text = String::from_utf8(text).expect("UTF-8");
+        let said = format!("\"completion_tokens\":{num_tokens},");
+        assert!(text.contains(&said), "{said}: {text}");
+        assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+    }
 }
 
 #[tokio::test]

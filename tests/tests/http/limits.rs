@@ -1,6 +1,6 @@
 //! Limits: bytes, headers, times, connections.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nemoserve::state::ServerConfig;
 
@@ -94,6 +94,47 @@ async fn a_body_that_never_ends_is_408() {
     let head = format!("POST {ECHO} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n");
     wire.send(head + "{").await;
     wire.reply().await.expect_error(408, "request_timeout");
+}
+
+#[tokio::test]
+async fn chunks_that_never_end_are_408_or_413() {
+    let server = Server::configured(short(|config| {
+        config.body_timeout = Duration::from_millis(80);
+        config.max_body_bytes = 1 << 20;
+    }))
+    .await;
+    let head = format!("POST {ECHO} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n");
+    let mut wire = server.wire().await;
+    wire.send(format!("{head}1\r\nx\r\n")).await;
+    wire.reply().await.expect_error(408, "request_timeout");
+    let mut wire = server.wire().await;
+    wire.send(&head).await;
+    let chunk = format!("8000\r\n{}\r\n", "x".repeat(0x8000));
+    for _ in 0..=32 {
+        wire.send(&chunk).await;
+    }
+    wire.reply().await.expect_error(413, "request_too_large");
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_for_others() {
+    let server = Server::configured(short(|config| {
+        config.max_connections = 8;
+        // A sixteenth of it while others wait.
+        config.idle_timeout = Duration::from_millis(1600);
+    }))
+    .await;
+    let mut crowd = Vec::new();
+    for _ in 0..8 {
+        let mut wire = server.wire().await;
+        wire.send(request("GET", "/health", "", "")).await;
+        assert_eq!(wire.reply().await.status, 200);
+        crowd.push(wire);
+    }
+    let begin = Instant::now();
+    assert_eq!(server.get("/health").await.status, 200);
+    let waited = begin.elapsed();
+    assert!(waited < Duration::from_millis(1500), "{waited:?}");
 }
 
 #[tokio::test]

@@ -2,12 +2,16 @@
 //! contract promises, who may enter, and how it ends.
 
 mod debug;
+mod doors;
+mod frames;
 mod harness;
 mod headers;
+mod health;
 mod http2;
 mod lifecycle;
 mod limits;
 mod messages;
 mod observability;
 mod priority;
+mod tls;
 mod wire;

@@ -5,16 +5,16 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// No answer takes longer, unless something hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// One connection.
-pub(crate) struct Wire {
-    pub(crate) stream: TcpStream,
+/// One connection, whatever it runs over.
+pub(crate) struct Wire<S = TcpStream> {
+    pub(crate) stream: S,
     unread: Vec<u8>,
 }
 
@@ -61,7 +61,12 @@ impl Reply {
 
 impl Wire {
     pub(crate) async fn open(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.expect("it listens");
+        Self::over(TcpStream::connect(address).await.expect("it listens"))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    pub(crate) fn over(stream: S) -> Self {
         Self {
             stream,
             unread: Vec::new(),

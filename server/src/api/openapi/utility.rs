@@ -137,7 +137,7 @@ pub struct Health {
 pub struct Ready {
     /// `ready`; with 503 `not_ready`.
     pub status: String,
-    /// With 503: `loading`, `draining` or `failed`.
+    /// With 503: `loading`, `warming_up`, `stalled`, `draining` or `failed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// With `loading`: how much of the weights is there.
