@@ -79,8 +79,9 @@ def attention_ms(binary, flags, tokens, context):
 
 def converse(args, history, streams, thinking):
     """Medians over the turns and streams: new tokens, time to first token, the cold prompt's."""
+    # One document for all runs at a length: only the first of them reads it.
+    document = words(random.Random(history), int(history / args.tokens_per_word))
     rng = random.Random(history + streams)
-    document = words(rng, int(history / args.tokens_per_word))
     talks = [[{"role": "system", "content": document}] for _ in range(streams)]
     news, times, colds, cached, prompts = [], [], [], 0, 0
     for turn in range(args.turns + 1):

@@ -172,38 +172,13 @@ impl Dot for PairsDot {
 }
 
 /// Dot products of `MR` rows at `x` with the first `NR` rows of `w`, `k` long, `x_stride` and `w_stride`
-/// elements apart. Each is the fold of sixteen lane sums along K, whatever the tile.
+/// elements apart, as the sixteen lane sums along K whose fold is the product, whatever the tile. They
+/// are continued from `sums` with the next `k` elements, which begin at `x` and at the element `first` of
+/// `w`. All parts but the last are whole steps long.
 ///
 /// # Safety
 /// The rows are readable, input rows to whole steps where [`Dot::load_x_part`] says so, and the
 /// instruction set has the dot product.
-#[inline(always)]
-pub(crate) unsafe fn tile<S: Simd, D: Dot, const MR: usize, const NR: usize>(
-    s: S,
-    x: *const D::X,
-    x_stride: usize,
-    w: D::W,
-    w_stride: usize,
-    k: usize,
-) -> [[f32; NR]; MR] {
-    let sums = [[s.splat(0.0); NR]; MR];
-    // SAFETY: the caller's promise.
-    let sums = unsafe { tile_lanes::<S, D, MR, NR>(s, x, x_stride, (w, 0), w_stride, k, sums) };
-    let mut out = [[0.0; NR]; MR];
-    for i in 0..MR {
-        for j in 0..NR {
-            out[i][j] = s.sum(sums[i][j]);
-        }
-    }
-    out
-}
-
-/// The lanes before the fold, continued from `sums`: what [`tile`] does for the next `k` elements,
-/// which begin at `x` and at the element `first` of `w`.
-/// All parts but the last are whole steps long.
-///
-/// # Safety
-/// As [`tile`].
 #[inline(always)]
 pub(crate) unsafe fn tile_lanes<S: Simd, D: Dot, const MR: usize, const NR: usize>(
     s: S,

@@ -19,9 +19,9 @@ use crate::simd;
 use crate::team::{self, SharedMut};
 use crate::{KvPool, KvTensor, Layout, RowLayout, isa};
 
-/// Queries times heads of a job: enough to reuse a block, few enough to stay in the first-level
-/// cache with it.
-const JOB_ROWS: usize = 32;
+/// Numbers of the queries of a job: enough rows to reuse a block that was turned for them, few enough
+/// to stay in the first-level cache with it.
+const JOB_NUMBERS: usize = 4096;
 
 /// See [`paged_attention`](super::paged_attention()).
 pub(super) fn paged_attention(
@@ -48,7 +48,8 @@ pub(super) fn paged_attention(
         first_position: layout.first_position,
         out: SharedMut::new(&mut out),
     };
-    let jobs = jobs(layout, heads / kv_heads, kv_heads);
+    let job_rows = (JOB_NUMBERS / head_dim).clamp(16, 128);
+    let jobs = jobs(layout, job_rows, heads / kv_heads, kv_heads);
     let cost = jobs.iter().map(|job| job.cost(head_dim)).sum();
     let isa = isa();
     team::share(jobs.len(), cost, |index| {
@@ -84,8 +85,8 @@ fn cached<'a>(keys: &'a FlexTensor, values: &'a FlexTensor) -> Cached<'a> {
 
 /// Cuts the step into jobs: by kv head, by queries, and by heads of a group while there are fewer
 /// jobs than threads.
-fn jobs(layout: &Layout, group: usize, kv_heads: usize) -> Vec<Job<'_>> {
-    let queries = (JOB_ROWS / group).max(1);
+fn jobs(layout: &Layout, rows: usize, group: usize, kv_heads: usize) -> Vec<Job<'_>> {
+    let queries = (rows / group).max(1);
     let cuts: Vec<(&RowLayout, Range<usize>)> = layout
         .rows
         .iter()

@@ -1,4 +1,9 @@
 //! The online softmax of one job.
+//!
+//! Lanes are neighbouring keys: a block's keys are turned, once for all rows of a job, so that a
+//! vector holds one of their numbers each, and a score is a chain of multiply-adds along `head_dim`.
+//! (Lanes along `head_dim` need the sum of a vector per score, which at 32 numbers takes four times as
+//! long as its products.) Sums have one order, whatever the number of rows.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -7,7 +12,6 @@ use half::bf16;
 
 use crate::RowLayout;
 use crate::e4m3::E4m3;
-use crate::linear::tile::{F32Dot, tile};
 use crate::simd::{Kernel, LANES, Simd, Stored, math};
 use crate::team::SharedMut;
 
@@ -81,6 +85,8 @@ struct Online<'a> {
     job: &'a Job<'a>,
     /// Scaled queries, `[rows, head_dim]`.
     queries: Vec<f32>,
+    /// Keys of a block, `[head_dim, padded]`.
+    turned: Vec<f32>,
     /// Scores of a block, then their exponentials, `[rows, padded]`.
     scores: Vec<f32>,
     /// Block size in whole lanes.
@@ -113,6 +119,7 @@ impl<'a> Online<'a> {
             attend,
             job,
             queries,
+            turned: vec![0.0; head_dim * padded],
             scores: vec![0.0; rows * padded],
             padded,
             largest: vec![f32::NEG_INFINITY; rows],
@@ -139,117 +146,155 @@ impl<'a> Online<'a> {
             let len = block_size.min(context - start);
             let keys = &keys[from..from + (len - 1) * stride + head_dim];
             let values = &values[from..from + (len - 1) * stride + head_dim];
-            self.score(s, keys, stride, len);
+            self.turn(s, keys, stride, len);
+            self.score(s);
+            let skipped = first_position.saturating_sub(start).min(len);
+            if skipped == 0 && job.position(job.tokens.start) + 1 >= start + len {
+                self.accumulate(s, 0..self.largest.len(), 0..len, values, stride);
+                continue;
+            }
             for (number, token) in job.tokens.clone().enumerate() {
                 // |-- skipped --|-- seen by this query: limit --|-- later --|
                 // start                                              start + len
                 let limit = (job.position(token) + 1).saturating_sub(start).min(len);
-                let skipped = first_position.saturating_sub(start);
                 if limit > skipped {
-                    self.accumulate(s, number, skipped..limit, values, stride);
+                    let rows = number * job.heads.len()..(number + 1) * job.heads.len();
+                    self.accumulate(s, rows, skipped..limit, values, stride);
                 }
             }
         }
         self.finish(s);
     }
 
+    /// Keys of a block with lanes along positions; those beyond `len` are zero.
+    #[inline(always)]
+    fn turn<S: Simd, E: Stored>(&mut self, s: S, keys: &[E], stride: usize, len: usize) {
+        let (head_dim, padded) = (self.attend.head_dim, self.padded);
+        assert!((len - 1) * stride + head_dim <= keys.len() && len <= padded);
+        for first in (0..padded).step_by(LANES) {
+            let num_keys = LANES.min(len.saturating_sub(first));
+            for from in (0..head_dim).step_by(LANES) {
+                let n = LANES.min(head_dim - from);
+                let mut lanes = [s.splat(0.0); LANES];
+                // SAFETY: `num_keys` keys from `first` on lie in the block, each with `n` numbers from
+                // `from` on; `turned` has a whole vector of positions at `first` for each of them.
+                unsafe {
+                    for i in 0..num_keys {
+                        let p = keys.as_ptr().add((first + i) * stride + from);
+                        lanes[i] = if n == LANES {
+                            E::load(s, p)
+                        } else {
+                            E::load_part(s, p, n)
+                        };
+                    }
+                    let columns = s.transpose(lanes);
+                    for i in 0..n {
+                        let p = self.turned.as_mut_ptr().add((from + i) * padded + first);
+                        s.store(columns[i], p);
+                    }
+                }
+            }
+        }
+    }
+
     /// Scores of all rows against the block.
     #[inline(always)]
-    fn score<S: Simd, E: Stored>(&mut self, s: S, keys: &[E], stride: usize, len: usize) {
+    fn score<S: Simd>(&mut self, s: S) {
         let rows = self.largest.len();
         let mut row = 0;
         while row < rows {
             let left = rows - row;
-            if S::WIDE && left >= 4 {
-                self.score_rows::<S, E, 4>(s, keys, stride, len, row);
+            if S::WIDE && left >= 8 {
+                self.score_rows::<S, 8>(s, row);
+                row += 8;
+            } else if S::WIDE && left >= 4 {
+                self.score_rows::<S, 4>(s, row);
                 row += 4;
             } else if left >= 2 {
-                self.score_rows::<S, E, 2>(s, keys, stride, len, row);
+                self.score_rows::<S, 2>(s, row);
                 row += 2;
             } else {
-                self.score_rows::<S, E, 1>(s, keys, stride, len, row);
+                self.score_rows::<S, 1>(s, row);
                 row += 1;
             }
         }
     }
 
     #[inline(always)]
-    fn score_rows<S: Simd, E: Stored, const MR: usize>(
-        &mut self,
-        s: S,
-        keys: &[E],
-        stride: usize,
-        len: usize,
-        row: usize,
-    ) {
+    fn score_rows<S: Simd, const MR: usize>(&mut self, s: S, row: usize) {
         let mut at = 0;
-        while at < len {
-            let left = len - at;
-            if S::WIDE && left >= 4 {
-                self.score_tile::<S, E, MR, 4>(s, keys, stride, row, at);
-                at += 4;
-            } else if left >= 2 {
-                self.score_tile::<S, E, MR, 2>(s, keys, stride, row, at);
-                at += 2;
+        while at < self.padded {
+            if S::WIDE && self.padded - at >= 2 * LANES {
+                self.score_tile::<S, MR, 2>(s, row, at);
+                at += 2 * LANES;
             } else {
-                self.score_tile::<S, E, MR, 1>(s, keys, stride, row, at);
-                at += 1;
+                self.score_tile::<S, MR, 1>(s, row, at);
+                at += LANES;
             }
         }
     }
 
+    /// Scores of `MR` rows against `NV` vectors of keys.
     #[inline(always)]
-    fn score_tile<S: Simd, E: Stored, const MR: usize, const NR: usize>(
+    fn score_tile<S: Simd, const MR: usize, const NV: usize>(
         &mut self,
         s: S,
-        keys: &[E],
-        stride: usize,
         row: usize,
         at: usize,
     ) {
-        let head_dim = self.attend.head_dim;
-        assert!((at + NR - 1) * stride + head_dim <= keys.len());
-        // SAFETY: `MR` query rows from `row` on and `NR` keys from `at` on exist: the loops above
-        // count them, and `run` cut `keys` to end with the last one.
-        let scores = unsafe {
-            tile::<S, F32Dot<E>, MR, NR>(
-                s,
-                self.queries.as_ptr().add(row * head_dim),
-                head_dim,
-                keys.as_ptr().add(at * stride),
-                stride,
-                head_dim,
-            )
-        };
-        for (i, scores) in scores.into_iter().enumerate() {
-            self.scores[(row + i) * self.padded + at..][..NR].copy_from_slice(&scores);
+        let (head_dim, padded) = (self.attend.head_dim, self.padded);
+        let queries = &self.queries[row * head_dim..(row + MR) * head_dim];
+        let scores = &mut self.scores[row * padded..(row + MR) * padded];
+        assert!(at + NV * LANES <= padded && self.turned.len() == head_dim * padded);
+        let mut sums = [[s.splat(0.0); NV]; MR];
+        // SAFETY: `NV` vectors from `at` on lie in each row of `turned` and of the scores.
+        unsafe {
+            for d in 0..head_dim {
+                let mut keys = [s.splat(0.0); NV];
+                for j in 0..NV {
+                    keys[j] = s.load(self.turned.as_ptr().add(d * padded + at + j * LANES));
+                }
+                for i in 0..MR {
+                    let query = s.splat(*queries.get_unchecked(i * head_dim + d));
+                    for j in 0..NV {
+                        sums[i][j] = s.fma(query, keys[j], sums[i][j]);
+                    }
+                }
+            }
+            for i in 0..MR {
+                for j in 0..NV {
+                    let p = scores.as_mut_ptr().add(i * padded + at + j * LANES);
+                    s.store(sums[i][j], p);
+                }
+            }
         }
     }
 
-    /// Adds positions of a block to all heads of a query.
+    /// Adds positions of a block to rows that see the same of it.
     #[inline(always)]
     fn accumulate<S: Simd, E: Stored>(
         &mut self,
         s: S,
-        query: usize,
+        rows: Range<usize>,
         seen: Range<usize>,
         values: &[E],
         stride: usize,
     ) {
-        let heads = self.job.heads.len();
-        let mut head = 0;
-        while head < heads {
-            let row = query * heads + head;
-            let left = heads - head;
-            if S::WIDE && left >= 4 {
+        let mut row = rows.start;
+        while row < rows.end {
+            let left = rows.end - row;
+            if S::WIDE && left >= 8 {
+                self.accumulate_rows::<S, E, 8>(s, row, seen.clone(), values, stride);
+                row += 8;
+            } else if S::WIDE && left >= 4 {
                 self.accumulate_rows::<S, E, 4>(s, row, seen.clone(), values, stride);
-                head += 4;
+                row += 4;
             } else if left >= 2 {
                 self.accumulate_rows::<S, E, 2>(s, row, seen.clone(), values, stride);
-                head += 2;
+                row += 2;
             } else {
                 self.accumulate_rows::<S, E, 1>(s, row, seen.clone(), values, stride);
-                head += 1;
+                row += 1;
             }
         }
     }
@@ -268,38 +313,88 @@ impl<'a> Online<'a> {
             corrections[i] = self.exponentials(s, row + i, seen.clone());
         }
         let head_dim = self.attend.head_dim;
-        assert!((seen.end - 1) * stride + head_dim <= values.len());
-        let padded = self.padded;
-        let scores = &self.scores[row * padded..(row + MR) * padded];
-        let sums = &mut self.sums[row * head_dim..(row + MR) * head_dim];
         let mut at = 0;
         while at < head_dim {
-            let n = LANES.min(head_dim - at);
-            // SAFETY: `n` elements are left in each row of the sums and in each of the values that are
-            // seen; a row of scores holds at least as many.
-            unsafe {
-                let mut lanes = [s.splat(0.0); MR];
-                for i in 0..MR {
-                    let old = s.load_part(sums.as_ptr().add(i * head_dim + at), n);
-                    lanes[i] = s.mul(old, corrections[i]);
-                }
-                for j in seen.clone() {
-                    let p = values.as_ptr().add(j * stride + at);
-                    let value = if n == LANES {
-                        E::load(s, p)
-                    } else {
-                        E::load_part(s, p, n)
-                    };
-                    for i in 0..MR {
-                        let weight = s.splat(*scores.get_unchecked(i * padded + j));
-                        lanes[i] = s.fma(weight, value, lanes[i]);
-                    }
-                }
-                for i in 0..MR {
-                    s.store_part(lanes[i], sums.as_mut_ptr().add(i * head_dim + at), n);
+            if S::WIDE && head_dim - at >= 2 * LANES {
+                self.add_values::<S, E, MR, 2>(
+                    s,
+                    row,
+                    seen.clone(),
+                    values,
+                    stride,
+                    at,
+                    &corrections,
+                );
+                at += 2 * LANES;
+            } else {
+                self.add_values::<S, E, MR, 1>(
+                    s,
+                    row,
+                    seen.clone(),
+                    values,
+                    stride,
+                    at,
+                    &corrections,
+                );
+                at += LANES;
+            }
+        }
+    }
+
+    /// The part of the sums of `MR` rows that lies in `NV` vectors from `at` on; the last one may be a
+    /// part of a vector.
+    #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
+    fn add_values<S: Simd, E: Stored, const MR: usize, const NV: usize>(
+        &mut self,
+        s: S,
+        row: usize,
+        seen: Range<usize>,
+        values: &[E],
+        stride: usize,
+        at: usize,
+        corrections: &[S::V; MR],
+    ) {
+        let (head_dim, padded) = (self.attend.head_dim, self.padded);
+        assert!((seen.end - 1) * stride + head_dim <= values.len());
+        let scores = &self.scores[row * padded..(row + MR) * padded];
+        let sums = &mut self.sums[row * head_dim..(row + MR) * head_dim];
+        let last = LANES.min(head_dim - at - (NV - 1) * LANES);
+        // SAFETY: `NV` vectors, of which the last has `last` elements, are left in each row of the sums
+        // and in each of the values that are seen; a row of scores holds at least as many.
+        unsafe {
+            let mut lanes = [[s.splat(0.0); NV]; MR];
+            for i in 0..MR {
+                for j in 0..NV {
+                    let n = if j + 1 == NV { last } else { LANES };
+                    let old = s.load_part(sums.as_ptr().add(i * head_dim + at + j * LANES), n);
+                    lanes[i][j] = s.mul(old, corrections[i]);
                 }
             }
-            at += LANES;
+            for position in seen {
+                let mut value = [s.splat(0.0); NV];
+                for j in 0..NV {
+                    let p = values.as_ptr().add(position * stride + at + j * LANES);
+                    value[j] = if j + 1 < NV || last == LANES {
+                        E::load(s, p)
+                    } else {
+                        E::load_part(s, p, last)
+                    };
+                }
+                for i in 0..MR {
+                    let weight = s.splat(*scores.get_unchecked(i * padded + position));
+                    for j in 0..NV {
+                        lanes[i][j] = s.fma(weight, value[j], lanes[i][j]);
+                    }
+                }
+            }
+            for i in 0..MR {
+                for j in 0..NV {
+                    let n = if j + 1 == NV { last } else { LANES };
+                    let p = sums.as_mut_ptr().add(i * head_dim + at + j * LANES);
+                    s.store_part(lanes[i][j], p, n);
+                }
+            }
         }
     }
 
@@ -322,8 +417,14 @@ impl<'a> Online<'a> {
         }
         let now = s.largest(largest);
         self.largest[row] = now;
+        // Most blocks have no new maximum, and `exp(0)` is one to the bit.
+        let unmoved = now == before;
         let now = s.splat(now);
-        let correction = math::exp(s, s.sub(s.splat(before), now));
+        let correction = if unmoved {
+            s.splat(1.0)
+        } else {
+            math::exp(s, s.sub(s.splat(before), now))
+        };
         // SAFETY: a row of weights is one vector; scores as above.
         unsafe {
             let weight = self.weights.as_mut_ptr().add(row * LANES);

@@ -76,6 +76,42 @@ impl Simd for Avx2 {
     const WIDE: bool = false;
     const BF16_DOT: bool = false;
 
+    // Four squares of eight rows and columns; in each pairs of rows are dealt out by number, then by
+    // two, then by halves.
+    #[inline(always)]
+    fn transpose(self, rows: [V; LANES]) -> [V; LANES] {
+        let mut columns = rows;
+        for below in 0..2 {
+            for right in 0..2 {
+                // SAFETY: `self` proves the features; registers only.
+                unsafe {
+                    let mut fours = [_mm256_setzero_ps(); 8];
+                    for g in [0, 4] {
+                        let row = 8 * below + g;
+                        let [a, b] = [rows[row][right], rows[row + 1][right]];
+                        let [c, d] = [rows[row + 2][right], rows[row + 3][right]];
+                        let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                        let (low, high) = (_mm256_castps_pd(low), _mm256_castps_pd(high));
+                        let low_next = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
+                        let high_next = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
+                        fours[g] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, low_next));
+                        fours[g + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, low_next));
+                        fours[g + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high, high_next));
+                        fours[g + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high, high_next));
+                    }
+                    for c in 0..4 {
+                        let (upper, lower) = (fours[c], fours[4 + c]);
+                        columns[8 * right + c][below] =
+                            _mm256_permute2f128_ps::<0x20>(upper, lower);
+                        columns[8 * right + 4 + c][below] =
+                            _mm256_permute2f128_ps::<0x31>(upper, lower);
+                    }
+                }
+            }
+        }
+        columns
+    }
+
     #[inline(always)]
     fn splat(self, x: f32) -> V {
         // SAFETY: `self` proves the features.

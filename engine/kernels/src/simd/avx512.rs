@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Kernel, Simd};
+use super::{Kernel, LANES, Simd};
 use crate::ssm_scan::rounding::{self, KEPT, LARGEST, SMALLEST_NORMAL};
 use crate::{e2m1, e4m3::E4m3};
 
@@ -126,6 +126,41 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     #[inline(always)]
     fn largest(self, a: __m512) -> f32 {
         fold!(a, _mm256_max_ps, _mm_max_ps, _mm_max_ss)
+    }
+
+    // Pairs of rows are dealt out by number, then by two, then by lanes of 128 bits, twice.
+    #[inline(always)]
+    fn transpose(self, rows: [__m512; LANES]) -> [__m512; LANES] {
+        let mut columns = rows;
+        // SAFETY: `self` proves the features; registers only.
+        unsafe {
+            let mut fours = rows;
+            for g in (0..LANES).step_by(4) {
+                let low = _mm512_unpacklo_ps(rows[g], rows[g + 1]);
+                let high = _mm512_unpackhi_ps(rows[g], rows[g + 1]);
+                let low_next = _mm512_unpacklo_ps(rows[g + 2], rows[g + 3]);
+                let high_next = _mm512_unpackhi_ps(rows[g + 2], rows[g + 3]);
+                let (low, high) = (_mm512_castps_pd(low), _mm512_castps_pd(high));
+                let low_next = _mm512_castps_pd(low_next);
+                let high_next = _mm512_castps_pd(high_next);
+                fours[g] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low_next));
+                fours[g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low_next));
+                fours[g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high_next));
+                fours[g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high_next));
+            }
+            // Lane `l` of `fours[4 g + c]` is column `4 l + c` of the rows `4 g..4 g + 4`.
+            for c in 0..4 {
+                let even = _mm512_shuffle_f32x4::<0x88>(fours[c], fours[4 + c]);
+                let odd = _mm512_shuffle_f32x4::<0xdd>(fours[c], fours[4 + c]);
+                let even_next = _mm512_shuffle_f32x4::<0x88>(fours[8 + c], fours[12 + c]);
+                let odd_next = _mm512_shuffle_f32x4::<0xdd>(fours[8 + c], fours[12 + c]);
+                columns[c] = _mm512_shuffle_f32x4::<0x88>(even, even_next);
+                columns[4 + c] = _mm512_shuffle_f32x4::<0x88>(odd, odd_next);
+                columns[8 + c] = _mm512_shuffle_f32x4::<0xdd>(even, even_next);
+                columns[12 + c] = _mm512_shuffle_f32x4::<0xdd>(odd, odd_next);
+            }
+        }
+        columns
     }
 
     #[inline(always)]

@@ -52,6 +52,8 @@ pub(crate) trait Simd: Copy {
     fn sum(self, a: Self::V) -> f32;
     /// The largest lane, by the rule of [`max`](Self::max).
     fn largest(self, a: Self::V) -> f32;
+    /// Lane `i` of vector `j` becomes lane `j` of vector `i`.
+    fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES];
 
     /// # Safety
     /// Sixteen readable f32 at `p`.
@@ -223,6 +225,42 @@ mod tests {
                 }
             }
             out.into_iter().map(f32::to_bits).collect()
+        }
+    }
+
+    struct Transpose<'a>(&'a [f32]);
+
+    impl Kernel for Transpose<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        fn run<S: Simd>(self, s: S) -> Vec<f32> {
+            let mut rows = [s.splat(0.0); LANES];
+            let mut out = vec![0.0; self.0.len()];
+            // SAFETY: sixteen vectors of sixteen numbers on either side.
+            unsafe {
+                for i in 0..LANES {
+                    rows[i] = s.load(self.0.as_ptr().add(i * LANES));
+                }
+                let columns = s.transpose(rows);
+                for i in 0..LANES {
+                    s.store(columns[i], out.as_mut_ptr().add(i * LANES));
+                }
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn every_set_transposes() {
+        let numbers: Vec<f32> = (0..256).map(|i| i as f32).collect();
+        for isa in Isa::available() {
+            let got = run(isa, Transpose(&numbers));
+            for (at, got) in got.into_iter().enumerate() {
+                let want = numbers[at % LANES * LANES + at / LANES];
+                assert_eq!(got, want, "{}: {at}", isa.name());
+            }
         }
     }
 

@@ -46,6 +46,17 @@ impl Simd for Portable {
     const BF16_DOT: bool = false;
 
     #[inline(always)]
+    fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES] {
+        let mut columns = [[0.0; LANES]; LANES];
+        for i in 0..LANES {
+            for j in 0..LANES {
+                columns[i][j] = rows[j][i];
+            }
+        }
+        columns
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
         [x; LANES]
     }
