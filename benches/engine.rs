@@ -16,7 +16,7 @@ use constraint::{Compiler, Grammar, GrammarGuide, Guide, Limits, Piece, Vocabula
 use engine::{
     DeviceChoice, Engine, EngineConfig, EngineHandle, ModelConfig, ModelSource, StreamEvent,
 };
-use scheduler::{Request, SamplingParams};
+use scheduler::{Request, SamplingParams, TenantId};
 
 /// The first 28 layers of the 4B model's pattern, a third of its widths, its vocabulary.
 const CONFIG: &str = r#"{
@@ -197,6 +197,8 @@ fn request(handle: &EngineHandle, prompt: Vec<u32>, sampling: SamplingParams) ->
         cache_salt: "".into(),
         boundaries: Arc::default(),
         priority: 0,
+        tenant: TenantId::default(),
+        tenant_weight: 1,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a step costs before and after the model: `schedule` and `update`, with and without `prepare` in
-//! between, which runs while the device does and is timed by itself.
+//! between, which runs while the device does and is timed by itself. And what a crowd in the queue adds,
+//! of few tenants or of many.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use scheduler::{
     CacheConfig, Request, RequestId, RowOutput, RowResult, SamplingParams, Scheduler,
-    SchedulerConfig, SchedulerOutput, StepResult,
+    SchedulerConfig, SchedulerOutput, StepResult, TenantId,
 };
 
 const BLOCK_SIZE: u32 = 16;
@@ -67,6 +68,8 @@ fn request(id: u32, prompt: Arc<[u32]>, max_tokens: u32) -> Request {
         cache_salt: "".into(),
         boundaries: Arc::default(),
         priority: 0,
+        tenant: TenantId::default(),
+        tenant_weight: 1,
     }
 }
 
@@ -77,6 +80,7 @@ fn all_generate(num_seqs: u32, num_prompt: u32) -> Scheduler {
         // All prompts at once: only the steps behind them are measured.
         max_num_batched_tokens: num_seqs * num_prompt,
         max_num_seqs: num_seqs,
+        max_queue: 4096,
         ..Default::default()
     };
     let cache = CacheConfig {
@@ -202,6 +206,49 @@ fn time_arrivals(share: Share, num_arrivals: u64) -> Duration {
     total
 }
 
+/// 256 sequences of the first tenant generate, which takes all slots; `num_waiting` requests of
+/// `num_tenants` wait.
+fn crowd(num_waiting: u32, num_tenants: u32) -> Scheduler {
+    let mut scheduler = all_generate(256, 1024);
+    for id in 0..num_waiting {
+        let prompt: Arc<[u32]> = (0..1024).map(|token| token ^ id << 12).collect();
+        let request = Request {
+            tenant: TenantId(id % num_tenants),
+            // Or those who run would make way.
+            priority: -1,
+            ..request(1000 + id, prompt, 100)
+        };
+        scheduler.add(request).expect("the queue is long enough");
+    }
+    scheduler
+}
+
+/// Time of `num_steps` steps beside a crowd.
+fn time_crowd(num_waiting: u32, num_tenants: u32, num_steps: u64) -> Duration {
+    let mut total = Duration::ZERO;
+    let mut num_left = 0;
+    let mut scheduler = crowd(0, 1);
+    for _ in 0..num_steps {
+        if num_left == 0 {
+            scheduler = crowd(num_waiting, num_tenants);
+            num_left = NUM_STEPS - 256;
+        }
+        num_left -= 1;
+        total += step(&mut scheduler, Share::Prepared);
+    }
+    total
+}
+
+fn crowds(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("256 generating, others wait");
+    for (num_waiting, num_tenants) in [(0, 1), (256, 1), (4096, 1), (4096, 16), (4096, 1024)] {
+        let name = format!("{num_waiting} of {num_tenants} tenants");
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|num| time_crowd(num_waiting, num_tenants, num));
+        });
+    }
+}
+
 fn steps(criterion: &mut Criterion) {
     for (num_seqs, num_prompt) in [
         (64, 1024),
@@ -226,5 +273,5 @@ fn steps(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, steps);
+criterion_group!(benches, steps, crowds);
 criterion_main!(benches);

@@ -130,10 +130,11 @@ where
                 warm_up(&mut runner, &shared)?;
                 phase = Phase::Step;
                 let mut scheduler = Scheduler::new(config, cache);
-                for time in runner.times() {
+                let times = runner.times();
+                for time in &times {
                     tracing::debug!(?time, "a step without anybody's tokens");
-                    scheduler.note_time(&time);
                 }
+                scheduler.note_times(0, &times);
                 shared.status.send_replace(EngineStatus::Ready);
                 EngineCore {
                     scheduler,
@@ -220,11 +221,9 @@ impl<R: Runner> EngineCore<'_, R> {
             let mut result = self.runner.collect(&masks).map_err(failed)?;
             self.shared.last_step.end();
             let nanos = begin.elapsed().as_nanos();
-            self.scheduler.observe(nanos as u64);
+            self.scheduler
+                .note_times(nanos as u64, &self.runner.times());
             self.constraints.advance(&constrained, &mut result);
-            for time in self.runner.times() {
-                self.scheduler.note_time(&time);
-            }
             for output in self.scheduler.update(result) {
                 self.deliver(output);
             }

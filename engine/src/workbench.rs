@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use kernels::Arithmetic;
 use scheduler::{
     AdmissionError, CacheConfig, Request, RequestId, Runner, SamplingParams, Scheduler,
-    SchedulerConfig,
+    SchedulerConfig, TenantId,
 };
 
 use crate::error::EngineError;
@@ -76,9 +76,7 @@ impl Workbench {
     ) -> Result<Self, EngineError> {
         runner.warm_up(&mut |_, _| {})?;
         let mut scheduler = Scheduler::new(config.clone(), cache.clone());
-        for time in runner.times() {
-            scheduler.note_time(&time);
-        }
+        scheduler.note_times(0, &runner.times());
         Ok(Self {
             scheduler,
             configs: (config, cache),
@@ -119,6 +117,8 @@ impl Workbench {
             cache_salt: "".into(),
             boundaries: Arc::default(),
             priority: 0,
+            tenant: TenantId::default(),
+            tenant_weight: 1,
         })
     }
 
@@ -159,11 +159,8 @@ impl Workbench {
         self.runner.submit(plan)?;
         self.scheduler.prepare();
         let mut result = self.runner.collect(&[])?;
-        self.scheduler
-            .observe(submitted.elapsed().as_nanos() as u64);
-        for time in self.runner.times() {
-            self.scheduler.note_time(&time);
-        }
+        let nanos = submitted.elapsed().as_nanos() as u64;
+        self.scheduler.note_times(nanos, &self.runner.times());
         for (row, num_drafts) in result.rows.iter_mut().zip(wanted) {
             if let Ok(output) = &mut row.outcome
                 && !output.tokens.is_empty()

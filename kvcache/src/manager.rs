@@ -171,7 +171,7 @@ impl KvCacheManager {
     }
 
     /// Whether a slot is at hand that no live sequence and no row in flight holds.
-    fn has_spare_slot(&self) -> bool {
+    pub fn has_spare_slot(&self) -> bool {
         self.states.num_free() + self.states.num_snapshots() > 0
     }
 
@@ -199,15 +199,11 @@ impl KvCacheManager {
         if !self.has_spare_slot() {
             return None;
         }
-        let hit = self.prefix.longest(chain, tokens, max_hit);
+        let (hit, shared) = self.hold_hit(chain, tokens, max_hit);
         let (num_hit, num_pending) = hit.map_or((0, 0), |id| {
             let snapshot = self.prefix.get(id);
             (snapshot.len, snapshot.num_pending)
         });
-        let shared = hit.map_or_else(Path::default, |id| self.shared_path(id, chain, tokens));
-
-        // Shared blocks count as used from here on: evictions below cannot take them.
-        self.prefix.device.blocks.add_lease(shared);
         let num_shared = shared.len();
         let num_new = self.config.blocks_for(tokens.len() as u32) - num_shared as u32;
         if num_new + num_spare_blocks > self.num_available() {
@@ -251,6 +247,30 @@ impl KvCacheManager {
             num_common: num_common * self.config.block_size,
             miss,
         })
+    }
+
+    /// How many blocks are missing for a reservation: 0 if it would be granted, slots aside.
+    pub fn num_missing_blocks(&mut self, wanted: Reservation<'_>) -> u32 {
+        let (chain, tokens) = (wanted.chain, wanted.tokens);
+        let (_, shared) = self.hold_hit(chain, tokens, wanted.max_hit);
+        let num_new = self.config.blocks_for(tokens.len() as u32) - shared.len() as u32;
+        let num_available = self.num_available();
+        self.prefix.device.blocks.drop_lease(shared);
+        (num_new + wanted.num_spare_blocks).saturating_sub(num_available)
+    }
+
+    /// The longest hit, and its blocks on the device, which count as used from here on: evictions cannot
+    /// take them.
+    fn hold_hit(
+        &mut self,
+        chain: &mut HashChain,
+        tokens: &[u32],
+        max_hit: usize,
+    ) -> (Option<SnapshotId>, Path) {
+        let hit = self.prefix.longest(chain, tokens, max_hit);
+        let shared = hit.map_or_else(Path::default, |id| self.shared_path(id, chain, tokens));
+        self.prefix.device.blocks.add_lease(shared);
+        (hit, shared)
     }
 
     /// Who yielded is back: nobody else is likely to go on from there. What is in it stays as it is until

@@ -20,6 +20,19 @@ fn chain() -> HashChain {
     HashChain::new("".into(), 4)
 }
 
+fn wanted<'a>(
+    chain: &'a mut HashChain,
+    tokens: &'a [u32],
+    num_spare_blocks: u32,
+) -> Reservation<'a> {
+    Reservation {
+        chain,
+        tokens,
+        max_hit: tokens.len() - 1,
+        num_spare_blocks,
+    }
+}
+
 fn tokens(num: u32) -> Vec<u32> {
     (100..100 + num).collect()
 }
@@ -45,14 +58,14 @@ impl Books {
     /// Tries to lease; answers the length of the hit.
     fn reserve(&mut self, tokens: &[u32], num_spare_blocks: u32) -> Option<u32> {
         let mut chain = chain();
-        let max_hit = tokens.len() - 1;
-        let wanted = Reservation {
-            chain: &mut chain,
-            tokens,
-            max_hit,
-            num_spare_blocks,
-        };
-        let Start { lease, num_hit, .. } = self.cache.reserve(wanted)?;
+        let wanted = self::wanted(&mut chain, tokens, num_spare_blocks);
+        let num_missing = self.cache.num_missing_blocks(wanted);
+        let has_slot = self.cache.has_spare_slot();
+        self.check();
+        let wanted = self::wanted(&mut chain, tokens, num_spare_blocks);
+        let start = self.cache.reserve(wanted);
+        assert_eq!(start.is_some(), has_slot && num_missing == 0, "as foretold");
+        let Start { lease, num_hit, .. } = start?;
         self.leases.push(Some(lease));
         self.check();
         Some(num_hit)

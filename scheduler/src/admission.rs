@@ -61,7 +61,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::request::{RequestId, SamplingParams};
+    use crate::request::{RequestId, SamplingParams, TenantId};
 
     #[test]
     fn sizes_at_their_limits() {
@@ -82,6 +82,8 @@ mod tests {
                     cache_salt: "".into(),
                     boundaries: Arc::default(),
                     priority: 0,
+                    tenant: TenantId::default(),
+                    tenant_weight: 1,
                 };
                 let cache = CacheConfig {
                     block_size: 8,

@@ -57,7 +57,7 @@ impl Scheduler {
                 "{id:?}: who waits has no memory"
             );
             assert_eq!(
-                self.waiting.iter().any(|other| other == id),
+                self.tenants.waits(id, sequence.request.tenant),
                 waits,
                 "{id:?}: queue"
             );
@@ -73,9 +73,17 @@ impl Scheduler {
             sequence.check_prepared();
         }
         assert_eq!(
-            self.waiting.len() + self.running.len(),
+            self.tenants.num_waiting() + self.running.len(),
             self.sequences.len(),
             "strangers"
+        );
+        let waits = |sequence: &&Sequence| sequence.status() == Status::Waiting;
+        let (waiting, running): (Vec<_>, Vec<_>) = self.sequences.values().partition(waits);
+        self.tenants.check(
+            waiting
+                .iter()
+                .map(|sequence| (sequence.id, sequence.place())),
+            running.iter().map(|sequence| sequence.request.tenant),
         );
         for (id, choices) in &self.requests {
             assert!(!choices.sequences.is_empty(), "{id:?} has ended");
@@ -144,7 +152,9 @@ mod tests {
     use super::*;
     use crate::config::SchedulerConfig;
     use crate::output::SequenceId;
-    use crate::request::{Request, SamplingParams};
+    use crate::queue::Rank;
+    use crate::request::{Request, SamplingParams, TenantId};
+    use crate::tenants::Place;
 
     /// One request runs and is in flight, another waits.
     fn sample() -> Scheduler {
@@ -178,11 +188,21 @@ mod tests {
                 cache_salt: "".into(),
                 boundaries: Arc::default(),
                 priority: 0,
+                tenant: TenantId::default(),
+                tenant_weight: 1,
             };
             scheduler.add(request).expect("there is room");
         }
         scheduler.schedule().expect("there is work");
         scheduler
+    }
+
+    fn place() -> Place {
+        Place {
+            tenant: TenantId(0),
+            priority: 0,
+            rank: Rank::new(0, 0),
+        }
     }
 
     const RUNS: SequenceId = SequenceId(0);
@@ -211,7 +231,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "queue")]
     fn the_check_finds_who_is_lost() {
-        broken(|scheduler| assert!(scheduler.waiting.remove(WAITS)));
+        broken(|scheduler| scheduler.tenants.end(WAITS, place()));
     }
 
     #[test]
@@ -248,7 +268,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "strangers")]
     fn the_check_finds_strangers() {
-        broken(|scheduler| scheduler.waiting.insert(SequenceId(9), 0));
+        broken(|scheduler| scheduler.tenants.wait(SequenceId(9), place()));
     }
 
     #[test]

@@ -16,7 +16,7 @@ impl Scheduler {
             return 0;
         }
         let wanted = plan.rows.iter().map(|row| self.drafts_at_hand(row)).sum();
-        let is_alone = self.waiting.len() == 0 && plan.rows.len() == self.running.len();
+        let is_alone = self.tenants.num_waiting() == 0 && plan.rows.len() == self.running.len();
         let share = if is_alone {
             plan.budget
         } else {
@@ -77,7 +77,11 @@ impl Scheduler {
             }
         }
         let mut candidates = Vec::with_capacity(limits.len());
-        for (id, sequence) in &mut self.sequences {
+        // Those who wait have mostly come later than all who draw.
+        let ends = limits.first_key_value().zip(limits.last_key_value());
+        let range = ends.map(|((&first, _), (&last, _))| first..=last);
+        let sequences = range.map(|range| self.sequences.range_mut(range));
+        for (id, sequence) in sequences.into_iter().flatten() {
             if let Some(&limit) = limits.get(id) {
                 let guesser = &mut sequence.guesses.guesser;
                 candidates.push(Candidate { guesser, limit });

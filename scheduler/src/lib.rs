@@ -7,12 +7,15 @@
 //! | `config` | [`SchedulerConfig`]: limits |
 //! | `request` | [`Request`], [`SamplingParams`], [`FinishReason`] |
 //! | `sequence` | one choice of a request, in flight, and its legal status changes |
-//! | `queue` | the order of those who wait |
+//! | `queue` | the order of one tenant's requests, and of those who run |
+//! | `tenants` | what each tenant was served; whose turn it is |
 //! | `budget` | how many tokens a sequence gets |
 //! | `pace` | how much of prompts a step takes beside those who generate |
 //! | `admission` | [`check_size`]: what can never run |
 //! | `scheduler` | [`Scheduler`]: add, abort, finish |
 //! | `plan` | `schedule`: who runs in the next step |
+//! | `turns` | whose prompt is next within a step, and how much it gets |
+//! | `shares` | who makes way for a tenant that has less than its share |
 //! | `drafts` | which rows carry drafts, and make new ones |
 //! | `depth`, `costs` | how many drafts pay; what they cost |
 //! | `prepare` | `prepare`: what can be done while a step runs |
@@ -40,9 +43,12 @@
 //! A row that reaches the end samples a token; a chunk, a prefix hit and resuming after preemption
 //! are the same rule with other numbers.
 //!
-//! 1. *Order.* A step serves first the running sequences that want one token, then running ones that
-//!    want more, then those who wait, each class by priority and arrival: so many steps of waiting make
-//!    up for a level of priority, so everybody's turn comes. Who
+//! 1. *Order.* A step serves first the running sequences that want one token. What is left goes to
+//!    prompts, of those who run and of those who wait alike: to the highest priority, of equals to the
+//!    tenant that was served least, and so on until the step is full. Within a tenant those who wait go
+//!    by priority and arrival, and a short prompt goes before what is left of a longer one, but the
+//!    oldest of those who run has half of what is left. So many steps of waiting make up for a level of
+//!    priority, so everybody's turn comes. Who
 //!    waits at the head waits for memory alone: of those behind, nobody overtakes it. Only who shares
 //!    with an older running sequence a prefix that this is about to save is passed over, until it is
 //!    saved or its maker is gone: requests that arrive together with one prefix compute it once.
@@ -51,7 +57,7 @@
 //!    a running sequence yields, of the lowest priority the one that is rebuilt most cheaply (`preempt`):
 //!    it gives back everything, keeps its tokens and returns to its place in the queue. What it had computed is a snapshot from then on, which may go to the host
 //!    or be evicted like any other; what is gone when its turn comes is computed again. Nobody enters
-//!    in a step in which somebody yielded.
+//!    in a step in which somebody yielded to a running one.
 //! 3. *Progress.* The first running sequence in that order never yields to another, and alone it always
 //!    fits: what could never fit was refused by `add`. Whoever has yielded is dearer the next time.
 //! 4. *In flight.* Between `schedule` and `update` a row's memory belongs to the runner. Whoever is
@@ -76,15 +82,21 @@
 //! 8. *Drafts and bits.* On a device whose result depends on how many tokens run together, a token
 //!    that runs behind others may come out otherwise than alone where two are about as likely, as it
 //!    may in another batch. A `grid` rules that out, so with a grid there are no drafts.
-//!
-//! 9. *Pace.* With a `max_slowdown` prompts get what is left of a step's time, so learned from the times
-//!    told to `observe`; which tokens run together changes, no token does. A time told is a call like
+//! 9. *Tenants.* A counter per [`TenantId`] says what it was served: prompt tokens computed, and twice
+//!    the tokens generated, over its weight; what was cached, and what is computed again after yielding,
+//!    costs nothing. It is lifted, when somebody of it comes and nobody of it waits, to the lowest of
+//!    those who wait, less a few steps. If the first in line has no slot or no blocks and its tenant is
+//!    within its share of both, one of a tenant that has more yields to it, of the same priority or a
+//!    lower one; nobody falls below its share by that. With a `grid`, after which nothing could go on,
+//!    nobody does. Where there is one tenant, nothing of this is to be seen.
+//! 10. *Pace.* With a `max_slowdown` prompts get what is left of a step's time, so learned from the times
+//!    told to `note_times`; which tokens run together changes, no token does. A time told is a call like
 //!    any other: same calls, same plans.
 //!
 //! # What this crate does not know
 //!
 //! Text, stop strings, grammars (the server's and the runner's); devices and tensors; how a token is
-//! chosen. It reads limits and stop ids of [`SamplingParams`] and hands the rest through. It has no
+//! chosen; who a tenant is. It reads limits and stop ids of [`SamplingParams`] and hands the rest through. It has no
 //! clock: whoever wants deadlines calls `abort`; waiting is counted in steps; how long a step took is
 //! told by [`Runner::times`] and changes how many drafts there are, never what is said.
 
@@ -108,8 +120,11 @@ mod runner;
 mod saves;
 mod scheduler;
 mod sequence;
+mod shares;
 mod stats;
 mod stop;
+mod tenants;
+mod turns;
 mod update;
 
 pub use admission::{AdmissionError, check_size};
@@ -124,7 +139,7 @@ pub use output::{
     Drafting, History, PromptLogprobs, RequestOutput, Row, RowFault, RowOutput, RowResult, Sample,
     Save, SchedulerOutput, SequenceId, StepId, StepResult, TokenLogprobs,
 };
-pub use request::{FinishReason, Request, RequestId, SamplingParams};
+pub use request::{FinishReason, Request, RequestId, SamplingParams, TenantId};
 pub use runner::Runner;
 pub use scheduler::Scheduler;
 pub use stats::{ByMiss, SchedulerStats};

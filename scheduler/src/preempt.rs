@@ -1,4 +1,4 @@
-//! Who yields, and what is given back.
+//! Who yields to one that runs, and what is given back.
 //!
 //! Of those of the lowest priority the one whose memory is got back most cheaply: fewest tokens to
 //! compute again for a block gained. What it had computed up to its last snapshot is not lost as long as
@@ -26,13 +26,13 @@ const MAX_YIELDS: u32 = 32;
 
 /// One who runs and could yield.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Candidate {
+pub(crate) struct Candidate {
     id: SequenceId,
     priority: i8,
     /// Tokens to compute again, or what moving them costs in its stead.
     num_lost_tokens: u32,
     /// Blocks that others can have then.
-    num_gained_blocks: u32,
+    pub(crate) num_gained_blocks: u32,
     /// How often it had to yield before.
     num_yields: u32,
 }
@@ -51,7 +51,7 @@ impl Candidate {
 }
 
 /// Of candidates by seniority; of equals the least senior.
-fn who_yields(candidates: &[Candidate], num_wanted: u32) -> Option<SequenceId> {
+pub(crate) fn who_yields(candidates: &[Candidate], num_wanted: u32) -> Option<SequenceId> {
     let juniors_first = candidates.iter().rev();
     let cheapest = juniors_first.min_by(|a, b| a.compare(b, num_wanted));
     cheapest.map(|candidate| candidate.id)
@@ -88,7 +88,7 @@ impl Scheduler {
             .collect()
     }
 
-    fn candidate(&self, sequence: &Sequence) -> Candidate {
+    pub(crate) fn candidate(&self, sequence: &Sequence) -> Candidate {
         let lease = sequence.lease().expect("a running sequence has a lease");
         let parting = self.cache.parting(lease);
         let num_kept = sequence.num_saved().min(parting.num_saved_tokens);
@@ -111,11 +111,11 @@ impl Scheduler {
     /// Takes all memory back. Tokens are kept; what was computed of them becomes a snapshot, which goes
     /// like all others when memory is short, to the host if there is room. As far as it is still there
     /// when its turn comes, it goes on from there; the rest is computed again.
-    fn preempt(&mut self, id: SequenceId) {
+    pub(crate) fn preempt(&mut self, id: SequenceId) {
         let sequence = self.sequences.get_mut(&id).expect("who runs is known");
         sequence.yield_memory(&mut self.cache);
         self.running.remove(id);
-        self.waiting.insert(id, sequence.rank);
+        self.tenants.stop(id, sequence.place());
         self.counters.preemptions += 1;
     }
 }

@@ -30,8 +30,7 @@ impl Scheduler {
             budget -= self.prepare_row(*row, budget);
         }
         self.in_flight = in_flight;
-        let waiting: Vec<SequenceId> = self.waiting.iter().take(MAX_WAITING).collect();
-        for id in waiting {
+        for id in self.tenants.likely(self.counters.steps, MAX_WAITING) {
             budget -= self.look_ahead(id, 0, budget);
         }
     }

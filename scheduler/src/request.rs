@@ -6,6 +6,10 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
+/// Whose a request is. 0 is nobody in particular; requests of his are one tenant's like any other's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TenantId(pub u32);
+
 /// How the tokens of a request are chosen and when it ends. Ranges are the API's and already
 /// checked; the scheduler reads only the limits, the runner's sampler the rest.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,9 +92,13 @@ pub struct Request {
     /// Positions in the prompt where others are likely to part from it: the beginnings of its
     /// messages. Ascending, within the prompt; the state there is worth keeping.
     pub boundaries: Arc<[u32]>,
-    /// Who waits goes before those of lower priority, and before those of higher priority who came
-    /// much later. Usually 0.
+    /// Who waits goes before those of lower priority; waiting long makes up for it. Usually 0.
     pub priority: i8,
+    /// Tenants share what there is by what they were served, not by how much they ask for.
+    pub tenant: TenantId,
+    /// That tenant's share relative to others', at least 1; what the last request said counts.
+    /// Usually 1.
+    pub tenant_weight: u16,
 }
 
 /// Why a choice ended.

@@ -116,17 +116,24 @@ impl Scheduler {
         }
     }
 
+    /// Those who run and may save a state on their way.
+    pub(crate) fn makers(&self) -> Vec<SequenceId> {
+        let has_marks = |id: &SequenceId| !self.sequences[id].marks().is_empty();
+        self.running.iter().filter(has_marks).collect()
+    }
+
     /// Whether one who waits had better go on waiting: an older one that runs is about to save a state
     /// that is worth it. Requests that arrive together with one long prefix compute it once.
     ///
     /// As only older ones are waited for, everybody's turn comes; and who is waited for runs, so the
     /// waiting ends: with the save, without it, or with whoever was to make it.
-    pub(crate) fn waits_for_save(&mut self, id: SequenceId) -> bool {
+    /// `makers` are those who run and have marks, and maybe others.
+    pub(crate) fn waits_for_save(&mut self, id: SequenceId, makers: &[SequenceId]) -> bool {
         let awaited = self.sequences[&id].awaited;
         if awaited.is_some_and(|(maker, at)| self.is_about_to_save(maker, at)) {
             return true;
         }
-        let found = self.find_save(id);
+        let found = self.find_save(id, makers);
         let sequence = self.sequences.get_mut(&id).expect("who waits is known");
         sequence.awaited = found;
         if let Some((maker, at)) = found {
@@ -139,15 +146,17 @@ impl Scheduler {
     fn is_about_to_save(&self, maker: SequenceId, at: u32) -> bool {
         let maker = self.sequences.get(&maker);
         maker.is_some_and(|maker| {
-            maker.status() == Status::Running && maker.marks().iter().any(|mark| mark.at == at)
+            let marks = maker.marks();
+            let is_ahead = marks.binary_search_by_key(&at, |mark| mark.at).is_ok();
+            maker.status() == Status::Running && is_ahead
         })
     }
 
     /// The longest prefix of a waiting sequence that an older one is about to save, if it is enough
     /// longer than what there is.
-    fn find_save(&mut self, id: SequenceId) -> Option<(SequenceId, u32)> {
+    fn find_save(&mut self, id: SequenceId, makers: &[SequenceId]) -> Option<(SequenceId, u32)> {
         let max_hit = self.sequences[&id].max_hit();
-        let older = self.running.iter().filter(|&maker| maker < id);
+        let older = makers.iter().copied().filter(|&maker| maker < id);
         let makers: Vec<SequenceId> = older
             .filter(|maker| {
                 let maker = &self.sequences[maker];

@@ -11,11 +11,12 @@ use crate::costs::StepTime;
 use crate::depth::Depth;
 use crate::output::{SequenceId, StepId};
 use crate::pace::{Mixture, Pace};
-use crate::queue::{self, Line};
+use crate::queue::{Line, Rank};
 use crate::request::{Request, RequestId};
 use crate::saves::PlannedSaves;
 use crate::sequence::Sequence;
 use crate::stats::{ByMiss, SchedulerStats};
+use crate::tenants::Tenants;
 
 /// Decides what runs. See the crate's contract.
 #[derive(Debug)]
@@ -26,8 +27,8 @@ pub struct Scheduler {
     pub(crate) sequences: BTreeMap<SequenceId, Sequence>,
     /// Those with memory.
     pub(crate) running: Line,
-    /// Those without.
-    pub(crate) waiting: Line,
+    /// Those without are here, by tenant.
+    pub(crate) tenants: Tenants,
     pub(crate) in_flight: Option<InFlight>,
     /// Requests of which no choice ever ran.
     pub(crate) num_queued: u32,
@@ -75,6 +76,7 @@ pub(crate) struct Counters {
     pub(crate) cached_prompt_tokens: u64,
     pub(crate) generation_tokens: u64,
     pub(crate) preemptions: u64,
+    pub(crate) tenant_preemptions: u64,
     pub(crate) misses: ByMiss,
     pub(crate) missed_tokens: ByMiss,
     pub(crate) drafted_rows: u64,
@@ -98,6 +100,7 @@ impl Scheduler {
             config.max_drafts == 0 || config.grid.is_none(),
             "drafts would change how tokens are computed"
         );
+        let tenants = Tenants::new(config.max_num_batched_tokens);
         let pace = Pace::new(config.max_slowdown, config.context_cost);
         let depth = Depth::new(config.max_drafts, config.draft_costs.clone());
         Self {
@@ -106,7 +109,7 @@ impl Scheduler {
             requests: BTreeMap::new(),
             sequences: BTreeMap::new(),
             running: Line::default(),
-            waiting: Line::default(),
+            tenants,
             in_flight: None,
             num_queued: 0,
             next_sequence: 0,
@@ -114,11 +117,6 @@ impl Scheduler {
             pace,
             counters: Counters::default(),
         }
-    }
-
-    /// Learns what steps cost, to know how many drafts pay.
-    pub fn note_time(&mut self, time: &StepTime) {
-        self.depth.note_time(time);
     }
 
     /// Queues a request. Its prompt has a token and it has a choice; its id is new.
@@ -136,7 +134,8 @@ impl Scheduler {
                 max: self.config.max_queue,
             });
         }
-        let rank = queue::rank(request.priority, self.counters.steps);
+        let rank = Rank::new(request.priority, self.counters.steps);
+        self.tenants.welcome(request.tenant, request.tenant_weight);
         let request = Arc::new(request);
         let mut sequences = Vec::with_capacity(request.num_choices as usize);
         for choice in 0..request.num_choices {
@@ -152,8 +151,8 @@ impl Scheduler {
                 self.depth.begin(),
             );
             sequence.rank = rank;
+            self.tenants.wait(id, sequence.place());
             self.sequences.insert(id, sequence);
-            self.waiting.insert(id, rank);
             sequences.push(id);
         }
         self.requests.insert(
@@ -192,11 +191,16 @@ impl Scheduler {
         }
     }
 
-    /// Tells how long the step in flight took, in nanoseconds; before `update`. See
-    /// [`SchedulerConfig::max_slowdown`].
-    pub fn observe(&mut self, nanos: u64) {
+    /// Tells how long the step in flight took as a whole, in nanoseconds, which bounds what prompts may
+    /// add ([`SchedulerConfig::max_slowdown`]), and what [`Runner::times`](crate::Runner::times) says of
+    /// steps and their parts, by which drafts pay or not. Before `update`; where no step is in flight,
+    /// `nanos` says nothing.
+    pub fn note_times(&mut self, nanos: u64, times: &[StepTime]) {
         if let Some(in_flight) = &self.in_flight {
             self.pace.observe(in_flight.mixture, nanos);
+        }
+        for time in times {
+            self.depth.note_time(time);
         }
     }
 
@@ -206,7 +210,7 @@ impl Scheduler {
         let moves = self.cache.moves();
         SchedulerStats {
             num_running: self.running.len() as u32,
-            num_waiting: self.waiting.len() as u32,
+            num_waiting: self.tenants.num_waiting() as u32,
             num_queued: self.num_queued,
             num_blocks_used: blocks.num_used(),
             num_blocks_cached: blocks.num_cached(),
@@ -219,6 +223,7 @@ impl Scheduler {
             num_cached_prompt_tokens: self.counters.cached_prompt_tokens,
             num_generation_tokens: self.counters.generation_tokens,
             num_preemptions: self.counters.preemptions,
+            num_tenant_preemptions: self.counters.tenant_preemptions,
             misses: self.counters.misses,
             missed_tokens: self.counters.missed_tokens,
             num_evictions: moves.num_evictions,
@@ -274,9 +279,9 @@ impl Scheduler {
 
     /// Takes a sequence out of everything, its memory back, and publishes its state if it is good.
     pub(crate) fn remove(&mut self, id: SequenceId, publish: bool) {
-        self.waiting.remove(id);
         self.running.remove(id);
         let sequence = self.sequences.remove(&id).expect("a sequence ends once");
+        self.tenants.end(id, sequence.place());
         sequence.end(&mut self.cache, publish);
     }
 }

@@ -8,7 +8,10 @@ use crate::budget::Span;
 use crate::depth::Guesser;
 use crate::marks::{Mark, Stretch, on_grid};
 use crate::output::{Drafting, History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
+use crate::queue::Rank;
 use crate::request::Request;
+use crate::tenants::Place;
+use crate::turns::Prompt;
 
 /// Generated tokens for which room is made at first.
 const MAX_ROOM: u32 = 1024;
@@ -42,13 +45,15 @@ pub(crate) struct Sequence {
     pub(crate) request: Arc<Request>,
     pub(crate) choice: u32,
     /// Its place in the queue whenever it waits: lower goes first.
-    pub(crate) rank: i64,
+    pub(crate) rank: Rank,
     /// Prompt and generated tokens, once there is a generated one or is about to be; until then the
     /// prompt is shared with the request.
     own_tokens: Vec<u32>,
     num_computed: u32,
     /// Set by the first start.
     num_cached: Option<u32>,
+    /// Prompt tokens that it was given or that were cached: what it is given again costs nothing.
+    num_given: u32,
     /// Where its state is worth a snapshot, ahead of what is computed.
     marks: Vec<Mark>,
     /// Length of the last snapshot that it came from or left behind.
@@ -95,10 +100,11 @@ impl Sequence {
         Self {
             id,
             choice,
-            rank: 0,
+            rank: Rank::default(),
             own_tokens: Vec::new(),
             num_computed: 0,
             num_cached: None,
+            num_given: 0,
             marks: Vec::new(),
             num_saved: 0,
             num_yields: 0,
@@ -130,6 +136,30 @@ impl Sequence {
     /// All tokens known.
     pub(crate) fn tokens(&self) -> &[u32] {
         known(&self.request, &self.own_tokens)
+    }
+
+    /// Where it stands among those who wait.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            tenant: self.request.tenant,
+            priority: self.request.priority,
+            rank: self.rank,
+        }
+    }
+
+    /// What it has to compute, as far as is known now.
+    pub(crate) fn prompt_left(&self) -> Prompt {
+        Prompt {
+            id: self.id,
+            rank: self.rank,
+            num_left: self.num_wanted() - self.num_computed,
+        }
+    }
+
+    /// It is given the tokens up to `end`. Returns how many of the prompt it never had before.
+    pub(crate) fn note_given(&mut self, end: u32) -> u32 {
+        let end = end.min(self.num_prompt()).max(self.num_given);
+        end - std::mem::replace(&mut self.num_given, end)
     }
 
     pub(crate) fn num_prompt(&self) -> u32 {
@@ -171,8 +201,8 @@ impl Sequence {
 
     /// Somebody waits for the snapshot there.
     pub(crate) fn await_mark(&mut self, at: u32) {
-        let mark = self.marks.iter_mut().find(|mark| mark.at == at);
-        mark.expect("a mark is awaited").is_awaited = true;
+        let index = self.marks.binary_search_by_key(&at, |mark| mark.at);
+        self.marks[index.expect("a mark is awaited")].is_awaited = true;
     }
 
     /// Stands for its first `len` tokens and its salt.
@@ -271,6 +301,7 @@ impl Sequence {
         self.awaited = None;
         self.marks = self.stretch((num_hit, num_common)).marks();
         self.num_cached.get_or_insert(num_hit);
+        self.note_given(num_hit);
     }
 
     /// `Running` to `Waiting`: keeps its tokens, leaves what was computed as a snapshot.

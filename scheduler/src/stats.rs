@@ -35,6 +35,8 @@ pub struct SchedulerStats {
     pub num_generation_tokens: u64,
     /// Sequences sent back to the queue for want of memory.
     pub num_preemptions: u64,
+    /// Of these, for another tenant that had less than its share.
+    pub num_tenant_preemptions: u64,
     /// Starts of requests whose hit could have been longer, by the reason why it was not.
     pub misses: ByMiss,
     /// Prompt tokens of admitted requests that a longer hit would have spared, by the same reasons.

@@ -5,6 +5,7 @@ use crate::request::FinishReason;
 use crate::scheduler::{PlannedRow, Scheduler};
 use crate::sequence::{Sequence, Status};
 use crate::stop;
+use crate::tenants::GENERATED;
 
 impl Scheduler {
     /// Takes a plan's result; returns news for clients. From here on all memory of the step is ours
@@ -72,6 +73,8 @@ impl Scheduler {
         let finish = append(sequence, &mut output, self.config.max_model_len);
         let num_kept = output.tokens.len() as u32;
         self.counters.generation_tokens += u64::from(num_kept);
+        self.tenants
+            .charge(sequence.request.tenant, GENERATED * num_kept);
         // What was drawn behind a draft that came true makes it a token computed.
         let num_drafts_computed = num_kept.saturating_sub(1);
         sequence.advance(

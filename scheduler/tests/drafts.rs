@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use scheduler::{
     CacheConfig, FinishReason, Request, RequestId, RequestOutput, RowFault, RowOutput, RowResult,
-    SamplingParams, Scheduler, SchedulerConfig, SchedulerOutput, StepResult,
+    SamplingParams, Scheduler, SchedulerConfig, SchedulerOutput, StepResult, TenantId,
 };
 
 fn config() -> SchedulerConfig {
@@ -41,6 +41,8 @@ fn add(scheduler: &mut Scheduler, id: u64, prompt: &[u32], sampling: SamplingPar
         cache_salt: "".into(),
         boundaries: Arc::default(),
         priority: 0,
+        tenant: TenantId::default(),
+        tenant_weight: 1,
     };
     scheduler.add(request).expect("there is room");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use scheduler::{
     ByMiss, CacheConfig, Request, RequestId, RowFault, RowOutput, RowResult, SamplingParams,
-    Scheduler, SchedulerConfig, SchedulerOutput, StepResult, Tier,
+    Scheduler, SchedulerConfig, SchedulerOutput, StepResult, TenantId, Tier,
 };
 
 const BLOCK_SIZE: u32 = 16;
@@ -89,6 +89,8 @@ impl Server {
             cache_salt: salt.into(),
             boundaries: prompt.boundaries.clone().into(),
             priority: 0,
+            tenant: TenantId::default(),
+            tenant_weight: 1,
         };
         self.scheduler.add(request).expect("there is room");
         id

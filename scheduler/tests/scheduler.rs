@@ -5,7 +5,7 @@ use std::sync::Arc;
 use scheduler::{
     AdmissionError, ByMiss, CacheConfig, FinishReason, Request, RequestId, RequestOutput, RowFault,
     RowOutput, RowResult, SamplingParams, Scheduler, SchedulerConfig, SchedulerOutput,
-    SchedulerStats, SequenceId, Standing, StepId, StepResult, TokenLogprobs,
+    SchedulerStats, SequenceId, Standing, StepId, StepResult, TenantId, TokenLogprobs,
 };
 
 fn config() -> SchedulerConfig {
@@ -50,6 +50,8 @@ fn request(id: u64, prompt: &[u32], num_choices: u32, sampling: SamplingParams) 
         cache_salt: "".into(),
         boundaries: Arc::default(),
         priority: 0,
+        tenant: TenantId::default(),
+        tenant_weight: 1,
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use constraint::Guide;
 use engine::{DeviceChoice, Engine, EngineConfig, EngineHandle, ModelSource, Opened, StreamEvent};
-use scheduler::{FinishReason, Request, SamplingParams, TokenLogprobs};
+use scheduler::{FinishReason, Request, SamplingParams, TenantId, TokenLogprobs};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -173,6 +173,8 @@ impl Model {
                         cache_salt: "".into(),
                         boundaries: Arc::default(),
                         priority: 0,
+                        tenant: TenantId::default(),
+                        tenant_weight: 1,
                     };
                     let guide = ask.guide.clone();
                     handle

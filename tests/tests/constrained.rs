@@ -8,7 +8,7 @@ use constraint::{
 };
 use engine::{DeviceChoice, Engine, EngineConfig, EngineHandle, ModelSource, StreamEvent};
 use nemoserve_tests::memory::smallest_cache;
-use scheduler::{FinishReason, Request, SamplingParams};
+use scheduler::{FinishReason, Request, SamplingParams, TenantId};
 use serde_json::{Value, json};
 
 const CONFIG: &str = r#"{
@@ -135,6 +135,8 @@ impl World {
                         cache_salt: "".into(),
                         boundaries: Arc::default(),
                         priority: 0,
+                        tenant: TenantId::default(),
+                        tenant_weight: 1,
                     };
                     let guide = Some(Arc::clone(&ask.guide));
                     self.handle

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use engine::{DeviceChoice, DummyMix, Engine, EngineConfig, EngineInfo, ModelSource, StreamEvent};
 use nemoserve_tests::driver::{Driver, Scores, Turn};
 use nemoserve_tests::fixtures;
-use scheduler::{Request, SamplingParams};
+use scheduler::{Request, SamplingParams, TenantId};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -153,6 +153,8 @@ fn answer(config: EngineConfig) -> (EngineInfo, Vec<u32>, u64) {
         cache_salt: "".into(),
         boundaries: Arc::default(),
         priority: 0,
+        tenant: TenantId::default(),
+        tenant_weight: 1,
     };
     let mut stream = handle.submit(request, None).expect("the queue is empty");
     let mut tokens = Vec::new();

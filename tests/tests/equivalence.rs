@@ -11,7 +11,7 @@ use nemoserve_tests::answers::{Ask, Model, Said, assert_same};
 use nemoserve_tests::fixtures;
 use nemoserve_tests::memory::smallest_cache;
 use nemoserve_tests::surgery::Shard;
-use scheduler::{FinishReason, Request, RowFault, SamplingParams};
+use scheduler::{FinishReason, Request, RowFault, SamplingParams, TenantId};
 
 /// Prompts around the sizes where something changes (one token, the convolution's window, a block,
 /// a chunk), half of them greedy, half drawn hot.
@@ -465,6 +465,8 @@ fn a_spoilt_request_spoils_no_other() {
             cache_salt: "".into(),
             boundaries: Arc::default(),
             priority: 0,
+            tenant: TenantId::default(),
+            tenant_weight: 1,
         }
     };
     let mut streams: Vec<_> = (0..20)

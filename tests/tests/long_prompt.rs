@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use engine::{
     DeviceChoice, Engine, EngineConfig, EngineHandle, ModelSource, RequestStream, StreamEvent,
 };
-use scheduler::{Request, SamplingParams};
+use scheduler::{Request, SamplingParams, TenantId};
 
 /// Every kind of layer; one head of attention, whose work grows with the square of the prompt.
 const CONFIG: &str = r#"{
@@ -74,6 +74,8 @@ fn submit(handle: &EngineHandle, prompt: Vec<u32>, max_tokens: u32) -> RequestSt
         cache_salt: "".into(),
         boundaries: Arc::default(),
         priority: 0,
+        tenant: TenantId::default(),
+        tenant_weight: 1,
     };
     handle.submit(request, None).expect("there is room")
 }

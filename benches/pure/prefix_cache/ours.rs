@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use scheduler::{
     CacheConfig, Request, RequestId, RowOutput, RowResult, SamplingParams, Scheduler,
-    SchedulerConfig, StepResult,
+    SchedulerConfig, StepResult, TenantId,
 };
 
 use crate::workload::{self, Segment, mix};
@@ -71,6 +71,8 @@ fn serve_one(
         cache_salt: "".into(),
         boundaries: request.boundaries().into(),
         priority: 0,
+        tenant: TenantId::default(),
+        tenant_weight: 1,
     });
     admitted.expect("it fits");
     let mut answer = answer.into_iter();

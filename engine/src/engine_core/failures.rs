@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use scheduler::{RequestId, RowMasks, SamplingParams, SchedulerOutput, StepResult};
+use scheduler::{RequestId, RowMasks, SamplingParams, SchedulerOutput, StepResult, TenantId};
 
 use super::*;
 use crate::error::Cause;
@@ -107,6 +107,8 @@ async fn end(when: When, how: How, text: &'static str) -> (Failure, Option<Strin
                 cache_salt: "".into(),
                 boundaries: Arc::default(),
                 priority: 0,
+                tenant: TenantId::default(),
+                tenant_weight: 1,
             };
             let mut stream = handle.submit(request, None).expect("it fits");
             match stream.next().await {

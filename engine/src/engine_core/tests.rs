@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use crossbeam::channel::{bounded, unbounded};
-use scheduler::{RowMasks, RowOutput, RowResult, SamplingParams, SchedulerOutput, StepResult};
+use scheduler::{
+    RowMasks, RowOutput, RowResult, SamplingParams, SchedulerOutput, StepResult, TenantId,
+};
 
 use super::*;
 use crate::handle::{RequestStream, STREAM_CAPACITY, SubmitError};
@@ -85,6 +87,8 @@ fn request(handle: &EngineHandle, max_tokens: u32, num_choices: u32) -> Request 
         cache_salt: "".into(),
         boundaries: Arc::default(),
         priority: 0,
+        tenant: TenantId::default(),
+        tenant_weight: 1,
     }
 }
 

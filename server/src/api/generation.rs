@@ -15,7 +15,7 @@ use engine::{EngineStatus, RequestStream, StreamEvent, SubmitError};
 use futures_util::stream::{BoxStream, SelectAll, StreamExt as _, unfold};
 use http::StatusCode;
 use scheduler::{
-    AdmissionError, FinishReason, Request, RequestOutput, SamplingParams, TokenLogprobs,
+    AdmissionError, FinishReason, Request, RequestOutput, SamplingParams, TenantId, TokenLogprobs,
 };
 
 use super::choice::{Choice, ChoiceOptions, Finish, TokenText, token_text};
@@ -129,6 +129,8 @@ impl Generation {
                 cache_salt: Arc::clone(&options.cache_salt),
                 boundaries: state.tokenizer.as_ref().map(turns).unwrap_or_default(),
                 priority: ctx.priority.unwrap_or(options.priority),
+                tenant: TenantId::default(),
+                tenant_weight: 1,
             };
             let stream = state
                 .engine

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engine::{Engine, EngineConfig, EngineHandle, ModelSource, StreamEvent};
-use scheduler::{FinishReason, Request, SamplingParams};
+use scheduler::{FinishReason, Request, SamplingParams, TenantId};
 
 use crate::text::Tokenizer;
 
@@ -145,5 +145,7 @@ fn request(engine: &EngineHandle, window: &[u32]) -> Request {
         cache_salt: "".into(),
         boundaries: Arc::default(),
         priority: 0,
+        tenant: TenantId::default(),
+        tenant_weight: 1,
     }
 }

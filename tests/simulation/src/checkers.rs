@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use scheduler::{
     AdmissionError, BlockId, FinishReason, HostBlockId, HostSlotId, Request, RequestId,
     RequestOutput, Row, Scheduler, SchedulerConfig, SchedulerOutput, SequenceId, SlotId, Standing,
-    StateOp, TokenLogprobs,
+    StateOp, TenantId, TokenLogprobs,
 };
 
 use crate::reference::{Expected, expect};
@@ -217,6 +217,7 @@ pub(crate) struct Seat {
     sequence: SequenceId,
     rank: i64,
     priority: i8,
+    tenant: TenantId,
 }
 
 /// All clients, and the true history of every sequence.
@@ -273,6 +274,7 @@ impl Clients {
                     sequence: SequenceId(index as u64),
                     rank,
                     priority,
+                    tenant: client.request.tenant,
                 });
             }
         }
@@ -281,12 +283,14 @@ impl Clients {
     }
 
     /// The most senior of those who ran does not yield; whoever does is worth no more than those who
-    /// could have in its stead; and somebody else gets on.
+    /// could have in its stead, unless `num_for_tenants` of them did for other tenants; and somebody else
+    /// gets on.
     pub(crate) fn check_yields(
         &self,
         before: &[Seat],
         scheduler: &Scheduler,
         plan: &SchedulerOutput,
+        num_for_tenants: u64,
     ) {
         let stays = |seat: &&Seat| {
             let client = &self.clients[seat.sequence.0 as usize];
@@ -299,6 +303,14 @@ impl Clients {
         }
         let first = before.first().expect("somebody yielded");
         assert!(stays(&first), "{first:?} is the most senior and yields");
+        if num_for_tenants > 0 {
+            let other = |client: &Client| {
+                let tenant = client.request.tenant;
+                client.end == End::Open && yielded.iter().any(|seat| seat.tenant != tenant)
+            };
+            assert!(self.clients.iter().any(other), "for no other tenant");
+            return;
+        }
         let is_planned = |seat: &Seat| plan.rows.iter().any(|row| row.sequence == seat.sequence);
         assert!(
             stayed.iter().any(|seat| is_planned(seat)),

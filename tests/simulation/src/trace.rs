@@ -7,6 +7,7 @@
 //! a prompt=s8+u3 max=4 n=2 salt=x scores    s8: eight tokens of text s; equal texts are equal
 //! c prompt=s8 messages=3,6 priority=-1 max=4  messages begin at 3 and 6
 //! b prompt=s8+u3+a.0 max=4                  a.0: all that choice 0 of a has said
+//! d prompt=s8 max=4 tenant=2 weight=3       the second of tenants, with a share of three
 //! step 3                                    three steps
 //! launch                                    half a step: the runner works on it
 //! land                                      the other half
@@ -27,7 +28,7 @@ use std::sync::Arc;
 use scheduler::{
     BlockId, CacheConfig, FinishReason, Request, RequestId, RequestOutput, Row, RowFault,
     RowResult, Runner, SamplingParams, Scheduler, SchedulerConfig, SchedulerOutput, SequenceId,
-    SlotId, StateOp,
+    SlotId, StateOp, TenantId,
 };
 
 use crate::reference::Poison;
@@ -193,6 +194,8 @@ impl Player {
             cache_salt: line.value("salt").unwrap_or("").into(),
             boundaries: line.list("messages").into(),
             priority: line.signed("priority"),
+            tenant: TenantId(line.number("tenant").unwrap_or(0)),
+            tenant_weight: line.number("weight").unwrap_or(1) as u16,
         };
         self.note(&line.words.join(" "));
         if let Err(error) = self.scheduler.add(request) {

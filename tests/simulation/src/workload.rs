@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use scheduler::{
-    CacheConfig, DraftCost, Request, RequestId, SamplingParams, SchedulerConfig, Standing,
+    CacheConfig, DraftCost, Request, RequestId, SamplingParams, SchedulerConfig, Standing, TenantId,
 };
 
 use crate::reference::{Poison, expect};
@@ -74,6 +74,9 @@ impl Scenario {
         // All at once, or spread so that later ones find what earlier ones left.
         let max_gap = *rng.pick(&[0, 1, 4, 20]);
         let salts = ["", "", "a"];
+        // One tenant, or some.
+        let max_tenant = *rng.pick(&[0, 0, 1, 2, 3]);
+        let weights: [u16; 4] = std::array::from_fn(|_| *rng.pick(&[1, 1, 2, 5]));
         let bases: Vec<Vec<u32>> = (0..3).map(|_| self.draw_tokens(rng, 20)).collect();
         let mut turn = 0;
         let mut earlier: Vec<Request> = Vec::new();
@@ -81,6 +84,8 @@ impl Scenario {
             turn += rng.range(0, max_gap);
             let prompt = self.draw_prompt(rng, &bases, &earlier);
             let boundaries = draw_boundaries(rng, prompt.len() as u32);
+            // The first sends most of them.
+            let tenant = rng.range(0, max_tenant).saturating_sub(rng.range(0, 1));
             let request = Request {
                 id: RequestId(u64::from(id)),
                 prompt: prompt.into(),
@@ -89,6 +94,8 @@ impl Scenario {
                 cache_salt: (*rng.pick(&salts)).into(),
                 boundaries: boundaries.into(),
                 priority: *rng.pick(&[0, 0, 0, 1, -1, 3]),
+                tenant: TenantId(tenant),
+                tenant_weight: weights[tenant as usize],
             };
             earlier.push(request.clone());
             self.arrivals.push((turn, request));

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use scheduler::{
-    Runner, Scheduler, SchedulerOutput, SchedulerStats, SequenceId, Standing, StateOp,
+    Row, Runner, Scheduler, SchedulerOutput, SchedulerStats, SequenceId, Standing, StateOp,
+    StepTime,
 };
 
 use crate::checkers::{Clients, check_admission, check_plan};
@@ -151,7 +152,10 @@ impl World<'_> {
         self.scheduler.check_invariants();
         check_plan(self.scenario, &plan);
         self.clients.check_rows(&plan, &self.scenario.config);
-        self.clients.check_yields(&running, &self.scheduler, &plan);
+        let num_for_tenants = |stats: &SchedulerStats| stats.num_tenant_preemptions;
+        let num_for_tenants = num_for_tenants(&self.scheduler.stats()) - num_for_tenants(&before);
+        self.clients
+            .check_yields(&running, &self.scheduler, &plan, num_for_tenants);
         self.check_decodes(&plan, &before);
         self.count(&plan);
         self.report.plans.push(plan.clone());
@@ -160,7 +164,8 @@ impl World<'_> {
         self.end_some(turn, &[Standing::InFlight]);
         self.prepare(2);
         let Ok(result) = self.model.collect(&[]);
-        self.scheduler.observe(self.step_nanos());
+        let nanos = self.step_nanos();
+        self.scheduler.note_times(nanos, &self.parts_of(nanos));
         let news = self.scheduler.update(result);
         self.scheduler.check_invariants();
         self.clients.hear(news);
@@ -173,6 +178,26 @@ impl World<'_> {
         let num_tokens: usize = plan.rows.iter().map(|row| row.input_ids.len()).sum();
         let disturbance = (plan.step.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 61).pow(3);
         1000 + 50 * num_tokens as u64 + disturbance
+    }
+
+    /// What a runner would say of a step that took so long.
+    fn parts_of(&self, nanos: u64) -> Vec<StepTime> {
+        let rows = &self.report.plans.last().expect("a step was planned").rows;
+        let num_drafts = |row: &Row| row.drafting.num_drafts;
+        let draws =
+            |row: &Row| row.sample.is_some() && row.input_ids.len() as u32 == 1 + num_drafts(row);
+        let time = StepTime {
+            num_rows: rows.len() as u32,
+            num_drafts: rows.iter().map(num_drafts).sum(),
+            step_ns: nanos,
+            num_passes: rows
+                .iter()
+                .map(|row| row.drafting.max_drafts)
+                .max()
+                .unwrap_or(0),
+            drafting_ns: nanos / 8,
+        };
+        rows.iter().all(draws).then_some(time).into_iter().collect()
     }
 
     /// Once in `n` chances, or never.

@@ -93,6 +93,9 @@ fn seeds() {
             report.stats.num_accepted_by_position.iter().sum::<u64>()
                 < report.stats.num_draft_tokens
         }),
+        rarity("somebody yields to another tenant", |report| {
+            report.stats.num_tenant_preemptions > 0
+        }),
         rarity("a hit with pending tokens", |report| {
             report.num_pending_hits > 0
         }),

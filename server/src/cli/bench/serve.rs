@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use engine::{EngineHandle, StreamEvent};
 use http::Method;
 use http_body_util::BodyExt as _;
-use scheduler::{Request, SamplingParams};
+use scheduler::{Request, SamplingParams, TenantId};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -247,6 +247,8 @@ impl Target {
                     cache_salt: "".into(),
                     boundaries: Arc::default(),
                     priority: 0,
+                    tenant: TenantId::default(),
+                    tenant_weight: 1,
                 };
                 let stream = handle.submit(request, None);
                 let mut stream = stream.map_err(|error| error.to_string())?;
