@@ -27,6 +27,7 @@
 //! | `demo/` | the embedded demo model |
 //! | `playground/` | the web page at `/` |
 //! | `startup`, `logging` | what a person sees while it starts and runs |
+//! | `log_writer` | the log's own thread, so that nobody waits for its reader |
 //! | `cli/` | the other commands |
 //!
 //! # What this crate does not know
@@ -48,6 +49,7 @@ pub mod grammars;
 pub mod health;
 pub mod http;
 mod in_flight;
+pub mod log_writer;
 pub mod logging;
 pub mod metrics;
 mod playground;

@@ -1,11 +1,13 @@
 //! Logs go to standard error, as text or as one JSON object per line. Bodies, prompts and keys are
 //! never logged.
 
-use std::io::{IsTerminal as _, Write as _, stderr};
+use std::io::{IsTerminal as _, stderr};
 
 use clap::ValueEnum;
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
+
+use crate::log_writer::LogWriter;
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -18,12 +20,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// Says something to whoever started the program, if anybody can hear it: a full disk under the log must
-/// not end a server.
-pub fn say(text: &dyn std::fmt::Display) {
-    let _ = writeln!(stderr(), "{text}");
-}
-
 /// Installs the writer. `filter` has the syntax of `tracing`: a level, or `target=level` pairs.
 ///
 /// # Errors
@@ -32,9 +28,10 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), String> {
     let filter = EnvFilter::builder()
         .parse(filter)
         .map_err(|error| format!("--log {filter:?}: {error}"))?;
+    LogWriter::start();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(stderr)
+        .with_writer(|| LogWriter)
         // A line that cannot be written would be told of by one more, whose failure is a panic.
         .log_internal_errors(false);
     match format {

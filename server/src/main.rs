@@ -10,7 +10,7 @@ use nemoserve::http::ServeError;
 use nemoserve::state::AppState;
 use nemoserve::transport::{Activated, ListenAddress, Listeners, Tls, activated};
 use nemoserve::watchdog::end_for_good;
-use nemoserve::{cli, logging, serve, startup, systemd};
+use nemoserve::{cli, log_writer, logging, serve, startup, systemd};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Some(Command::Doctor(args)) => cli::doctor::run(&args),
         Some(Command::Bench(args)) => return cli::bench::run(args),
     };
+    log_writer::flush();
     ExitCode::from(code)
 }
 
@@ -97,7 +98,7 @@ async fn serve_until_signal(state: Arc<AppState>, doors: Doors) -> u8 {
         Err(error) => return fail(exit::ADDRESS, &error),
     };
     let urls = listeners.urls();
-    logging::say(&format_args!("\n{}", startup::summary(&state, &urls)));
+    log_writer::say(&format_args!("\n{}", startup::summary(&state, &urls)));
     tracing::info!(?urls, model = state.models.ids[0], "listening");
     tokio::spawn(startup::follow_loading(Arc::clone(&state)));
     tokio::spawn(reload_on_hangup(Arc::clone(&state), tls));
@@ -110,6 +111,7 @@ async fn serve_until_signal(state: Arc<AppState>, doors: Doors) -> u8 {
         tokio::spawn(async move {
             signals.next().await;
             tracing::warn!("second signal: leaving at once");
+            log_writer::flush();
             std::process::exit(exit::FORCED.into());
         });
     };
@@ -161,6 +163,6 @@ impl Signals {
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> u8 {
-    logging::say(&format_args!("nemoserve: {error}"));
+    log_writer::say(&format_args!("nemoserve: {error}"));
     code
 }

@@ -15,6 +15,7 @@ use engine::{Cause, EngineHandle, EngineStatus, Failure};
 
 use crate::args::exit;
 use crate::http::LAST_WORDS;
+use crate::log_writer;
 use crate::state::{AppState, Phase};
 
 /// Between two looks, at most.
@@ -165,6 +166,7 @@ pub fn end_for_good(engine: EngineHandle) {
             std::thread::sleep(2 * LAST_WORDS);
             std::process::abort();
         });
+        log_writer::flush();
         std::process::exit(exit::STALL.into());
     };
     let thread = std::thread::Builder::new().name("last-resort".into());

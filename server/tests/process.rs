@@ -443,6 +443,44 @@ fn a_log_that_cannot_be_written_hinders_nobody() {
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
 }
 
+/// Far more than a pipe holds, to somebody who does not read it.
+#[test]
+fn a_log_that_nobody_reads_holds_up_nobody() {
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = free.local_addr().expect("bound").to_string();
+    drop(free);
+    let mut command = nemoserve();
+    command.args(["--listen", &address, "--drain-seconds", "1"]);
+    let mut child = command
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    // A line each of more than 200 bytes, with an id that makes it so.
+    let id = "x".repeat(128);
+    let request = format!(
+        "GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: {id}\r\n\r\n"
+    );
+    let ask = || {
+        let mut stream = TcpStream::connect(&address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(request.as_bytes())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map(|_| text)
+    };
+    let begin = Instant::now();
+    while ask().is_err() {
+        assert!(begin.elapsed() < PATIENCE, "it never listens");
+    }
+    for nth in 0..1000 {
+        let text = ask().unwrap_or_else(|error| panic!("request {nth}: {error}"));
+        assert!(text.starts_with("HTTP/1.1 200"), "{nth}: {text}");
+    }
+    let pid = child.id().to_string();
+    let status = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(status.expect("kill is there").success());
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
 #[test]
 fn killed_it_leaves_nothing_that_hinders_the_next() {
     let folder = tempfile::tempdir().expect("a temporary folder");
