@@ -13,10 +13,6 @@
 
 use kvcache::SnapshotKind;
 
-/// Shorter prefixes are not saved: up to 64 tokens, with the usual blocks of 16, a step of a few tokens
-/// costs as much as a step of one, because weights dominate.
-const MIN_SNAPSHOT_BLOCKS: u32 = 4;
-
 /// Tokens between snapshots that nothing else asks for.
 const INTERVAL: u32 = 8192;
 
@@ -122,7 +118,7 @@ impl Stretch<'_> {
     }
 
     fn min_len(&self) -> u32 {
-        MIN_SNAPSHOT_BLOCKS * self.block_size
+        min_len(self.block_size)
     }
 
     fn on_grid(&self, at: u32) -> u32 {
@@ -135,13 +131,15 @@ pub(crate) fn on_grid(at: u32, grid: Option<u32>) -> u32 {
     at - at % grid.unwrap_or(1)
 }
 
+/// Shorter prefixes are not saved: a step of a few tokens costs about as much as a step of one, because
+/// weights dominate. Few blocks if these are small, and no more than 64 tokens if they are not.
+fn min_len(block_size: u32) -> u32 {
+    (4 * block_size).min(64).max(block_size)
+}
+
 /// How much longer than one's own hit another's snapshot must be to be worth waiting for.
 pub(crate) fn min_gain(block_size: u32, are_siblings: bool) -> u32 {
-    if are_siblings {
-        1
-    } else {
-        MIN_SNAPSHOT_BLOCKS * block_size
-    }
+    if are_siblings { 1 } else { min_len(block_size) }
 }
 
 fn mark(at: u32, kind: SnapshotKind) -> Mark {
@@ -188,6 +186,21 @@ mod tests {
             format!("{letter}{}", mark.at)
         });
         words.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn prefixes_from_64_tokens_on_are_saved_with_any_usual_blocks() {
+        for block_size in [16, 32, 64] {
+            let stretch = Stretch {
+                num_prompt: 80,
+                num_wanted: 80,
+                boundaries: &[30, 63, 64],
+                block_size,
+                ..LONG
+            };
+            let marks = shown(&stretch);
+            assert!(marks.starts_with("O64"), "blocks of {block_size}: {marks}");
+        }
     }
 
     #[test]
