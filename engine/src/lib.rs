@@ -91,6 +91,7 @@ pub use handle::{
     EngineHandle, EngineInfo, EngineStats, EngineStatus, RequestStream, StreamEvent, SubmitError,
 };
 pub use heart::{Heart, LastStep};
+pub use kernels::ProfileRow;
 pub use machine::{Machine, TestedPart, TimedProduct, TimedProducts};
 pub use memory::MAX_MODEL_LEN;
 pub use model::ModelConfig;

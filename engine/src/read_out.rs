@@ -186,6 +186,10 @@ fn from_rows(
     read: &[OnceLock<Outcome>],
 ) {
     let [_, vocab_size] = logits.dims();
+    let _scope = kernels::scope("draw", [vocab_size, 1], || kernels::Work {
+        bytes: size_of::<f32>() * some.len() * vocab_size,
+        operations: 0,
+    });
     kernels::with_f32(&nemotron_h::select(logits, some), |logits| {
         kernels::share(some.len(), logits.len(), |nth| {
             let row = &logits[nth * vocab_size..][..vocab_size];

@@ -31,6 +31,9 @@ const BAN: f32 = -100.0;
 /// How many candidates the search for the nucleus sorts at first.
 const FIRST_NUCLEUS: usize = 64;
 
+/// Logits that are looked at side by side.
+const LANES: usize = 32;
+
 /// A token with its logit.
 type Candidate = (u32, f32);
 
@@ -164,12 +167,17 @@ fn is_adjusted(params: &SamplingParams, index: u32) -> bool {
 
 /// The largest logit, if there is no NaN and at least one is finite and none infinite.
 fn finite_max(logits: &[f32]) -> Result<f32, RowFault> {
-    let mut max = f32::NEG_INFINITY;
-    let mut has_nan = false;
-    for logit in logits {
-        has_nan |= logit.is_nan();
-        max = max.max(*logit);
+    // In lanes: a single maximum would wait for itself at every logit.
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    let mut has_nan = [false; LANES];
+    for group in logits.chunks(LANES) {
+        for ((largest, has_nan), logit) in largest.iter_mut().zip(&mut has_nan).zip(group) {
+            *has_nan |= logit.is_nan();
+            *largest = if *logit > *largest { *logit } else { *largest };
+        }
     }
+    let max = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let has_nan = has_nan.contains(&true);
     if has_nan || !max.is_finite() {
         return Err(RowFault::BadLogits);
     }
@@ -242,10 +250,17 @@ fn stream(sample: &Sample) -> u64 {
 
 /// The lowest id among the largest logits.
 fn argmax(logits: &[f32], max: f32) -> u32 {
-    logits
-        .iter()
-        .position(|logit| *logit == max)
-        .expect("the maximum is one of them") as u32
+    let is_max = |logit: &f32| *logit == max;
+    // Whole groups at a time: most have none.
+    let has_max = |group: &[f32]| {
+        group
+            .iter()
+            .fold(false, |found, logit| found | is_max(logit))
+    };
+    let group = logits.chunks(LANES).position(has_max);
+    let first = group.expect("the maximum is one of them") * LANES;
+    let within = logits[first..].iter().position(is_max);
+    (first + within.expect("it is in this group")) as u32
 }
 
 /// One draw from one distribution.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
-use kernels::Arithmetic;
+use kernels::{Arithmetic, ProfileRow};
 use scheduler::{
     AdmissionError, CacheConfig, Request, RequestId, Runner, SamplingParams, Scheduler,
     SchedulerConfig, TenantId,
@@ -175,6 +175,12 @@ impl Workbench {
             num_drawn: news.iter().map(|news| news.tokens.len() as u64).sum(),
             num_finished: news.iter().filter(|news| news.finish.is_some()).count() as u64,
         }))
+    }
+
+    /// The next step, and where its time goes: on a processor, if the model runs on this very thread.
+    pub fn profiled_step(&mut self) -> Result<Option<(StepReport, Vec<ProfileRow>)>, EngineError> {
+        let (step, rows) = kernels::profile(|| self.step());
+        Ok(step?.map(|step| (step, rows)))
     }
 
     /// The next step, counted instead of timed.

@@ -553,6 +553,9 @@ pub struct BenchDecodeArgs {
     /// Prompt tokens of each sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     pub context: u32,
+    /// Show where the time of the steps goes instead, by operation and shape: on a CPU, without drafts
+    #[arg(long)]
+    pub profile: bool,
     /// The model.
     #[command(flatten)]
     pub serve: ServeArgs,
@@ -567,6 +570,9 @@ pub struct BenchPrefillArgs {
     /// Prompts of each length; the median counts
     #[arg(long, default_value_t = 3)]
     pub repeat: u32,
+    /// Show where the time of the prompts goes instead, by operation and shape: on a CPU
+    #[arg(long)]
+    pub profile: bool,
     /// The model.
     #[command(flatten)]
     pub serve: ServeArgs,

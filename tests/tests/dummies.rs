@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use engine::{DeviceChoice, DummyMix, Engine, EngineConfig, EngineInfo, ModelSource, StreamEvent};
+use engine::{
+    DeviceChoice, DtypeChoice, DummyMix, Engine, EngineConfig, EngineInfo, ModelSource, StreamEvent,
+};
 use nemoserve_tests::driver::{Driver, Scores, Turn};
 use nemoserve_tests::fixtures;
 use scheduler::{Request, SamplingParams, TenantId};
@@ -48,6 +50,7 @@ fn config(folder: &Path) -> EngineConfig {
     };
     EngineConfig {
         device: DeviceChoice::Cpu,
+        dtype: DtypeChoice::F32,
         max_model_len: Some(BLOCK_SIZE * (NUM_BLOCKS - 1)),
         max_num_seqs: 2,
         block_size: BLOCK_SIZE,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use engine::{DeviceChoice, Engine, EngineConfig, KvDtypeChoice, ModelSource};
+use engine::{DeviceChoice, DtypeChoice, Engine, EngineConfig, KvDtypeChoice, ModelSource};
 use nemoserve_tests::driver::{Driver, Scores, Turn};
 use nemoserve_tests::fixtures;
 use nemoserve_tests::surgery::Shard;
@@ -15,6 +15,7 @@ const NUM_BLOCKS: u32 = 16;
 fn config(folder: &Path, kv_cache_dtype: KvDtypeChoice) -> EngineConfig {
     EngineConfig {
         device: DeviceChoice::Cpu,
+        dtype: DtypeChoice::F32,
         kv_cache_dtype,
         max_model_len: Some(BLOCK_SIZE * (NUM_BLOCKS - 1)),
         max_num_seqs: 3,

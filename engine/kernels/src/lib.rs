@@ -28,7 +28,7 @@
 //! (which way is taken), `flex` (the CPU backend's buffers), [`e4m3`] and [`e2m1`] (small number
 //! formats), `kernel_cache` (compiled kernels on disk), `random` (weights of models that are only
 //! measured), `candidates` (ways of a product, timed), `ways` (which of them serves), `simd`, `isa`, `team`, `bandwidth`, `roof`,
-//! `read_back` (bytes to the host, counted), and [`self_test`], which holds every operation of
+//! `read_back` (bytes to the host, counted), `profile` (where the CPU's time goes), and [`self_test`], which holds every operation of
 //! a device against f64 loops.
 //!
 //! # What holds on the CPU
@@ -89,6 +89,7 @@ mod linear;
 mod matrix;
 mod moe_experts;
 mod paged_attention;
+mod profile;
 mod random;
 mod read_back;
 mod recording;
@@ -123,6 +124,7 @@ pub use linear::{linear, mlp_relu2};
 pub use matrix::{Format, Matrix, NVFP4_BLOCK, Stack};
 pub use moe_experts::{ExpertMatrices, moe_experts};
 pub use paged_attention::paged_attention;
+pub use profile::{ProfileRow, Scope, Work, profile, scope};
 pub use random::{RANDOM_PIECE_BYTES, RandomForm, RandomPart, random_codes, random_weight};
 pub use read_back::count_read_back;
 pub use recording::Recording;

@@ -5,11 +5,16 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 
 use crate::flex::{self, OnFlex};
+use crate::profile::{self, Work};
 use crate::{KvTensor, Layout, e4m3};
 
 /// Writes `[T, kv_heads * head_dim]` into `[num_blocks, block_size, kv_heads, head_dim]`.
 pub(super) fn write(pool: KvTensor, new: Tensor<2>, layout: &Layout) -> KvTensor {
-    let [_, width] = new.dims();
+    let [num_tokens, width] = new.dims();
+    let _scope = profile::scope("cache write", [width, 1], || Work {
+        bytes: 2 * size_of::<f32>() * num_tokens * width,
+        operations: 0,
+    });
     let new = flex::owned(new);
     let new = flex::f32s(&new);
     match pool {

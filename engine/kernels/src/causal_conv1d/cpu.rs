@@ -6,6 +6,7 @@
 
 use burn::tensor::Tensor;
 
+use crate::profile::{self, Work};
 use crate::simd::{self, Kernel, LANES, Simd, math};
 use crate::team::{self, SharedMut};
 use crate::{Layout, MambaShape, RowLayout, StatePool, flex, isa};
@@ -28,6 +29,10 @@ pub(super) fn causal_conv1d(
     let [num_tokens, _] = projected.dims();
     let num_outputs = num_tokens + layout.num_pending();
     let (channels, kernel) = (shape.conv_dim(), shape.conv_kernel);
+    let _scope = profile::scope("convolution", [channels, kernel], || Work {
+        bytes: size_of::<f32>() * channels * 2 * (num_outputs + layout.rows.len() * (kernel - 1)),
+        operations: 2 * num_outputs * channels * kernel,
+    });
     assert!(
         (1..=MAX_KERNEL).contains(&kernel),
         "convolution windows are 1 to {MAX_KERNEL}, not {kernel}"
@@ -141,14 +146,12 @@ impl Kernel for Tile<'_> {
         let mut window = [[0.0_f32; TILE]; MAX_KERNEL];
         let mut weight = [[0.0_f32; TILE]; MAX_KERNEL];
         let mut bias = [0.0_f32; TILE];
-        for c in 0..len {
-            for j in 0..history {
-                window[j][c] = state[c * history + j];
-            }
-            for j in 0..kernel {
-                weight[j][c] = tiles.weight[(start + c) * kernel + j];
-            }
-        }
+        turn(state, history, &mut window);
+        turn(
+            &tiles.weight[start * kernel..][..len * kernel],
+            kernel,
+            &mut weight,
+        );
         if let Some(all) = tiles.bias {
             bias[..len].copy_from_slice(&all[start..start + len]);
         }
@@ -186,12 +189,7 @@ impl Kernel for Tile<'_> {
                 continue;
             };
             for slot in row.slots_after(num_own) {
-                let state = state_of(slot);
-                for c in 0..len {
-                    for j in 0..history {
-                        state[c * history + j] = window[j][c];
-                    }
-                }
+                turn_back(&window, history, state_of(slot));
             }
         }
 
@@ -199,6 +197,61 @@ impl Kernel for Tile<'_> {
             for (at, token) in row.tokens.clone().enumerate() {
                 let input = token * stride + tiles.shape.inner() + start;
                 ring_of(at).copy_from_slice(&tiles.projected[input..input + len]);
+            }
+        }
+    }
+}
+
+/// Channel by channel to step by step.
+#[inline(always)]
+fn turn(channels: &[f32], per_channel: usize, steps: &mut [[f32; TILE]; MAX_KERNEL]) {
+    // Nemotron-H's own windows, of which the compiler makes shuffles.
+    match per_channel {
+        0 => {}
+        3 => turn_exactly::<3>(channels, steps),
+        4 => turn_exactly::<4>(channels, steps),
+        _ => {
+            for (c, channel) in channels.chunks_exact(per_channel).enumerate() {
+                for (step, &x) in steps.iter_mut().zip(channel) {
+                    step[c] = x;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn turn_exactly<const N: usize>(channels: &[f32], steps: &mut [[f32; TILE]; MAX_KERNEL]) {
+    for (c, channel) in channels.as_chunks::<N>().0.iter().enumerate().take(TILE) {
+        for j in 0..N {
+            steps[j][c] = channel[j];
+        }
+    }
+}
+
+/// The inverse of [`turn`].
+#[inline(always)]
+fn turn_back(steps: &[[f32; TILE]; MAX_KERNEL], per_channel: usize, channels: &mut [f32]) {
+    match per_channel {
+        0 => {}
+        3 => {
+            for (c, channel) in channels
+                .as_chunks_mut::<3>()
+                .0
+                .iter_mut()
+                .enumerate()
+                .take(TILE)
+            {
+                for j in 0..3 {
+                    channel[j] = steps[j][c];
+                }
+            }
+        }
+        _ => {
+            for (c, channel) in channels.chunks_exact_mut(per_channel).enumerate() {
+                for (x, step) in channel.iter_mut().zip(steps) {
+                    *x = step[c];
+                }
             }
         }
     }

@@ -3,11 +3,16 @@
 use burn::tensor::Tensor;
 
 use crate::flex::{self, Elements};
+use crate::profile::{self, Work};
 
 /// Widens the rows into a new tensor.
 pub(super) fn embedding(table: &Tensor<2>, ids: &[u32]) -> Tensor<2> {
     let [_, width] = table.dims();
     let table = flex::view(table);
+    let _scope = profile::scope("embedding", [width, 1], || Work {
+        bytes: 2 * size_of::<f32>() * ids.len() * width,
+        operations: 0,
+    });
     let mut out = vec![0.0; ids.len() * width];
     for (out, &id) in out.chunks_exact_mut(width).zip(ids) {
         let start = id as usize * width;

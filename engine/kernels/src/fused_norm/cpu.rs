@@ -4,6 +4,7 @@
 
 use burn::tensor::Tensor;
 
+use crate::profile::{self, Work};
 use crate::simd::{self, Kernel, LANES, Simd, math};
 use crate::team::{self, SharedMut};
 use crate::{flex, isa};
@@ -12,7 +13,11 @@ use crate::{flex, isa};
 pub(super) fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, eps: f32) -> Tensor<2> {
     let [num_tokens, width] = x.dims();
     let (x, weight) = (flex::owned(x), flex::view(weight));
-    let out = normed(flex::f32s(&x), None, &flex::widened(&weight), width, eps);
+    let inputs = Inputs {
+        x: flex::f32s(&x),
+        ..Inputs::default()
+    };
+    let out = normed(inputs, None, &flex::widened(&weight), width, eps);
     flex::from_vec(out, [num_tokens, width])
 }
 
@@ -27,8 +32,14 @@ pub(super) fn add_rms_norm(
     let (residual, x, weight) = (flex::owned(residual), flex::owned(x), flex::view(weight));
     let (residual, x) = (flex::f32s(&residual), flex::f32s(&x));
     assert_eq!(residual.len(), x.len(), "residual shape");
-    let sum: Vec<f32> = residual.iter().zip(x).map(|(a, b)| a + b).collect();
-    let out = normed(&sum, None, &flex::widened(&weight), width, eps);
+    let mut sum = vec![0.0; x.len()];
+    let inputs = Inputs {
+        x,
+        residual: Some(residual),
+        ..Inputs::default()
+    };
+    let to = Some(SharedMut::new(&mut sum));
+    let out = normed(inputs, to, &flex::widened(&weight), width, eps);
     (
         flex::from_vec(sum, [num_tokens, width]),
         flex::from_vec(out, [num_tokens, width]),
@@ -52,13 +63,12 @@ pub(super) fn gated_group_norm(
         z: flex::f32s(&projected),
         stride,
     };
-    let out = normed(
-        flex::f32s(&y),
-        Some(gate),
-        &flex::widened(&weight),
-        inner / groups,
-        eps,
-    );
+    let inputs = Inputs {
+        x: flex::f32s(&y),
+        gate: Some(gate),
+        residual: None,
+    };
+    let out = normed(inputs, None, &flex::widened(&weight), inner / groups, eps);
     flex::from_vec(out, [num_tokens, inner])
 }
 
@@ -69,13 +79,34 @@ struct Gate<'a> {
     stride: usize,
 }
 
-/// Norms over every `group` channels; rows are as long as `weight`.
-fn normed(x: &[f32], gate: Option<Gate<'_>>, weight: &[f32], group: usize, eps: f32) -> Vec<f32> {
+/// What is normed.
+#[derive(Clone, Copy, Default)]
+struct Inputs<'a> {
+    x: &'a [f32],
+    gate: Option<Gate<'a>>,
+    /// Added to `x`; as long as it.
+    residual: Option<&'a [f32]>,
+}
+
+/// Norms over every `group` channels; rows are as long as `weight`. The sum with the residual goes to
+/// `sum`, which is as long as `x`.
+fn normed(
+    Inputs { x, gate, residual }: Inputs<'_>,
+    sum: Option<SharedMut<f32>>,
+    weight: &[f32],
+    group: usize,
+    eps: f32,
+) -> Vec<f32> {
     let width = weight.len();
     assert!(
         width > 0 && x.len().is_multiple_of(width) && width.is_multiple_of(group),
         "norm over groups of {group} in rows of {width}"
     );
+    let name = if gate.is_some() { "gated norm" } else { "norm" };
+    let _scope = profile::scope(name, [width, width / group], || Work {
+        bytes: size_of::<f32>() * x.len() * if gate.is_some() { 3 } else { 2 },
+        operations: 4 * x.len(),
+    });
     let isa = isa();
     let mut out = vec![0.0; x.len()];
     // An element costs about four multiply-adds, with a gate about sixteen.
@@ -87,10 +118,20 @@ fn normed(x: &[f32], gate: Option<Gate<'_>>, weight: &[f32], group: usize, eps: 
         for row in index * piece..(index * piece + piece).min(num_rows) {
             // SAFETY: rows of `out`, which is as long as `x`; pieces do not overlap.
             let out = unsafe { shared.slice(row * width, width) };
+            let mut x = &x[row * width..][..width];
+            if let (Some(residual), Some(sum)) = (residual, sum) {
+                // SAFETY: as above, of `sum`.
+                let sum = unsafe { sum.slice(row * width, width) };
+                let residual = &residual[row * width..][..width];
+                for ((sum, a), b) in sum.iter_mut().zip(residual).zip(x) {
+                    *sum = a + b;
+                }
+                x = sum;
+            }
             simd::run(
                 isa,
                 NormRow {
-                    x: &x[row * width..][..width],
+                    x,
                     z: gate.map(|gate| &gate.z[row * gate.stride..][..width]),
                     weight,
                     group,

@@ -6,6 +6,9 @@
 //! and taken up again: a sum keeps its one order, as if it had been walked in one go. With few rows
 //! the whole of K is one part, weights stream past, and nothing is parked.
 //!
+//! The first tile of input rows that meets a group's weights asks for the next group's: else memory
+//! would rest while the other tiles multiply.
+//!
 //! Four by four lanes are what AVX-512 keeps in registers with room for the operands; AVX2 takes two
 //! by two (four by one was no faster).
 #![allow(unsafe_code)]
@@ -28,7 +31,7 @@ const STREAM: usize = 4;
 /// a fifth slower.
 const PART: usize = 1024;
 
-/// Input rows from which parts pay: with fewer, memory prefers to be read in long runs.
+/// Input rows from which parts and groups pay: with fewer, memory prefers to be read in long runs.
 const MIN_PARTED_ROWS: usize = 24;
 
 /// Bytes of input rows that a block should take, to stay in the second-level cache.
@@ -38,9 +41,12 @@ const BLOCK_BYTES: usize = 512 * 1024;
 /// its lanes are parked.
 const BLOCK_ROWS: Range<usize> = 32..128;
 
-/// The outputs of some weight rows.
+/// The outputs of some weight rows for some input rows.
 pub(super) struct Columns<'a> {
     pub(super) product: Product<'a>,
+    /// Input rows.
+    pub(super) rows: Range<usize>,
+    /// Weight rows.
     pub(super) range: Range<usize>,
     pub(super) out: SharedMut<f32>,
 }
@@ -93,6 +99,8 @@ struct Place<'a, X, W> {
     columns: Range<usize>,
     /// Part of K.
     part: Range<usize>,
+    /// How many elements further on in the weights those lie that come next.
+    ahead: usize,
     /// `[rows, GROUP, LANES]`, empty when nothing is parked.
     lanes: SharedMut<f32>,
 }
@@ -100,12 +108,13 @@ struct Place<'a, X, W> {
 impl Columns<'_> {
     #[inline(always)]
     fn blocks<S: Simd, D: Dot>(&self, s: S, x: &[D::X], stride: usize, w: D::W) {
-        let Product { m, k, .. } = self.product;
+        let Product { k, .. } = self.product;
+        let m = self.rows.len();
         let row_bytes = (stride * size_of::<D::X>()).max(1);
         let block = (BLOCK_BYTES / row_bytes)
             .clamp(BLOCK_ROWS.start, BLOCK_ROWS.end)
             .next_multiple_of(4);
-        let (part, group) = if m < MIN_PARTED_ROWS || k <= PART {
+        let (part, group) = if m < MIN_PARTED_ROWS {
             (k, STREAM)
         } else {
             (PART, GROUP)
@@ -119,23 +128,24 @@ impl Columns<'_> {
             }
         ];
         let lanes = SharedMut::new(&mut lanes);
-        let mut row = 0;
-        while row < m {
-            let rows = row..(row + block).min(m);
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let rows = row..(row + block).min(self.rows.end);
             let mut column = self.range.start;
             while column < self.range.end {
                 let columns = column..(column + group).min(self.range.end);
                 let mut at = 0;
                 while at < k {
-                    let part = at..(at + part).min(k);
-                    at = part.end;
+                    let (start, end) = (at, (at + part).min(k));
+                    at = end;
                     let place = Place {
                         x,
                         stride,
                         w,
                         rows: rows.clone(),
                         columns: columns.clone(),
-                        part,
+                        ahead: if end < k { end } else { group * k } - start,
+                        part: start..end,
                         lanes,
                     };
                     self.row_tiles::<S, D>(s, &place);
@@ -215,6 +225,11 @@ impl Columns<'_> {
                 }
             }
         }
+        let ahead = if row == place.rows.start {
+            place.ahead
+        } else {
+            0
+        };
         // SAFETY: rows `row..row + MR` of x and `column..column + NR` of w exist: the loops above
         // stay below m and n, and `Product::check` compared the lengths; `end <= k`. Inputs that
         // want padding have it where K ends, and parts before end on whole steps.
@@ -224,25 +239,26 @@ impl Columns<'_> {
                 place.x.as_ptr().add(row * place.stride + start),
                 place.stride,
                 (place.w, column * k + start),
-                k,
+                (k, ahead),
                 end - start,
                 sums,
             )
         };
         for i in 0..MR {
-            for j in 0..NR {
-                if end < k {
+            if end < k {
+                for j in 0..NR {
                     // SAFETY: as above.
                     unsafe { s.store(sums[i][j], parked(i, j)) };
-                } else {
-                    self.finish(row + i, column + j, s.sum(sums[i][j]));
                 }
+            } else {
+                self.finish(row + i, column, fold(s, sums[i]));
             }
         }
     }
 
+    /// Writes sums of neighbouring columns.
     #[inline(always)]
-    fn finish(&self, row: usize, column: usize, sum: f32) {
+    fn finish<const NR: usize>(&self, row: usize, column: usize, mut values: [f32; NR]) {
         let Product {
             n,
             scale,
@@ -250,15 +266,25 @@ impl Columns<'_> {
             epilogue,
             ..
         } = self.product;
-        let mut value = sum * scale;
+        for value in &mut values {
+            *value *= scale;
+        }
         if let Some(bias) = bias {
-            value += bias[column];
+            for (value, bias) in values.iter_mut().zip(&bias[column..column + NR]) {
+                *value += bias;
+            }
         }
         if epilogue == Epilogue::BiasRelu2 {
-            // Not `f32::max`, which would hide a NaN.
-            value = if value < 0.0 { 0.0 } else { value * value };
+            for value in &mut values {
+                // Not `f32::max`, which would hide a NaN.
+                *value = if *value < 0.0 { 0.0 } else { *value * *value };
+            }
         }
-        // SAFETY: inside `[m, n]`, and this job's own column.
-        unsafe { self.out.at(row * n + column).write(value) };
+        // SAFETY: inside `[m, n]`, and this job's own rows and columns; an array of f32 is aligned as
+        // an f32.
+        unsafe {
+            let to = self.out.at(row * n + column);
+            to.cast::<[f32; NR]>().write(values);
+        }
     }
 }

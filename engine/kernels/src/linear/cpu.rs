@@ -1,11 +1,16 @@
 //! The weight products on the CPU.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use half::bf16;
 
 use super::product::{Epilogue, Input, Product};
 use super::weights::{Viewed, Weights};
+use crate::profile::{self, Work};
+use crate::simd::{self, Kernel, LANES, Simd};
+use crate::team::{self, SharedMut};
 use crate::{Arithmetic, Isa, Matrix, flex, isa};
 
 /// `x @ w^T + bias`.
@@ -72,6 +77,10 @@ pub(crate) fn product(
     let [n, k] = w.dims();
     assert_eq!(x.len(), num_tokens * k, "input of a [{n}, {k}] product");
     let w = Viewed::new(w);
+    let _scope = profile::scope("product", [n, k], || Work {
+        bytes: w.weights().num_bytes() + size_of::<f32>() * num_tokens * (n + k),
+        operations: 2 * num_tokens * n * k,
+    });
     let bias = bias.map(flex::view);
     let bias = bias.as_ref().map(flex::widened);
     if let Some(bias) = &bias {
@@ -82,7 +91,7 @@ pub(crate) fn product(
     let isa = isa();
     let rounded = RoundedInput::new(x, num_tokens, k, weights, arithmetic, isa);
     Product {
-        input: rounded.as_input(x),
+        input: rounded.rows(x, 0..num_tokens, k),
         m: num_tokens,
         weights,
         scale: w.scale(),
@@ -117,28 +126,68 @@ impl RoundedInput {
         match (arithmetic, weights) {
             (Arithmetic::F32, _) => Self::AsIs,
             (_, Weights::Bf16(_)) if isa == Isa::Avx512Bf16 => {
-                let stride = k.next_multiple_of(32);
-                let mut values = vec![bf16::ZERO; m * stride];
-                for row in 0..m {
-                    let (from, to) = (&x[row * k..][..k], &mut values[row * stride..][..k]);
-                    for (to, &from) in to.iter_mut().zip(from) {
-                        *to = bf16::from_f32(from);
-                    }
-                }
+                let stride = k.next_multiple_of(2 * LANES);
+                let values = round(isa, x, m, k, stride);
                 Self::Bf16 { values, stride }
             }
-            (_, _) => Self::Widened(x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect()),
+            (_, _) => {
+                let rounded = round(isa, x, m, k, k);
+                Self::Widened(rounded.into_iter().map(bf16::to_f32).collect())
+            }
         }
     }
 
-    pub(crate) fn as_input<'a>(&'a self, x: &'a [f32]) -> Input<'a> {
+    /// Some rows of `k` numbers; `x` is what this was made of.
+    pub(crate) fn rows<'a>(&'a self, x: &'a [f32], rows: Range<usize>, k: usize) -> Input<'a> {
         match self {
-            Self::AsIs => Input::F32(x),
-            Self::Widened(x) => Input::F32(x),
+            Self::AsIs => Input::F32(&x[rows.start * k..rows.end * k]),
+            Self::Widened(x) => Input::F32(&x[rows.start * k..rows.end * k]),
             Self::Bf16 { values, stride } => Input::Bf16 {
-                values,
+                values: &values[rows.start * stride..rows.end * stride],
                 stride: *stride,
             },
+        }
+    }
+}
+
+/// Rows of `k` numbers, `stride` apart with zeros between.
+fn round(isa: Isa, x: &[f32], m: usize, k: usize, stride: usize) -> Vec<bf16> {
+    assert!(x.len() == m * k && k <= stride, "rows to round");
+    let mut values = vec![bf16::ZERO; m * stride];
+    let shared = SharedMut::new(&mut values);
+    let piece = team::piece_len(m, 1, 2 * x.len());
+    team::share(m.div_ceil(piece), 2 * x.len(), |index| {
+        for row in index * piece..(index * piece + piece).min(m) {
+            // SAFETY: rows of `values`, one after the other; pieces do not overlap.
+            let to = unsafe { shared.slice(row * stride, k) };
+            let from = &x[row * k..][..k];
+            simd::run(isa, RoundRow { from, to });
+        }
+    });
+    values
+}
+
+/// One row; both are of one length.
+struct RoundRow<'a> {
+    from: &'a [f32],
+    to: &'a mut [bf16],
+}
+
+impl Kernel for RoundRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { from, to } = self;
+        assert_eq!(from.len(), to.len(), "lengths of a row");
+        let mut at = 0;
+        while at + LANES <= from.len() {
+            // SAFETY: `at + LANES` elements are in both.
+            unsafe { s.store_bf16(s.load(from.as_ptr().add(at)), to.as_mut_ptr().add(at)) };
+            at += LANES;
+        }
+        for (to, from) in to[at..].iter_mut().zip(&from[at..]) {
+            *to = bf16::from_f32(*from);
         }
     }
 }

@@ -54,6 +54,10 @@ pub(crate) struct Product<'a> {
     pub(crate) epilogue: Epilogue,
 }
 
+/// Input rows of a piece at most: those of a long prompt are read from the second-level cache by all of
+/// a piece's weight rows.
+const BAND_ROWS: usize = 512;
+
 /// Rows of weights handed over at least: a whole group.
 pub(crate) const PIECE_ROWS: usize = super::blocks::GROUP;
 
@@ -62,25 +66,37 @@ impl Product<'_> {
     pub(crate) fn share(&self, isa: Isa, out: &mut [f32]) {
         assert_eq!(out.len(), self.m * self.n, "output of a product");
         let cost = self.m * self.n * self.k;
-        let piece = team::piece_len(self.n, PIECE_ROWS, cost);
+        let bands = self.m.div_ceil(BAND_ROWS).max(1);
+        let piece = team::piece_len(self.n, PIECE_ROWS, cost / bands);
+        let pieces = self.n.div_ceil(piece);
         let out = SharedMut::new(out);
-        team::share(self.n.div_ceil(piece), cost, |index| {
-            let columns = index * piece..(index * piece + piece).min(self.n);
+        team::share(bands * pieces, cost, |index| {
+            let (band, start) = (index / pieces * BAND_ROWS, index % pieces * piece);
+            let rows = band..(band + BAND_ROWS).min(self.m);
+            let columns = start..(start + piece).min(self.n);
             // SAFETY: `out` is `[m, n]` by the assertion above, and pieces do not overlap.
-            unsafe { self.compute(isa, columns, out) };
+            unsafe { self.compute(isa, rows, columns, out) };
         });
     }
 
-    /// Computes the outputs of some weight rows.
+    /// Computes the outputs of some weight rows for some input rows.
     ///
     /// # Safety
-    /// `out` is `[m, n]`, and nobody else touches its `columns`, which lie below `n`.
-    pub(crate) unsafe fn compute(&self, isa: Isa, columns: Range<usize>, out: SharedMut<f32>) {
+    /// `out` is `[m, n]`, and nobody else touches these rows of its `columns`, which lie below `m` and
+    /// `n`.
+    pub(crate) unsafe fn compute(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: SharedMut<f32>,
+    ) {
         self.check();
         simd::run(
             isa,
             Columns {
                 product: *self,
+                rows,
                 range: columns,
                 out,
             },

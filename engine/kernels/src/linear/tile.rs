@@ -32,6 +32,8 @@ pub(crate) trait Dot {
     /// # Safety
     /// `n <= STEP` readable elements from the element `at` on.
     unsafe fn load_w_part<S: Simd>(s: S, w: Self::W, at: usize, n: usize) -> Self::Lanes<S>;
+    /// Asks for the cache line of the element `at`, which need not exist.
+    fn prefetch<S: Simd>(s: S, w: Self::W, at: usize);
     /// # Safety
     /// The instruction set has this dot product.
     unsafe fn fma<S: Simd>(s: S, x: Self::Lanes<S>, w: Self::Lanes<S>, sum: S::V) -> S::V;
@@ -68,6 +70,11 @@ impl<W: Stored> Dot for F32Dot<W> {
     unsafe fn load_w_part<S: Simd>(s: S, w: *const W, at: usize, n: usize) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { W::load_part(s, w.add(at), n) }
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(s: S, w: *const W, at: usize) {
+        s.prefetch(w.wrapping_add(at));
     }
 
     #[inline(always)]
@@ -122,6 +129,11 @@ impl Dot for Nvfp4Dot {
     }
 
     #[inline(always)]
+    fn prefetch<S: Simd>(s: S, w: Nvfp4Rows, at: usize) {
+        s.prefetch(w.codes.wrapping_add(at / 2));
+    }
+
+    #[inline(always)]
     unsafe fn fma<S: Simd>(s: S, x: S::V, w: S::V, sum: S::V) -> S::V {
         s.fma(x, w, sum)
     }
@@ -165,6 +177,11 @@ impl Dot for PairsDot {
     }
 
     #[inline(always)]
+    fn prefetch<S: Simd>(s: S, w: *const bf16, at: usize) {
+        s.prefetch(w.wrapping_add(at));
+    }
+
+    #[inline(always)]
     unsafe fn fma<S: Simd>(s: S, x: S::Pairs, w: S::Pairs, sum: S::V) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { s.dot_pairs(x, w, sum) }
@@ -174,7 +191,8 @@ impl Dot for PairsDot {
 /// Dot products of `MR` rows at `x` with the first `NR` rows of `w`, `k` long, `x_stride` and `w_stride`
 /// elements apart, as the sixteen lane sums along K whose fold is the product, whatever the tile. They
 /// are continued from `sums` with the next `k` elements, which begin at `x` and at the element `first` of
-/// `w`. All parts but the last are whole steps long.
+/// `w`; weights `ahead` elements further on are asked for, unless it is 0. All parts but the last are
+/// whole steps long.
 ///
 /// # Safety
 /// The rows are readable, input rows to whole steps where [`Dot::load_x_part`] says so, and the
@@ -185,13 +203,18 @@ pub(crate) unsafe fn tile_lanes<S: Simd, D: Dot, const MR: usize, const NR: usiz
     x: *const D::X,
     x_stride: usize,
     (w, first): (D::W, usize),
-    w_stride: usize,
+    (w_stride, ahead): (usize, usize),
     k: usize,
     mut sums: [[S::V; NR]; MR],
 ) -> [[S::V; NR]; MR] {
     let whole = k - k % D::STEP;
     let mut at = 0;
     while at < whole {
+        if ahead > 0 {
+            for j in 0..NR {
+                D::prefetch(s, w, first + j * w_stride + at + ahead);
+            }
+        }
         // SAFETY: `at + STEP <= k` in every row.
         unsafe {
             let mut lanes = [D::load_w(s, w, first + at); NR];
@@ -223,4 +246,18 @@ pub(crate) unsafe fn tile_lanes<S: Simd, D: Dot, const MR: usize, const NR: usiz
         }
     }
     sums
+}
+
+/// The sum of each, at the price of fewer where there are four.
+#[inline(always)]
+pub(crate) fn fold<S: Simd, const NR: usize>(s: S, lanes: [S::V; NR]) -> [f32; NR] {
+    let mut out = [0.0; NR];
+    if NR == 4 {
+        out.copy_from_slice(&s.sums([lanes[0], lanes[1], lanes[2], lanes[3]]));
+    } else {
+        for j in 0..NR {
+            out[j] = s.sum(lanes[j]);
+        }
+    }
+    out
 }

@@ -89,6 +89,20 @@ impl Viewed {
 }
 
 impl Weights<'_> {
+    /// As stored.
+    pub(crate) fn num_bytes(self) -> usize {
+        match self {
+            Self::F32(values) => size_of_val(values),
+            Self::F16(values) => size_of_val(values),
+            Self::Bf16(values) => size_of_val(values),
+            Self::Fp8 { codes } => codes.len(),
+            Self::Nvfp4 {
+                codes,
+                block_scales,
+            } => codes.len() + block_scales.len(),
+        }
+    }
+
     /// The lengths that the pointers of a product rely on.
     pub(super) fn check(self, n: usize, k: usize) {
         let len = match self {

@@ -15,6 +15,7 @@ use bytemuck::{Pod, TransparentWrapper as _};
 use super::online::{Attend, Cached, Job};
 use crate::e4m3::E4m3;
 use crate::flex;
+use crate::profile::{self, Work};
 use crate::simd;
 use crate::team::{self, SharedMut};
 use crate::{KvPool, KvTensor, Layout, RowLayout, isa};
@@ -51,6 +52,15 @@ pub(super) fn paged_attention(
     let job_rows = (JOB_NUMBERS / head_dim).clamp(16, 128);
     let jobs = jobs(layout, job_rows, heads / kv_heads, kv_heads);
     let cost = jobs.iter().map(|job| job.cost(head_dim)).sum();
+    let _scope = profile::scope("attention", [heads, head_dim], || {
+        let positions: usize = layout.rows.iter().map(RowLayout::context_len).sum();
+        let stored = attend.cached.num_bytes();
+        Work {
+            bytes: 2 * stored * positions * kv_heads * head_dim
+                + 2 * size_of::<f32>() * num_tokens * width,
+            operations: 2 * cost,
+        }
+    });
     let isa = isa();
     team::share(jobs.len(), cost, |index| {
         simd::run(isa, (&attend, &jobs[index]));

@@ -42,6 +42,17 @@ pub(super) enum Cached<'a> {
     Fp8(&'a [E4m3], &'a [E4m3]),
 }
 
+impl Cached<'_> {
+    /// Of one number.
+    pub(super) fn num_bytes(self) -> usize {
+        match self {
+            Self::F32(..) => 4,
+            Self::Bf16(..) => 2,
+            Self::Fp8(..) => 1,
+        }
+    }
+}
+
 /// Some queries of a row with some heads of one group.
 pub(super) struct Job<'a> {
     pub(super) row: &'a RowLayout,

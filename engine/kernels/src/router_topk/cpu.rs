@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 
 use super::{RouterShape, Routing, select::select};
 use crate::linear::{cpu::product, product::Epilogue};
+use crate::profile::{self, Work};
 use crate::{Arithmetic, flex};
 
 /// Scores by the weight product in f32, then the choice.
@@ -22,6 +23,12 @@ pub(super) fn router_topk(
         None,
         Arithmetic::F32,
         Epilogue::Bias,
+    );
+    let [num_experts, _] = gate.dims();
+    let _scope = profile::scope(
+        "choice of experts",
+        [num_experts, shape.top_k],
+        Work::default,
     );
     for score in &mut scores {
         *score = 1.0 / (1.0 + (-*score).exp());

@@ -171,6 +171,28 @@ impl Simd for Avx2 {
         fold!(a, _mm256_add_ps, _mm_add_ps, _mm_add_ss)
     }
 
+    // Halves are added as in `sum`, those of two registers in one, until each quarter has one sum.
+    #[inline(always)]
+    fn sums(self, a: [V; 4]) -> [f32; 4] {
+        // SAFETY: `self` proves the features; registers only, and an array of eight.
+        unsafe {
+            let eights = a.map(|a| _mm256_add_ps(a[0], a[1]));
+            let fours = |a, b| {
+                let low = _mm256_permute2f128_ps::<0x20>(a, b);
+                let high = _mm256_permute2f128_ps::<0x31>(a, b);
+                _mm256_add_ps(low, high)
+            };
+            let (a, b) = (fours(eights[0], eights[1]), fours(eights[2], eights[3]));
+            let low = _mm256_shuffle_ps::<0b01_00_01_00>(a, b);
+            let high = _mm256_shuffle_ps::<0b11_10_11_10>(a, b);
+            let twos = _mm256_add_ps(low, high);
+            let ones = _mm256_add_ps(twos, _mm256_permute_ps::<0b10_11_00_01>(twos));
+            let mut out = [0.0; 8];
+            _mm256_storeu_ps(out.as_mut_ptr(), ones);
+            [out[0], out[4], out[2], out[6]]
+        }
+    }
+
     #[inline(always)]
     fn largest(self, a: V) -> f32 {
         fold!(a, _mm256_max_ps, _mm_max_ps, _mm_max_ss)
@@ -278,6 +300,33 @@ impl Simd for Avx2 {
             self.store(a, part.as_mut_ptr());
             std::ptr::copy_nonoverlapping(part.as_ptr(), p, n);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, a: V, p: *mut bf16) {
+        // SAFETY: sixteen writable bf16, unaligned stores; `self` proves the features.
+        unsafe {
+            let shorten = |a: __m256| {
+                let bits = _mm256_castps_si256(a);
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+                let rounded = _mm256_add_epi32(bits, half);
+                let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+                let is_nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(a, a);
+                let rounded = _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan));
+                _mm256_srli_epi32::<16>(rounded)
+            };
+            // Packs quarters in turns, which the permutation puts in order.
+            let packed = _mm256_packus_epi32(shorten(a[0]), shorten(a[1]));
+            let kept = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+            _mm256_storeu_si256(p.cast(), kept);
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        // SAFETY: a hint, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
     }
 
     #[inline(always)]

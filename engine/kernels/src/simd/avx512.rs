@@ -123,6 +123,30 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
         fold!(a, _mm256_add_ps, _mm_add_ps, _mm_add_ss)
     }
 
+    // Halves are added as in `sum`, those of two registers in one, until each quarter has one sum.
+    #[inline(always)]
+    fn sums(self, a: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: `self` proves the features; registers only, and an array of four.
+        unsafe {
+            let eights = |a, b| {
+                let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+                let high = _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b);
+                _mm512_add_ps(low, high)
+            };
+            let (a, b) = (eights(a[0], a[1]), eights(a[2], a[3]));
+            let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+            let high = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+            let fours = _mm512_add_ps(low, high);
+            let twos = _mm512_add_ps(fours, _mm512_permute_ps::<0b01_00_11_10>(fours));
+            let ones = _mm512_add_ps(twos, _mm512_permute_ps::<0b10_11_00_01>(twos));
+            let places = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            let mut out = [0.0; 4];
+            let first = _mm512_castps512_ps128(_mm512_permutexvar_ps(places, ones));
+            _mm_storeu_ps(out.as_mut_ptr(), first);
+            out
+        }
+    }
+
     #[inline(always)]
     fn largest(self, a: __m512) -> f32 {
         fold!(a, _mm256_max_ps, _mm_max_ps, _mm_max_ss)
@@ -230,6 +254,29 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     unsafe fn store_part(self, a: __m512, p: *mut f32, n: usize) {
         // SAFETY: lanes outside the mask are not written; `self` proves the features.
         unsafe { _mm512_mask_storeu_ps(p, mask(n), a) };
+    }
+
+    // The instruction for it takes numbers below the smallest normal one for zero.
+    #[inline(always)]
+    unsafe fn store_bf16(self, a: __m512, p: *mut bf16) {
+        // SAFETY: sixteen writable bf16, unaligned store; `self` proves the features.
+        unsafe {
+            let bits = _mm512_castps_si512(a);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_add_epi32(bits, half);
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);
+            let rounded = _mm512_mask_mov_epi32(rounded, is_nan, quiet);
+            let kept = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded));
+            _mm256_storeu_si256(p.cast(), kept);
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        // SAFETY: a hint, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
     }
 
     #[inline(always)]

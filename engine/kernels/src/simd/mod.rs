@@ -50,6 +50,8 @@ pub(crate) trait Simd: Copy {
     fn pow2(self, n: Self::V) -> Self::V;
     /// The sum of all lanes: halves are added until one lane is left.
     fn sum(self, a: Self::V) -> f32;
+    /// [`sum`](Self::sum) of each, to the bit, at less than its price.
+    fn sums(self, a: [Self::V; 4]) -> [f32; 4];
     /// The largest lane, by the rule of [`max`](Self::max).
     fn largest(self, a: Self::V) -> f32;
     /// Lane `i` of vector `j` becomes lane `j` of vector `i`.
@@ -85,6 +87,14 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `n` writable f32 at `p`.
     unsafe fn store_part(self, a: Self::V, p: *mut f32, n: usize);
+
+    /// Rounds to nearest even, as [`bf16::from_f32`] does.
+    ///
+    /// # Safety
+    /// Sixteen writable bf16 at `p`.
+    unsafe fn store_bf16(self, a: Self::V, p: *mut bf16);
+    /// Asks for the cache line of `p`, which need not be readable.
+    fn prefetch<T>(self, p: *const T);
 
     /// [`rounding::round`](crate::ssm_scan::rounding::round) of every lane; the noise of a pair of lanes is
     /// the scrambled sum of `key` and `word`, the next pair's that of the next word.
@@ -260,6 +270,71 @@ mod tests {
             for (at, got) in got.into_iter().enumerate() {
                 let want = numbers[at % LANES * LANES + at / LANES];
                 assert_eq!(got, want, "{}: {at}", isa.name());
+            }
+        }
+    }
+
+    /// The sums of sixteen lanes each, four at a time and one by one.
+    struct SumAll<'a>(&'a [f32]);
+
+    impl Kernel for SumAll<'_> {
+        type Output = Vec<[u32; 2]>;
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        fn run<S: Simd>(self, s: S) -> Vec<[u32; 2]> {
+            let groups = self.0.chunks_exact(4 * LANES);
+            let both = groups.flat_map(|group| {
+                // SAFETY: four times sixteen numbers.
+                let lanes = [0, 1, 2, 3].map(|i| unsafe { s.load(group.as_ptr().add(i * LANES)) });
+                let (at_once, each) = (s.sums(lanes), lanes.map(|lanes| s.sum(lanes)));
+                [0, 1, 2, 3].map(|i| [at_once[i].to_bits(), each[i].to_bits()])
+            });
+            both.collect()
+        }
+    }
+
+    #[test]
+    fn sums_at_once_are_the_sums() {
+        let numbers: Vec<f32> = (0..64 * 16_u32)
+            .map(|i| (i.wrapping_mul(0x9e37_79b9) as i32) as f32 * 1.1e-7)
+            .collect();
+        for isa in Isa::available() {
+            for [at_once, each] in run(isa, SumAll(&numbers)) {
+                assert_eq!(at_once, each, "{}", isa.name());
+            }
+        }
+    }
+
+    struct ShortenAll<'a>(&'a [f32]);
+
+    impl Kernel for ShortenAll<'_> {
+        type Output = Vec<bf16>;
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        fn run<S: Simd>(self, s: S) -> Vec<bf16> {
+            let mut out = vec![bf16::ZERO; self.0.len()];
+            for at in (0..self.0.len()).step_by(LANES) {
+                // SAFETY: there are sixteen numbers for each group of lanes, and as many results.
+                unsafe { s.store_bf16(s.load(self.0.as_ptr().add(at)), out.as_mut_ptr().add(at)) };
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn every_set_rounds_to_bf16_alike() {
+        // All of what is kept, beside what is cut off: ties, their neighbours, and anything.
+        let cut = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff, 0x1234];
+        let bits = (0..1 << 16).flat_map(|kept: u32| cut.map(|cut| kept << 16 | cut));
+        let mut numbers: Vec<f32> = bits.map(f32::from_bits).collect();
+        numbers.resize(numbers.len().next_multiple_of(LANES), 0.0);
+        for isa in Isa::available() {
+            for (got, &x) in run(isa, ShortenAll(&numbers)).into_iter().zip(&numbers) {
+                let want = bf16::from_f32(x);
+                let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+                assert!(same, "{}: {x} is {got}, not {want}", isa.name());
             }
         }
     }

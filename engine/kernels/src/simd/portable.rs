@@ -108,6 +108,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn sums(self, a: [Self::V; 4]) -> [f32; 4] {
+        a.map(|a| self.sum(a))
+    }
+
+    #[inline(always)]
     fn largest(self, a: Self::V) -> f32 {
         fold_halves!(a, |a, b| if a > b { a } else { b })
     }
@@ -170,6 +175,15 @@ impl Simd for Portable {
         // SAFETY: n <= 16 writable f32.
         unsafe { std::ptr::copy_nonoverlapping(a.as_ptr(), p, n) };
     }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, a: Self::V, p: *mut bf16) {
+        // SAFETY: sixteen writable bf16.
+        unsafe { p.cast::<[bf16; LANES]>().write(a.map(bf16::from_f32)) };
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
 
     #[inline(always)]
     fn round_to_half(self, a: Self::V, key: u32, word: u32) -> Self::V {

@@ -14,6 +14,8 @@ use bytemuck::Pod;
 use half::f16;
 
 use super::{ScanParameters, rounding};
+use crate::linear::tile::fold;
+use crate::profile::{self, Work};
 use crate::simd::{self, Kernel, LANES, Simd, Stored, math};
 use crate::team::{self, SharedMut};
 use crate::{Layout, MambaShape, RowLayout, StatePool, flex, isa};
@@ -43,6 +45,12 @@ fn scan<E: Kept>(
     layout: &Layout,
 ) -> (Tensor<2>, StatePool) {
     let ([num_tokens, _], [num_inputs, _]) = (projected.dims(), xbc.dims());
+    let states = shape.inner() * shape.state;
+    let _scope = profile::scope("scan", [shape.inner(), shape.state], || Work {
+        bytes: 2 * size_of::<E>() * layout.rows.len() * states
+            + size_of::<f32>() * num_inputs * (shape.conv_dim() + shape.inner()),
+        operations: 6 * num_inputs * states,
+    });
     let (xbc, projected) = (flex::view(xbc), flex::view(projected));
     let [a, d, dt_bias] = [parameters.a, parameters.d, parameters.dt_bias].map(flex::view);
     let ring_len = pool.max_ring() * shape.ring();
@@ -187,7 +195,6 @@ impl<E: Kept> Kernel for Head<'_, E> {
         let group = head / (shape.heads / groups);
         let (a, d) = (heads.a[head], heads.d[head]);
         let stream = rounding::stream(heads.seed, head);
-        let row_words = rounding::row_words(n);
 
         // SAFETY: a slot of this row and this head of the state: slots differ between rows and copies
         // (checked by `Layout::check_states`), heads between the jobs of a row.
@@ -241,42 +248,31 @@ impl<E: Kept> Kernel for Head<'_, E> {
                     dt
                 };
             }
-            let decay = s.splat((a * dt).exp());
+            let decay: S::V = s.splat((a * dt).exp());
             let key = if E::IS_ROUNDED {
                 rounding::key(stream, row.start + index - row.num_pending)
             } else {
                 0
             };
-            for p in 0..head_dim {
-                let first_word = p as u32 * row_words;
+            let token = Token {
+                decay,
+                dt,
+                d,
+                key,
+                x,
+                b,
+                c,
+            };
+            let mut p = 0;
+            while S::WIDE && p + 4 <= head_dim {
+                let state = &mut state[p * n..][..4 * n];
+                y[p..p + 4].copy_from_slice(&token.advance::<S, E, 4>(s, state, p));
+                p += 4;
+            }
+            while p < head_dim {
                 let state = &mut state[p * n..][..n];
-                let input = s.splat(dt * x[p]);
-                let mut sum = s.splat(0.0);
-                let mut at = 0;
-                while at + LANES <= n {
-                    // SAFETY: `at + LANES <= n`, the length of all three slices.
-                    unsafe {
-                        let old = E::load(s, state.as_ptr().add(at));
-                        let added = s.mul(input, s.load(b.as_ptr().add(at)));
-                        let new = s.fma(old, decay, added);
-                        let noise = (key, first_word + at as u32 / 2);
-                        E::keep(s, new, noise, state.as_mut_ptr().add(at), LANES);
-                        sum = s.fma(new, s.load(c.as_ptr().add(at)), sum);
-                    }
-                    at += LANES;
-                }
-                if at < n {
-                    // SAFETY: `n - at` elements are left of all three slices.
-                    unsafe {
-                        let old = E::load_part(s, state.as_ptr().add(at), n - at);
-                        let added = s.mul(input, s.load_part(b.as_ptr().add(at), n - at));
-                        let new = s.fma(old, decay, added);
-                        let noise = (key, first_word + at as u32 / 2);
-                        E::keep(s, new, noise, state.as_mut_ptr().add(at), n - at);
-                        sum = s.fma(new, s.load_part(c.as_ptr().add(at), n - at), sum);
-                    }
-                }
-                y[p] = s.sum(sum) + d * x[p];
+                [y[p]] = token.advance(s, state, p);
+                p += 1;
             }
             let num_own = own.map_or(0, |own| own + 1);
             for save in row.saves.iter().filter(|save| save.num_tokens == num_own) {
@@ -289,5 +285,69 @@ impl<E: Kept> Kernel for Head<'_, E> {
                 *ring_of(at) = raw_of(token);
             }
         }
+    }
+}
+
+/// What a token does to a head's state.
+struct Token<'a, V> {
+    decay: V,
+    dt: f32,
+    d: f32,
+    /// Of the noise.
+    key: u32,
+    x: &'a [f32],
+    b: &'a [f32],
+    c: &'a [f32],
+}
+
+impl<V: Copy> Token<'_, V> {
+    /// Advances the rows of `state` from the head's row `p` on, which share the loads of b and c, and
+    /// returns their outputs. A row's sum is the same whichever others go along.
+    #[inline(always)]
+    fn advance<S: Simd<V = V>, E: Kept, const ROWS: usize>(
+        &self,
+        s: S,
+        state: &mut [E],
+        p: usize,
+    ) -> [f32; ROWS] {
+        let (b, c) = (self.b, self.c);
+        let n = b.len();
+        assert!(c.len() == n && state.len() == ROWS * n, "rows of a state");
+        let x: &[f32; ROWS] = self.x[p..][..ROWS].try_into().expect("as many as asked");
+        let inputs = x.map(|x| s.splat(self.dt * x));
+        let row_words = rounding::row_words(n);
+        let mut sums = [s.splat(0.0); ROWS];
+        let mut at = 0;
+        while at < n {
+            let len = LANES.min(n - at);
+            // SAFETY: `len` elements are left of b, of c and of each row of the state.
+            unsafe {
+                let (b, c) = if len == LANES {
+                    (s.load(b.as_ptr().add(at)), s.load(c.as_ptr().add(at)))
+                } else {
+                    let (b, c) = (b.as_ptr().add(at), c.as_ptr().add(at));
+                    (s.load_part(b, len), s.load_part(c, len))
+                };
+                for row in 0..ROWS {
+                    let place = state.as_mut_ptr().add(row * n + at);
+                    let old = if len == LANES {
+                        E::load(s, place)
+                    } else {
+                        E::load_part(s, place, len)
+                    };
+                    let new = s.fma(old, self.decay, s.mul(inputs[row], b));
+                    let noise = (self.key, (p + row) as u32 * row_words + at as u32 / 2);
+                    E::keep(s, new, noise, place, len);
+                    sums[row] = s.fma(new, c, sums[row]);
+                }
+            }
+            at += LANES;
+        }
+        let sums = fold(s, sums);
+        let mut y = [0.0; ROWS];
+        for row in 0..ROWS {
+            y[row] = sums[row] + self.d * x[row];
+        }
+        y
     }
 }

@@ -3,6 +3,7 @@
 use engine::{Workbench, guarded};
 use serde_json::{Value, json};
 
+use super::profile::{self, Profile};
 use super::report::Report;
 use super::samples::Samples;
 use super::{BenchError, drafts, open, prompt, report};
@@ -21,6 +22,11 @@ pub(super) fn run(mut args: BenchDecodeArgs) -> Result<Report, BenchError> {
         ));
     }
     if args.serve.speculative_tokens.is_some() {
+        if args.profile {
+            return Err(BenchError::Usage(
+                "--profile is without --speculative-tokens".into(),
+            ));
+        }
         return drafts::run(args, most);
     }
     if args.synthetic_acceptance_length.is_some() {
@@ -55,17 +61,21 @@ pub(super) fn run(mut args: BenchDecodeArgs) -> Result<Report, BenchError> {
                 ));
                 continue;
             }
-            let row = measure(
-                &mut bench,
-                &args,
-                batch,
-                info.vocab_size,
-                roof.bytes_per_second,
-            )?;
-            report.row(row);
+            begin(&mut bench, &args, batch, info.vocab_size)?;
+            if args.profile {
+                let profile = profiled(&mut bench, &args, batch)?;
+                profile.tell(&mut report, ("batch", batch), roof);
+            } else {
+                report.row(measure(&mut bench, &args, batch, roof.bytes_per_second)?);
+            }
+            bench.clear();
         }
         Ok(())
     })?;
+    if args.profile {
+        profile::explain(&mut report);
+        return Ok(report);
+    }
     report.note(
         "Bytes are what such a step moves at least: weights once, of the experts those that were\n\
          chosen, state read and written, keys and values; the share is of the measured bandwidth.",
@@ -73,13 +83,13 @@ pub(super) fn run(mut args: BenchDecodeArgs) -> Result<Report, BenchError> {
     Ok(report)
 }
 
-fn measure(
+/// Runs the prompts of `batch` sequences, until all decode.
+fn begin(
     bench: &mut Workbench,
     args: &BenchDecodeArgs,
     batch: u32,
     vocab_size: u32,
-    bandwidth: f64,
-) -> Result<Value, engine::EngineError> {
+) -> Result<(), engine::EngineError> {
     for sequence in 0..batch {
         let salt = (u64::from(batch) << 32) + u64::from(sequence);
         // Nobody ends before the last step, also where somebody began a few steps earlier.
@@ -88,13 +98,11 @@ fn measure(
             .add(prompt(salt, args.context, vocab_size), max_tokens)
             .map_err(|error| engine::EngineError::Memory(error.to_string()))?;
     }
-    let all = u64::from(batch);
-    let decodes = |size: engine::StepSize| size.num_rows == all && size.num_tokens == all;
     // Prompts first, and one step that is like those which follow.
     loop {
         let step = bench.step()?.expect("they have not ended");
-        if decodes(step.size) && step.num_drawn == all {
-            break;
+        if decodes(batch, step.size) && step.num_drawn == u64::from(batch) {
+            return Ok(());
         }
         if step.num_finished > 0 {
             return Err(engine::EngineError::Memory(format!(
@@ -103,15 +111,50 @@ fn measure(
             )));
         }
     }
+}
+
+/// Whether a step is one token of each sequence.
+fn decodes(batch: u32, size: engine::StepSize) -> bool {
+    let all = u64::from(batch);
+    size.num_rows == all && size.num_tokens == all
+}
+
+/// Where the time of such steps goes.
+fn profiled(
+    bench: &mut Workbench,
+    args: &BenchDecodeArgs,
+    batch: u32,
+) -> Result<Profile, engine::EngineError> {
+    let mut profile = Profile::default();
+    for _ in 0..args.steps {
+        let (step, rows) = bench.profiled_step()?.expect("they have not ended");
+        check(batch, step.size)?;
+        profile.add(step.time, rows);
+    }
+    Ok(profile)
+}
+
+/// Refuses a step that not all were in.
+fn check(batch: u32, size: engine::StepSize) -> Result<(), engine::EngineError> {
+    if decodes(batch, size) {
+        return Ok(());
+    }
+    Err(engine::EngineError::Memory(format!(
+        "{batch} sequences did not stay together: the cache is too small (--cache-memory)"
+    )))
+}
+
+fn measure(
+    bench: &mut Workbench,
+    args: &BenchDecodeArgs,
+    batch: u32,
+    bandwidth: f64,
+) -> Result<Value, engine::EngineError> {
     let mut times = Samples::default();
     let (mut num_tokens, mut sizes) = (0, Vec::new());
     for _ in 0..args.steps {
         let step = bench.step()?.expect("they have not ended");
-        if !decodes(step.size) {
-            return Err(engine::EngineError::Memory(format!(
-                "{batch} sequences did not stay together: the cache is too small (--cache-memory)"
-            )));
-        }
+        check(batch, step.size)?;
         times.add_ms(step.time);
         num_tokens += step.num_drawn;
         sizes.push(step.size);
@@ -123,7 +166,6 @@ fn measure(
         num_launches = counts.num_launches;
         read_back_bytes = counts.read_back_bytes;
     }
-    bench.clear();
 
     let footprint = bench.footprint();
     let chosen = num_experts.map(|sum| sum as f64 / f64::from(NUM_COUNTED));

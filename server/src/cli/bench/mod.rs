@@ -6,6 +6,7 @@ mod drafts;
 mod load;
 mod prefill;
 mod products;
+mod profile;
 mod report;
 mod samples;
 mod serve;

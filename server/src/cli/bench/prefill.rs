@@ -3,6 +3,7 @@
 use engine::{Workbench, guarded};
 use serde_json::{Value, json};
 
+use super::profile::{self, Profile};
 use super::report::Report;
 use super::samples::Samples;
 use super::{BenchError, open, prompt, report};
@@ -32,6 +33,11 @@ pub(super) fn run(mut args: BenchPrefillArgs) -> Result<Report, BenchError> {
                 ));
                 continue;
             }
+            if args.profile {
+                let profile = profiled(&mut bench, &args, len, info.vocab_size)?;
+                profile.tell(&mut report, ("length", len), roof);
+                continue;
+            }
             let row = measure(
                 &mut bench,
                 &args,
@@ -43,11 +49,48 @@ pub(super) fn run(mut args: BenchPrefillArgs) -> Result<Report, BenchError> {
         }
         Ok(())
     })?;
+    if args.profile {
+        profile::explain(&mut report);
+        return Ok(report);
+    }
     report.note(
         "Operations are two per parameter that a token uses, the head's once, the recurrence's and\n\
          attention's; the share is of the measured rate of a product of a long chunk.",
     );
     Ok(report)
+}
+
+/// Where the time of whole prompts goes.
+fn profiled(
+    bench: &mut Workbench,
+    args: &BenchPrefillArgs,
+    len: u32,
+    vocab_size: u32,
+) -> Result<Profile, engine::EngineError> {
+    let mut profile = Profile::default();
+    for repeat in 0..args.repeat {
+        add(bench, len, repeat, vocab_size)?;
+        let (mut time, mut all) = (std::time::Duration::ZERO, Vec::new());
+        while let Some((step, rows)) = bench.profiled_step()? {
+            time += step.time;
+            all.extend(rows);
+        }
+        profile.add(time, all);
+    }
+    Ok(profile)
+}
+
+/// Queues one of the prompts.
+fn add(
+    bench: &mut Workbench,
+    len: u32,
+    repeat: u32,
+    vocab_size: u32,
+) -> Result<(), engine::EngineError> {
+    let salt = (u64::from(len) << 32) + u64::from(repeat);
+    bench
+        .add(prompt(salt, len, vocab_size), 1)
+        .map_err(|error| engine::EngineError::Memory(error.to_string()))
 }
 
 fn measure(
@@ -60,10 +103,7 @@ fn measure(
     let mut times = Samples::default();
     let mut num_tokens = 0;
     for repeat in 0..args.repeat {
-        let salt = (u64::from(len) << 32) + u64::from(repeat);
-        bench
-            .add(prompt(salt, len, vocab_size), 1)
-            .map_err(|error| engine::EngineError::Memory(error.to_string()))?;
+        add(bench, len, repeat, vocab_size)?;
         let mut time = std::time::Duration::ZERO;
         while let Some(step) = bench.step()? {
             time += step.time;

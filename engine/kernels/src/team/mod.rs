@@ -1,20 +1,32 @@
 //! The threads that share the work inside one operation.
+//!
+//! A team is the calling thread and helpers that wait for its next operation: spinning for as long as
+//! the gap between two operations of a step usually lasts, then asleep. Pieces are taken one by one,
+//! so that a helper whose core is busy with something else takes fewer. `crew.rs` has the helpers.
+
+mod crew;
 
 use std::cell::RefCell;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rayon::prelude::*;
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use self::crew::Crew;
 
-/// Multiply-adds below which an operation stays on the calling thread. Handing work to sleeping
-/// threads and waiting for them was measured at 11 to 15 us, and one AVX-512 core with its operands
-/// in the cache computes about this much in 25 us: from here on two threads win.
-const MIN_SHARED_COST: usize = 1_000_000;
+/// Multiply-adds below which an operation stays on the calling thread: one AVX-512 core with its
+/// operands in the cache computes about this much in two microseconds, and a helper that is awake
+/// needs half of one to begin.
+const MIN_SHARED_COST: usize = 200_000;
+
+/// Multiply-adds from which sleeping helpers are woken: that takes the caller some microseconds.
+const MIN_WAKING_COST: usize = 2_000_000;
 
 /// Pieces per thread, so that a thread that was interrupted does not hold up the others.
-const PIECES_PER_THREAD: usize = 4;
+const PIECES_PER_THREAD: usize = 8;
 
-static TEAM: RwLock<Option<Arc<ThreadPool>>> = RwLock::new(None);
+/// Multiply-adds of a piece, unless the granularity says otherwise: taking one costs little beside the
+/// least, and nobody waits long for whoever is interrupted within the most.
+const PIECE_COST: std::ops::Range<usize> = 50_000..64_000_000;
+
+static TEAM: RwLock<Option<Arc<Crew>>> = RwLock::new(None);
 
 /// Sets the number of threads that share work inside an operation. Without it, all the cores that
 /// the process may use. Results do not depend on it.
@@ -22,13 +34,12 @@ static TEAM: RwLock<Option<Arc<ThreadPool>>> = RwLock::new(None);
 /// # Panics
 /// If `n` is 0, or the system refuses the threads.
 pub fn set_num_threads(n: usize) {
-    assert!(n > 0, "at least one thread");
-    let pool = build(n);
-    *TEAM.write().unwrap_or_else(PoisonError::into_inner) = Some(pool);
+    let crew = Arc::new(Crew::new(n));
+    *TEAM.write().unwrap_or_else(PoisonError::into_inner) = Some(crew);
 }
 
 thread_local! {
-    static TEAM_HERE: RefCell<Option<Arc<ThreadPool>>> = const { RefCell::new(None) };
+    static TEAM_HERE: RefCell<Option<Arc<Crew>>> = const { RefCell::new(None) };
 }
 
 /// Gives the operations called from this thread a team of their own, until the thread ends. Several
@@ -38,26 +49,16 @@ thread_local! {
 /// # Panics
 /// If `n` is 0, or the system refuses the threads.
 pub fn set_num_threads_here(n: usize) {
-    assert!(n > 0, "at least one thread");
-    let pool = build(n);
-    TEAM_HERE.with_borrow_mut(|team| *team = Some(pool));
+    let crew = Arc::new(Crew::new(n));
+    TEAM_HERE.with_borrow_mut(|team| *team = Some(crew));
 }
 
 /// The number of threads that share work inside an operation called from this thread.
 pub fn num_threads() -> usize {
-    team().current_num_threads()
+    team().num_threads()
 }
 
-fn build(n: usize) -> Arc<ThreadPool> {
-    let pool = ThreadPoolBuilder::new()
-        .num_threads(n)
-        .thread_name(|index| format!("kernels-{index}"))
-        .build()
-        .expect("the system gives threads to the kernels");
-    Arc::new(pool)
-}
-
-fn team() -> Arc<ThreadPool> {
+fn team() -> Arc<Crew> {
     if let Some(team) = TEAM_HERE.with_borrow(Clone::clone) {
         return team;
     }
@@ -66,18 +67,19 @@ fn team() -> Arc<ThreadPool> {
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut slot = TEAM.write().unwrap_or_else(PoisonError::into_inner);
-    Arc::clone(slot.get_or_insert_with(|| build(cores)))
+    Arc::clone(slot.get_or_insert_with(|| Arc::new(Crew::new(cores))))
 }
 
 /// Calls `f(0..num_jobs)`, each once, on the team if `cost` (in multiply-adds) is worth it. Also for
-/// host-side work between operations, so that it runs on the threads that it was granted.
+/// host-side work between operations, so that it runs on the threads that it was granted. A call from
+/// within a job, or while another thread has the team, runs on the calling thread alone.
+///
+/// # Panics
+/// If `f` does: with what it panicked with, once no job runs any more.
 pub fn share(num_jobs: usize, cost: usize, f: impl Fn(usize) + Sync) {
     if num_jobs > 1 && cost >= MIN_SHARED_COST {
-        let team = team();
-        if team.current_num_threads() > 1 {
-            team.install(|| {
-                (0..num_jobs).into_par_iter().with_max_len(1).for_each(&f);
-            });
+        let wakes = cost >= MIN_WAKING_COST;
+        if team().share(num_jobs, cost / num_jobs, wakes, &f) {
             return;
         }
     }
@@ -96,7 +98,8 @@ pub(crate) fn piece_len(num_items: usize, granularity: usize, cost: usize) -> us
         1
     } else {
         (threads * PIECES_PER_THREAD)
-            .min(cost / (MIN_SHARED_COST / 8))
+            .min(cost / PIECE_COST.start)
+            .max(cost / PIECE_COST.end)
             .max(1)
     };
     num_items
@@ -166,13 +169,56 @@ mod tests {
                     let done = AtomicUsize::new(0);
                     for _ in 0..50 {
                         together.wait();
-                        share(8, MIN_SHARED_COST, |_| {
+                        share(8, MIN_WAKING_COST, |_| {
                             done.fetch_add(1, Ordering::Relaxed);
                         });
                     }
                     assert_eq!(done.into_inner(), 400);
                 });
             }
+        });
+    }
+
+    /// One team for two threads: whoever does not get it works alone, and nothing is lost.
+    #[test]
+    fn threads_that_want_one_team_do_not_wait_for_each_other() {
+        let crew = Crew::new(2);
+        let together = Barrier::new(2);
+        let done = AtomicUsize::new(0);
+        let job = |_: usize| {
+            done.fetch_add(1, Ordering::Relaxed);
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    together.wait();
+                    for _ in 0..200 {
+                        if !crew.share(8, MIN_WAKING_COST, true, &job) {
+                            (0..8).for_each(job);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(done.into_inner(), 2 * 200 * 8);
+    }
+
+    /// Cuts are whole granules, and pieces of a long prompt's product stay short.
+    #[test]
+    fn pieces_are_neither_crumbs_nor_boulders() {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                set_num_threads_here(2);
+                let check = |items, granularity, cost, want| {
+                    assert_eq!(piece_len(items, granularity, cost), want);
+                };
+                check(4096, 8, MIN_SHARED_COST - 1, 4096);
+                check(4096, 8, MIN_SHARED_COST, 1024);
+                check(4096, 8, 4_000_000, 256);
+                check(4096, 8, 6_400_000_000, 48);
+                check(16, 8, 6_400_000_000, 8);
+                check(0, 8, 0, 8);
+            });
         });
     }
 }
