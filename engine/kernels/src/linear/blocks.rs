@@ -16,7 +16,7 @@
 use std::ops::Range;
 
 use super::product::{Epilogue, Input, Product};
-use super::tile::{Dot, F32Dot, Nvfp4Dot, Nvfp4Rows, PairsDot, tile_lanes};
+use super::tile::{Dot, F32Dot, Nvfp4Dot, Nvfp4Rows, PairsDot, fold, tile_lanes};
 use super::weights::Weights;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::team::SharedMut;
