@@ -240,7 +240,9 @@ impl Hall {
         let mut number = 0;
         while let Some(new) = self.wait(index, number) {
             number = new;
-            if !pace.rests() && self.enter(number) {
+            if let Some(rest) = pace.rest(Instant::now()) {
+                thread::sleep(rest);
+            } else if self.enter(number) {
                 self.work(&mut pace);
                 self.gate.fetch_sub(ONE, Ordering::Release);
             }
@@ -347,22 +349,17 @@ impl Pace {
         self.worked >= STINT
     }
 
-    /// Rests if it has to, outside of any operation. Whether it did.
-    fn rests(&mut self) -> bool {
-        let Some(until) = self.careful else {
-            return false;
-        };
-        if Instant::now() > until {
+    /// How long the helper has to rest before it enters another operation, if at all.
+    fn rest(&mut self, now: Instant) -> Option<Duration> {
+        if now > self.careful? {
             self.careful = None;
             self.worked = Duration::ZERO;
-            return false;
         }
         if self.worked < STINT {
-            return false;
+            return None;
         }
         self.worked = Duration::ZERO;
-        thread::sleep(REST);
-        true
+        Some(REST)
     }
 }
 
@@ -469,18 +466,20 @@ mod tests {
         let usual = Duration::from_micros(300);
         let now = Instant::now();
         for _ in 0..100 {
-            assert!(!pace.has_to_rest(usual, COST, now) && !pace.rests());
+            assert!(!pace.has_to_rest(usual, COST, now));
             // A larger piece takes longer.
-            assert!(!pace.has_to_rest(20 * usual, 20 * COST, now) && !pace.rests());
+            assert!(!pace.has_to_rest(20 * usual, 20 * COST, now));
+            assert_eq!(pace.rest(now), None);
         }
         assert!(pace.has_to_rest(20 * usual, COST, now));
-        assert!(pace.rests() && !pace.rests());
+        assert_eq!((pace.rest(now), pace.rest(now)), (Some(REST), None));
         // A stint is several pieces.
         assert!(!pace.has_to_rest(STINT / 2, 2 * COST, now));
         assert!(pace.has_to_rest(STINT / 2, 2 * COST, now));
-        assert!(pace.rests());
+        assert_eq!((pace.rest(now), pace.rest(now)), (Some(REST), None));
         // Long after, it is as if nothing had been.
-        pace.careful = Some(now);
-        assert!(!pace.rests() && !pace.has_to_rest(STINT, 4 * COST, now));
+        let later = now + 2 * CAREFUL;
+        assert_eq!(pace.rest(later), None);
+        assert!(!pace.has_to_rest(STINT, 4 * COST, later));
     }
 }
