@@ -190,6 +190,10 @@ impl EngineHandle {
         self.check_limits(&request)?;
         let id = request.id;
         let (outputs, receiver) = mpsc::channel(STREAM_CAPACITY);
+        if self.still_for().is_none() {
+            // Whoever had nothing to do is late from now on, not since it last said so.
+            self.shared.heart.beat();
+        }
         self.shared.num_in_channel.fetch_add(1, Ordering::Relaxed);
         if self
             .commands

@@ -678,7 +678,7 @@ mod tests {
     fn errors_name_the_flag() {
         let empty = || Some(vec![String::new()]);
         let base = ServeArgs::default;
-        for (args, flag) in [
+        for (args, flag) in vec![
             (
                 ServeArgs {
                     device: Some("gpu".into()),

@@ -443,6 +443,63 @@ fn a_log_that_cannot_be_written_hinders_nobody() {
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
 }
 
+/// Stops one thread of a process, as a driver that never returns would, until its standard input ends.
+const STOP_THREAD: &str = r#"
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+libc.ptrace.restype = ctypes.c_long
+pid, name = sys.argv[1:]
+for thread in os.listdir(f"/proc/{pid}/task"):
+    if open(f"/proc/{pid}/task/{thread}/comm").read().strip() == name:
+        for request in (0x4206, 0x4207):  # PTRACE_SEIZE, PTRACE_INTERRUPT
+            if libc.ptrace(request, int(thread), None, None) < 0:
+                sys.exit(os.strerror(ctypes.get_errno()))
+        print("stopped", flush=True)
+        sys.stdin.read()
+"#;
+
+#[test]
+fn an_engine_that_hangs_ends_the_process_with_a_code_of_its_own() {
+    let daemon = Daemon::start(&["--stall-seconds", "1", "--watchdog-seconds", "3"]);
+    let stopper = Command::new("python3")
+        .args(["-c", STOP_THREAD, &daemon.child.id().to_string(), "engine"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut said = String::new();
+    let mut stopper = stopper.map(|mut stopper| {
+        let output = stopper.stdout.take().expect("piped");
+        let read = BufReader::new(output).read_line(&mut said);
+        read.expect("its output is UTF-8");
+        stopper
+    });
+    if said.trim() != "stopped" {
+        println!("skipped: no Python, or it may not stop threads of others: {stopper:?}");
+        return;
+    }
+    let body = r#"{"model":"nemoserve-demo","prompt":"Once","max_tokens":9,"stream":true}"#;
+    let mut stream = daemon.send(&post("/v1/completions", "", body));
+    let begin = Instant::now();
+    while !daemon.get("/health").contains("stalled") {
+        assert!(begin.elapsed() < PATIENCE, "it hangs and is well");
+    }
+    assert!(daemon.get("/ready").starts_with("HTTP/1.1 503"));
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it ends in order");
+    assert!(text.contains("--watchdog-seconds 3"), "{text}");
+    assert!(text.contains("data: [DONE]"), "{text}");
+    // Whoever holds a thread of it holds its end, too.
+    if let Ok(stopper) = &mut stopper {
+        drop(stopper.stdin.take());
+        stopper.wait().expect("it ends");
+    }
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(9), "{log}");
+    assert!(log.contains("the engine hangs"), "{log}");
+    assert!(log.contains(" engine: state t,"), "{log}");
+}
+
 /// Far more than a pipe holds, to somebody who does not read it.
 #[test]
 fn a_log_that_nobody_reads_holds_up_nobody() {

@@ -143,7 +143,7 @@ async fn a_proxys_connection_begins_with_its_header() {
         format!("PROXY TCP4 {}", "1".repeat(200)).into_bytes(),
         v2(1, 0x11, &[1, 2, 3]),
         v2(7, 0x11, with_extension),
-        v2(1, 0x11, &[0; 60_000])[..6000].to_vec(),
+        v2(1, 0x11, &[0].repeat(60_000))[..6000].to_vec(),
     ] {
         let mut wire = server.wire().await;
         wire.send(&broken).await;

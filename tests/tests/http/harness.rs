@@ -41,14 +41,23 @@ pub(crate) struct Script {
 
 #[derive(Default)]
 struct ScriptState {
-    /// Steps that may still run; `None`: as many as wanted.
-    allowance: Option<u64>,
+    pace: Pace,
     fails: bool,
-    /// Steps take for ever, and give signs of life all the while.
-    crawls: bool,
     /// Loading waits for this.
     loads_late: bool,
     load_fails: bool,
+}
+
+/// How steps go.
+#[derive(Default)]
+enum Pace {
+    /// As many as wanted.
+    #[default]
+    Free,
+    /// So many more.
+    Allowed(u64),
+    /// They take for ever, and give signs of life all the while.
+    Crawling,
 }
 
 impl Script {
@@ -59,28 +68,34 @@ impl Script {
 
     /// No step runs until [`Script::allow`].
     pub(crate) fn hold(&self) {
-        self.set(|state| state.allowance = Some(0));
+        self.set(|state| state.pace = Pace::Allowed(0));
     }
 
     /// So many more steps may run.
     pub(crate) fn allow(&self, steps: u64) {
-        self.set(|state| state.allowance = Some(state.allowance.unwrap_or(0) + steps));
+        self.set(|state| {
+            let left = match state.pace {
+                Pace::Allowed(left) => left,
+                Pace::Free | Pace::Crawling => 0,
+            };
+            state.pace = Pace::Allowed(left + steps);
+        });
     }
 
     pub(crate) fn release(&self) {
-        self.set(|state| state.allowance = None);
+        self.set(|state| state.pace = Pace::Free);
     }
 
-    /// Steps compute on and on, or end as usual again.
-    pub(crate) fn crawl(&self, crawls: bool) {
-        self.set(|state| state.crawls = crawls);
+    /// Steps compute on and on, until [`Script::release`].
+    pub(crate) fn crawl(&self) {
+        self.set(|state| state.pace = Pace::Crawling);
     }
 
     /// The next step fails as a whole.
     pub(crate) fn fail(&self) {
         self.set(|state| {
             state.fails = true;
-            state.allowance = None;
+            state.pace = Pace::Free;
         });
     }
 
@@ -104,7 +119,7 @@ impl Script {
     /// Returns whether the step fails.
     fn wait_for_step(&self, heart: &Heart) -> bool {
         let mut state = self.state.lock().expect("no test panics in here");
-        while state.crawls {
+        while matches!(state.pace, Pace::Crawling) {
             heart.beat();
             (state, _) = self
                 .changed
@@ -113,9 +128,9 @@ impl Script {
         }
         let mut state = self
             .changed
-            .wait_while(state, |state| state.allowance == Some(0))
+            .wait_while(state, |state| matches!(state.pace, Pace::Allowed(0)))
             .expect("no test panics in here");
-        if let Some(left) = &mut state.allowance {
+        if let Pace::Allowed(left) = &mut state.pace {
             *left -= 1;
         }
         state.fails

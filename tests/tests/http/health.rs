@@ -70,7 +70,7 @@ async fn an_idle_engine_is_well_however_long_it_rests() {
 #[tokio::test]
 async fn a_slow_step_that_goes_on_is_well() {
     let server = Server::configured(impatient(Some(2 * STALL))).await;
-    server.script.crawl(true);
+    server.script.crawl();
     let mut wire = server.wire().await;
     wire.send(request(
         "POST",
@@ -90,7 +90,7 @@ async fn a_slow_step_that_goes_on_is_well() {
         assert_eq!(server.get("/health").await.status, 200);
         assert_eq!(server.get("/ready").await.status, 200);
     }
-    server.script.crawl(false);
+    server.script.release();
     assert_eq!(wire.reply().await.status, 200);
 }
 
