@@ -165,8 +165,8 @@ impl Endpoint {
         )
     }
 
-    /// Probes and scrapers need no key; what is held shows at which lengths others part, and does. Nor do the page, which asks for one, and the document, which
-    /// says how to show it.
+    /// Probes and scrapers need no key, nor do the page, which asks for one, and the document, which says
+    /// how to show it. What the cache holds tells at which lengths others part, so that needs one.
     pub(crate) fn is_operational(self) -> bool {
         matches!(
             self,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
+use super::breakpoints;
 use super::choice::ChoiceOptions;
 use super::fields::parse_object;
 use super::flavour::Flavour;
@@ -17,7 +18,7 @@ use super::flavours::{self, nvidia};
 use super::generation::{Generation, GenerationOptions, PromptRequest, ThinkingStart};
 use super::prompt::{self, ChatPrompt};
 use super::stream;
-use crate::chat::{ToolCallFormat, ToolSet};
+use crate::chat::{Message, ToolCallFormat, ToolSet};
 use crate::error::ApiError;
 use crate::state::{AppState, RequestContext, Response};
 
@@ -68,7 +69,12 @@ where
             thinking,
             ..
         } = &request;
-        let prompt = prompt::render_chat(&state, messages, tools, thinking, true)?;
+        let render =
+            |messages: &[Message]| prompt::render_chat(&state, messages, tools, thinking, true);
+        let mut prompt = render(messages)?;
+        prompt.breakpoints = breakpoints::find(messages, &prompt.ids, |messages| {
+            render(messages).map(|prompt| prompt.ids)
+        });
         Ok((request, prompt))
     })
     .await?;
@@ -115,6 +121,7 @@ pub fn start(
         ids: prompt.ids.as_slice().into(),
         sampling: Arc::new(sampling),
         guide: guide::guide(&ctx.state, request, prompt),
+        breakpoints: prompt.breakpoints.clone(),
     }];
     Generation::start(ctx.clone(), prompts, &options)
 }

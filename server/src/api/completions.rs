@@ -116,6 +116,7 @@ fn start(ctx: &RequestContext, request: &CompletionRequest) -> Result<Generation
             ids: Arc::clone(ids),
             sampling: Arc::new(sampling),
             guide: None,
+            breakpoints: Vec::new(),
         });
     }
     let options = GenerationOptions {

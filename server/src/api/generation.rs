@@ -22,7 +22,7 @@ use super::choice::{Choice, ChoiceOptions, Finish, TokenText, token_text};
 use super::types::{PromptScore, PromptScores, Usage};
 use crate::error::ApiError;
 use crate::state::RequestContext;
-use crate::text::{Detokenizer, Tokenizer};
+use crate::text::Detokenizer;
 
 /// What is asked of the engine for one prompt.
 pub struct PromptRequest {
@@ -32,6 +32,8 @@ pub struct PromptRequest {
     pub sampling: Arc<SamplingParams>,
     /// What its choices must obey.
     pub guide: Option<Arc<Guide>>,
+    /// Lengths of prefixes that its client wants cached, beside those at which messages begin.
+    pub breakpoints: Vec<u32>,
 }
 
 /// How all choices of a request are made.
@@ -116,18 +118,24 @@ impl Generation {
                 ids,
                 sampling,
                 guide,
+                breakpoints,
             },
         ) in requests.into_iter().enumerate()
         {
             let scored = sampling.prompt_logprobs.is_some();
-            let turns = |tokenizer: &Arc<Tokenizer>| tokenizer.turns(&ids).into();
+            let mut boundaries = breakpoints;
+            if let Some(tokenizer) = &state.tokenizer {
+                boundaries.extend(tokenizer.turns(&ids));
+            }
+            boundaries.sort_unstable();
+            boundaries.dedup();
             let request = Request {
                 id: state.engine.next_request_id(),
                 prompt: Arc::clone(&ids),
                 sampling,
                 num_choices: options.num_choices,
                 cache_salt: Arc::clone(&options.cache_salt),
-                boundaries: state.tokenizer.as_ref().map(turns).unwrap_or_default(),
+                boundaries: boundaries.into(),
                 priority: ctx.priority.unwrap_or(options.priority),
                 tenant: TenantId::default(),
                 tenant_weight: 1,

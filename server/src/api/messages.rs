@@ -59,7 +59,7 @@ impl Reader {
                 ));
             }
         };
-        message.content = required_content(fields)?;
+        required_content(fields)?.put(&mut message);
         Ok(message)
     }
 
@@ -87,10 +87,14 @@ impl Reader {
         if content.is_none() && refusal.is_none() && message.tool_calls.is_empty() {
             return Err(fields.missing("content"));
         }
-        message.content = content.or(refusal.map(str::to_owned)).unwrap_or_default();
+        let refusal = refusal.map(Content::from);
+        content.or(refusal).unwrap_or_default().put(&mut message);
         if message.reasoning.is_none()
             && let Some((thought, answer)) = split_thought(&message.content)
         {
+            let num_taken = message.content.len() - answer.len();
+            let left = message.breakpoints.iter();
+            message.breakpoints = left.filter_map(|at| at.checked_sub(num_taken)).collect();
             (message.reasoning, message.content) = (Some(thought), answer);
         }
         Ok(message)
@@ -109,7 +113,7 @@ impl Reader {
             ));
         }
         message.tool_call_id = Some(id.to_owned());
-        message.content = required_content(fields)?;
+        required_content(fields)?.put(&mut message);
         Ok(message)
     }
 
@@ -122,21 +126,46 @@ impl Reader {
             let message = format!("{name:?} answers no function call before it");
             return Err(ApiError::invalid_value(fields.path("name"), message));
         }
-        message.content = content(fields, false)?.unwrap_or_default();
+        content(fields, false)?
+            .unwrap_or_default()
+            .put(&mut message);
         Ok(message)
     }
 }
 
-fn required_content(fields: &Fields<'_>) -> Result<String, ApiError> {
+/// What a message says.
+#[derive(Default)]
+struct Content {
+    text: String,
+    /// See [`Message::breakpoints`].
+    breakpoints: Vec<usize>,
+}
+
+impl Content {
+    fn put(self, message: &mut Message) {
+        (message.content, message.breakpoints) = (self.text, self.breakpoints);
+    }
+}
+
+impl From<&str> for Content {
+    fn from(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            breakpoints: Vec::new(),
+        }
+    }
+}
+
+fn required_content(fields: &Fields<'_>) -> Result<Content, ApiError> {
     content(fields, false)?.ok_or_else(|| fields.missing("content"))
 }
 
 /// A string, or text parts joined by newlines.
-fn content(fields: &Fields<'_>, assistant: bool) -> Result<Option<String>, ApiError> {
+fn content(fields: &Fields<'_>, assistant: bool) -> Result<Option<Content>, ApiError> {
     let path = fields.path("content");
     let parts = match fields.get("content") {
         None => return Ok(None),
-        Some(Value::String(text)) => return Ok(Some(text.clone())),
+        Some(Value::String(text)) => return Ok(Some(text.as_str().into())),
         Some(Value::Array(parts)) => parts,
         Some(other) => {
             return Err(ApiError::invalid_type(
@@ -149,7 +178,7 @@ fn content(fields: &Fields<'_>, assistant: bool) -> Result<Option<String>, ApiEr
     if parts.is_empty() {
         return Err(ApiError::invalid_value(path, "must not be empty"));
     }
-    let mut texts = Vec::with_capacity(parts.len());
+    let mut content = Content::default();
     for (j, part) in parts.iter().enumerate() {
         let part = Fields::of(part, format!("{path}[{j}]"))?;
         let kind = part.string("type")?.ok_or_else(|| part.missing("type"))?;
@@ -164,9 +193,16 @@ fn content(fields: &Fields<'_>, assistant: bool) -> Result<Option<String>, ApiEr
                 ));
             }
         };
-        texts.push(part.string(key)?.ok_or_else(|| part.missing(key))?);
+        let text = part.string(key)?.ok_or_else(|| part.missing(key))?;
+        if j > 0 {
+            content.text.push('\n');
+        }
+        content.text.push_str(text);
+        if part.get("cache_control").is_some() {
+            content.breakpoints.push(content.text.len());
+        }
     }
-    Ok(Some(texts.join("\n")))
+    Ok(Some(content))
 }
 
 /// The thought that belongs to an assistant's message, under any of its three names.
@@ -305,5 +341,37 @@ mod tests {
         assert_eq!(read[4].content, "no");
         assert_eq!(read[4].reasoning.as_deref(), Some("d1d2"));
         assert_eq!(read[5].tool_calls[0].name, "k");
+    }
+
+    #[test]
+    fn parts_end_where_their_client_wants_them_cached() {
+        let ends = |content: &str| {
+            let read = messages(&format!(
+                r#"[{{"role": "assistant", "content": {content}}}]"#
+            ));
+            let message = read.unwrap().remove(0);
+            let ends = message.breakpoints.iter();
+            ends.map(|end| message.content[..*end].to_owned())
+                .collect::<Vec<_>>()
+        };
+        let marked = |text: &str| {
+            format!(
+                r#"{{"type": "text", "text": "{text}", "cache_control": {{"type": "ephemeral"}}}}"#
+            )
+        };
+        let plain = r#"{"type": "text", "text": "é", "cache_control": null}"#;
+        let (one, two) = (marked("one"), marked("two"));
+        assert_eq!(ends(&format!("[{plain}]")), [""; 0]);
+        assert_eq!(
+            ends(&format!("[{plain}, {one}, {plain}, {two}]")),
+            ["é\none", "é\none\né\ntwo"]
+        );
+        // A thought in front of the answer is taken out, and what ends in it ends nowhere.
+        let thought = marked("<think>so");
+        let answer = marked("</think>yes");
+        assert_eq!(
+            ends(&format!("[{thought}, {answer}, {one}]")),
+            ["yes", "yes\none"]
+        );
     }
 }

@@ -13,6 +13,7 @@
 //! | `fields` | reading JSON with errors that name the path |
 //! | `params`, `thinking`, `messages`, `tools` | parameters, reasoning settings, the history, what may be called |
 //! | `prompt` | text to ids, away from the threads that serve sockets |
+//! | `breakpoints` | where in a prompt blocks end that its client wants cached |
 //! | `generation` | all prompts and choices of a request, in flight |
 //! | `choice`, `calls` | one choice: tokens in; text, calls and log-probabilities out |
 //! | `stream` | a generation as events |
@@ -23,6 +24,7 @@
 //! | `types`, `extras` | what goes over the wire, and what of it on request |
 
 pub mod anthropic;
+mod breakpoints;
 pub mod calls;
 pub mod chat;
 pub mod choice;

@@ -66,6 +66,8 @@ pub struct ChatPrompt {
     pub ids: Vec<u32>,
     /// Whether it ends inside an open thought.
     pub thinking: bool,
+    /// Lengths of prefixes that its client wants cached, in tokens; ascending.
+    pub breakpoints: Vec<u32>,
 }
 
 /// Renders and encodes a conversation.
@@ -101,6 +103,7 @@ pub fn render_chat(
     Ok(ChatPrompt {
         ids,
         thinking: rendered.thinking,
+        breakpoints: Vec::new(),
     })
 }
 

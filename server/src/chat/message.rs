@@ -9,6 +9,8 @@ pub struct Message {
     pub role: Role,
     /// Text; empty beside tool calls.
     pub content: String,
+    /// Where in `content` a part ends that its client wants cached; in bytes, ascending.
+    pub breakpoints: Vec<usize>,
     /// The speaker's or the tool's name.
     pub name: Option<String>,
     /// What the assistant thought.

@@ -67,9 +67,8 @@ fn system(fields: &Fields<'_>, form: &mut ChatForm) -> Result<(), ApiError> {
             let mut parts = Vec::new();
             for (i, block) in blocks.iter().enumerate() {
                 let block = Fields::of(block, format!("{}[{i}]", fields.path("system")))?;
-                let text = text(&block)?;
-                if !text.starts_with(BILLING_HEADER) {
-                    parts.push(json!({"type": "text", "text": text}));
+                if !text(&block)?.starts_with(BILLING_HEADER) {
+                    parts.push(part(&block)?);
                 }
             }
             if parts.is_empty() {
@@ -108,10 +107,7 @@ impl Turn<'_> {
         let kind = block.string("type")?;
         let kind = kind.ok_or_else(|| block.missing("type"))?;
         match (self.role, kind) {
-            (_, "text") => {
-                let part = json!({"type": "text", "text": text(block)?});
-                self.texts.push(part);
-            }
+            (_, "text") => self.texts.push(part(block)?),
             ("user", "tool_result") => self.tool_result(block, path)?,
             ("assistant", "tool_use") => self.tool_use(block, path)?,
             ("assistant", "thinking") => {
@@ -226,7 +222,16 @@ impl Turn<'_> {
     }
 }
 
-/// The text of a text block; `cache_control` and citations are no part of it.
+/// A text block as a part of a chat's content, wanted cached up to there or not.
+fn part(block: &Fields<'_>) -> Result<Value, ApiError> {
+    let mut part = json!({"type": "text", "text": text(block)?});
+    if let Some(control) = block.get("cache_control") {
+        part["cache_control"] = control.clone();
+    }
+    Ok(part)
+}
+
+/// The text of a text block; citations are no part of it.
 fn text<'a>(block: &Fields<'a>) -> Result<&'a str, ApiError> {
     match block.string("type")? {
         None => return Err(block.missing("type")),
@@ -288,7 +293,8 @@ mod tests {
         .unwrap();
         let part = |text: &str| json!({"type": "text", "text": text});
         let expect = json!([
-            {"role": "system", "content": [part("s1"), part("s2")]},
+            {"role": "system", "content": [
+                {"type": "text", "text": "s1", "cache_control": cache}, part("s2")]},
             {"role": "user", "content": "u"},
             {"reasoning_content": "t",
              "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}],

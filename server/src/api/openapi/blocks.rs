@@ -21,8 +21,8 @@ pub struct MessagesBody {
 pub struct CountTokensBody {
     /// Any of the names that `/v1/models` lists.
     pub model: ModelName,
-    /// The conversation so far. `cache_control` is accepted on every block and tool: what repeats is
-    /// found without it.
+    /// The conversation so far. What repeats is found without `cache_control`, which is accepted on every
+    /// block and tool; on a text block it also has the prefix kept that ends there, inside its message.
     #[schemars(length(min = 1))]
     pub messages: Vec<BlockMessage>,
     /// What the operator says first: a text or text blocks.
