@@ -194,8 +194,8 @@ pub struct EngineConfig {
     pub tensor_parallel_size: usize,
     /// Of the cache's memory, what state slots have, if that is more than running sequences need: the
     /// rest is for blocks. A turn is gone on from a state, and costs its blocks as well; few long
-    /// contexts want less than many short ones. 0 to 1. Default 0.6, as the simulator of the prefix
-    /// cache has it (benches/pure/prefix_cache).
+    /// contexts want less than many short ones. 0 to 1; of host memory a tenth to nine tenths. Default
+    /// 0.6, as the simulator of the prefix cache has it (benches/pure/prefix_cache).
     pub slot_share: f64,
     /// Ranks keep whole experts instead of a part of every one. Needs at least 2 ranks. Default false.
     pub expert_parallel: bool,

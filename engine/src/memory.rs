@@ -255,6 +255,9 @@ pub(crate) fn plan(
 /// Slots of a sequence at most: its own, and the snapshots of its turns.
 const SLOTS_EACH: u64 = 16;
 
+/// Of host memory, what slots have at least, and what blocks have.
+const LEAST_HOST_SHARE: f64 = 0.1;
+
 /// Slots and blocks of one rank in host memory, beside `num_blocks` on its device.
 fn host_plan(
     config: &EngineConfig,
@@ -268,7 +271,10 @@ fn host_plan(
     let share = match (slot_bytes, block_bytes) {
         (0, _) => 0.0,
         (_, 0) => 1.0,
-        _ => config.slot_share,
+        // A snapshot takes both. On a device those who run have theirs at any share; here nobody runs.
+        _ => config
+            .slot_share
+            .clamp(LEAST_HOST_SHARE, 1.0 - LEAST_HOST_SHARE),
     };
     let for_slots = (budget as f64 * share) as u64;
     // What takes no memory is never short.
@@ -323,8 +329,9 @@ fn kv_bytes_per_token(model: &ModelConfig, kv_bytes: u64) -> u64 {
     2 * layers * (attention.num_kv_heads * attention.head_dim) as u64 * kv_bytes
 }
 
-/// A slot, in f32 but for what the model says of the SSM state: over the Mamba layers the SSM and convolution state of one sequence and, with
-/// drafts, the inputs of as many tokens and one more; then also one hidden vector.
+/// A slot, in f32 but for what the model says of the SSM state: over the Mamba layers the SSM and
+/// convolution state of one sequence and, with drafts, the inputs of as many tokens and one more; then
+/// also one hidden vector.
 pub(crate) fn slot_bytes(model: &ModelConfig, max_drafts: u32) -> u64 {
     let num_inputs = match max_drafts {
         0 => 0,
@@ -692,6 +699,21 @@ mod tests {
         let (slots, blocks) = of("*-*");
         assert_eq!(blocks, (8 << 20) / (2 * 32 * 4096));
         assert!(slots >= blocks, "nor are these");
+    }
+
+    #[test]
+    fn host_memory_is_for_both_at_any_share() {
+        for (slot_share, share) in [(0.0, 0.1), (1.0, 0.9)] {
+            let config = EngineConfig {
+                slot_share,
+                ..with_host(100 << 20, 1)
+            };
+            let plan = plan(&config, &model("M*M"), 4, free(0)).expect("it fits");
+            let slots = u64::from(plan.cache.num_host_slots) * plan.slot_bytes;
+            let got = slots as f64 / f64::from(100 << 20);
+            assert!((got - share).abs() < 0.01, "{slot_share}: {got}");
+            assert!(plan.cache.num_host_blocks > 0);
+        }
     }
 
     #[test]
