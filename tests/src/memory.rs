@@ -21,3 +21,24 @@ pub fn smallest_cache(config: &EngineConfig) -> u64 {
     }
     high
 }
+
+/// The same with memory for one context of the greatest length, to be shared by all who run, and for so
+/// many state slots: running requests must yield to each other, and find their states again.
+#[must_use]
+pub fn one_context(config: EngineConfig, num_slots: u64) -> EngineConfig {
+    let config = EngineConfig {
+        // Slots take all but the blocks of one context.
+        slot_share: 1.0,
+        cache_memory_bytes: Some(64 << 20),
+        ..config
+    };
+    let opened = Engine::open(config.clone()).expect("that is plenty");
+    let info = opened.info();
+    let num_blocks = info.max_model_len.div_ceil(config.block_size);
+    // Slot and block 0 are padding.
+    let bytes = (num_slots + 1) * info.slot_bytes + (u64::from(num_blocks) + 1) * info.block_bytes;
+    EngineConfig {
+        cache_memory_bytes: Some(bytes),
+        ..config
+    }
+}

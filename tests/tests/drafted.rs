@@ -1,5 +1,6 @@
 //! Drafts through the whole engine, with everything that a request can ask for beside them: the tokens,
-//! log-probabilities and endings of plain decoding. On the demo, many of whose drafts come true.
+//! log-probabilities and endings of plain decoding, in any company, and however often its requests yield.
+//! On the demo, many of whose drafts come true.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use nemoserve::args::ServeArgs;
 use nemoserve::config::Settings;
 use nemoserve::text::Tokenizer;
 use nemoserve_tests::answers::{Ask, Model, Said, assert_same};
-use nemoserve_tests::memory::smallest_cache;
+use nemoserve_tests::memory::{one_context, smallest_cache};
 use scheduler::{FinishReason, SamplingParams};
 use serde_json::{Value, json};
 
@@ -222,4 +223,37 @@ fn in_chunks_and_one_after_the_other() {
     let stats = handle.stats().scheduler;
     let accepted: u64 = stats.num_accepted_by_position.iter().sum();
     assert!(accepted > 0 && stats.num_evictions > 0, "{stats:?}");
+}
+
+/// The blocks of one context for twelve choices: grammars, thoughts, histories and scores go on where
+/// they were when their choice comes back, from its snapshot, from the host's copy of that, or from its
+/// tokens alone.
+#[test]
+fn however_often_they_yield() {
+    let bench = Bench::new();
+    let mut asks = bench.asks();
+    for ask in &mut asks {
+        ask.params.max_tokens = 90;
+    }
+    let expect = bench.plain(&asks);
+    for (max_drafts, host_cache_bytes, num_slots) in [(1, 0, 40), (3, 0, 15), (3, 64 << 20, 40)] {
+        let config = EngineConfig {
+            host_cache_bytes,
+            max_num_seqs: 12,
+            max_num_batched_tokens: 64,
+            ..bench.config(max_drafts)
+        };
+        let handle = bench.model.start(one_context(config, num_slots));
+        let what = format!("{max_drafts} drafts, {host_cache_bytes} bytes of the host");
+        assert_same(&what, &expect, &bench.model.run(&handle, &asks));
+        let stats = handle.stats().scheduler;
+        assert!(stats.num_preemptions >= 10, "{what}: {stats:?}");
+        let accepted: u64 = stats.num_accepted_by_position.iter().sum();
+        assert!(accepted > 50, "{what}: {stats:?}");
+        assert_eq!(
+            stats.num_swapped_in > 0,
+            host_cache_bytes > 0,
+            "{what}: {stats:?}"
+        );
+    }
 }

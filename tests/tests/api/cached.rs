@@ -37,10 +37,11 @@ fn request(messages: &[Value], thinking: bool) -> Value {
     })
 }
 
-async fn prompt_ids(server: &Server, body: &Value) -> Vec<u64> {
+async fn prompt_ids(server: &Server, body: &Value) -> Vec<u32> {
     let rendered = server.ask("/v1/chat/completions/render", body).await;
     let ids = rendered["token_ids"].as_array().expect("a list");
-    ids.iter().map(|id| id.as_u64().expect("an id")).collect()
+    let id = |id: &Value| id.as_u64().expect("an id") as u32;
+    ids.iter().map(id).collect()
 }
 
 async fn cached_tokens(server: &Server, body: &Value) -> usize {
@@ -50,7 +51,7 @@ async fn cached_tokens(server: &Server, body: &Value) -> usize {
 }
 
 /// The longest prefix that two prompts share and that ends where both begin a message.
-fn shared(first: &[u64], second: &[u64], turn: u64) -> usize {
+fn shared(first: &[u32], second: &[u32], turn: u32) -> usize {
     let same = first.iter().zip(second).take_while(|(a, b)| a == b).count();
     let begins = |at: &usize| first.get(*at) == Some(&turn) && second.get(*at) == Some(&turn);
     (0..=same).rev().find(begins).unwrap_or(0)
@@ -61,7 +62,7 @@ fn shared(first: &[u64], second: &[u64], turn: u64) -> usize {
 async fn pairs(num_pairs: usize) {
     let server = Arc::new(Server::roomy().await);
     server.say("</think>So it is.");
-    let turn = u64::from(server.ids("<|im_start|>")[0]);
+    let turn = server.ids("<|im_start|>")[0];
     let client = |client: usize| {
         let server = Arc::clone(&server);
         async move {
@@ -208,4 +209,128 @@ async fn an_agent_pays_for_what_is_new() {
         computed * 10 <= new * 13,
         "{computed} were computed, {new} were new"
     );
+}
+
+/// A conversation whose `part` of text may end where its client wants it cached, and goes on behind it
+/// in the same message.
+struct Marked {
+    path: &'static str,
+    body: fn(Value, &str) -> Value,
+    cached: &'static str,
+}
+
+const MARKED: [Marked; 4] = [
+    Marked {
+        path: "/v1/chat/completions",
+        body: |part, question| {
+            let system = json!([part, {"type": "text", "text": question}]);
+            request(
+                &[
+                    json!({"role": "system", "content": system}),
+                    message("user", "And?"),
+                ],
+                true,
+            )
+        },
+        cached: "/usage/prompt_tokens_details/cached_tokens",
+    },
+    Marked {
+        path: "/api/v1/chat/completions",
+        body: |part, question| {
+            let user = json!([part, {"type": "text", "text": question}]);
+            request(
+                &[
+                    message("system", "Be brief."),
+                    json!({"role": "user", "content": user}),
+                ],
+                false,
+            )
+        },
+        cached: "/usage/prompt_tokens_details/cached_tokens",
+    },
+    Marked {
+        path: "/v1/messages",
+        body: |part, question| {
+            json!({
+                "model": "test", "max_tokens": 5,
+                "system": [part, {"type": "text", "text": question}],
+                "messages": [{"role": "user", "content": "And?"}],
+            })
+        },
+        cached: "/usage/cache_read_input_tokens",
+    },
+    Marked {
+        path: "/v1/messages",
+        body: |part, question| {
+            json!({
+                "model": "test", "max_tokens": 5,
+                "messages": [{"role": "user", "content": [part, {"type": "text", "text": question}]}],
+            })
+        },
+        cached: "/usage/cache_read_input_tokens",
+    },
+];
+
+/// `cache_control` inside a message: whoever has the same blocks up to there computes what follows, and
+/// at most the one token that reaches over the end.
+#[tokio::test]
+async fn a_marked_block_hits_on_the_second_sighting() {
+    let server = Server::roomy().await;
+    server.say("So it is.");
+    let mut seed = 5;
+    for Marked { path, body, cached } in MARKED {
+        for (ending, others) in [
+            ("", ["What is it?", "Who was there?"]),
+            (".", ["What is it?", "\nWho was there?"]),
+            (" (", ["1", "23"]),
+        ] {
+            for is_marked in [false, true] {
+                let text = words(&mut seed, 400) + ending;
+                let mut part = json!({"type": "text", "text": text});
+                if is_marked {
+                    part["cache_control"] = json!({"type": "ephemeral"});
+                }
+                let mut found = 0;
+                for question in others {
+                    let answer = server.ask(path, &body(part.clone(), question)).await;
+                    found = answer.pointer(cached).and_then(Value::as_u64).unwrap_or(0);
+                }
+                let num_tokens = server.ids(&text).len() as u64;
+                if is_marked {
+                    // A few tokens of the template stand before the text.
+                    let expect = num_tokens - 1..num_tokens + 20;
+                    assert!(expect.contains(&found), "{path}: {found} of {num_tokens}");
+                } else {
+                    assert!(found < 64, "{path}: {found} without a mark");
+                }
+            }
+        }
+    }
+}
+
+/// The position is that of the block's end to the token.
+#[tokio::test]
+async fn a_marked_block_is_cached_to_its_end() {
+    let server = Server::roomy().await;
+    server.say("So it is.");
+    let mut seed = 6;
+    let (one, two) = (words(&mut seed, 100), words(&mut seed, 100));
+    let marked =
+        |text: &str| json!({"type": "text", "text": text, "cache_control": {"type": "ephemeral"}});
+    let body = |parts: &[Value]| request(&[json!({"role": "user", "content": parts})], true);
+    let last = |text: &str| json!({"type": "text", "text": text});
+    let first = body(&[marked(&one), marked(&two), last("What is it?")]);
+    assert_eq!(cached_tokens(&server, &first).await, 0);
+    for (parts, end) in [
+        (vec![last(&one), last(&two), last("Who was there?")], &two),
+        (vec![last(&one), last("Where was it?")], &one),
+        // The message that ends with the block has the prefix, too.
+        (vec![last(&one)], &one),
+    ] {
+        let other = body(&parts);
+        let ids = prompt_ids(&server, &other).await;
+        let cached = cached_tokens(&server, &other).await;
+        let text = server.tokenizer.decode(&ids[..cached]);
+        assert!(text.ends_with(end.as_str()), "{}", &text[text.len() - 40..]);
+    }
 }
