@@ -40,6 +40,7 @@ struct Arrival {
     tenant: u32,
     num_prompt: u32,
     max_tokens: u32,
+    priority: i8,
 }
 
 /// Every usual tenant sends a prompt of four steps, and of some tokens more, every fifty steps or so.
@@ -50,6 +51,7 @@ fn usual() -> Vec<Arrival> {
             tenant,
             num_prompt: 1600 + 40 * (nth % 5) as u32,
             max_tokens: 20,
+            priority: 0,
         })
     };
     (0..NUM_USUAL).flat_map(of_tenant).collect()
@@ -62,6 +64,7 @@ fn flood() -> impl Iterator<Item = Arrival> {
         tenant: FLOOD,
         num_prompt: 1900,
         max_tokens: 200,
+        priority: 0,
     })
 }
 
@@ -96,6 +99,7 @@ fn serve(
                 tenant,
                 num_prompt,
                 max_tokens,
+                priority,
                 ..
             } = arrivals[next];
             let (id, tenant_weight) = tenant_of(tenant);
@@ -110,7 +114,7 @@ fn serve(
                 num_choices: 1,
                 cache_salt: "".into(),
                 boundaries: Arc::default(),
-                priority: 0,
+                priority,
                 tenant: id,
                 tenant_weight,
             };
@@ -197,12 +201,14 @@ fn a_slot_is_found_for_who_has_none() {
         tenant: FLOOD,
         num_prompt: 32,
         max_tokens: 1500,
+        priority: 0,
     });
     let guest = Arrival {
         step: 100,
         tenant: 0,
         num_prompt: 500,
         max_tokens: 10,
+        priority: 0,
     };
     let arrivals: Vec<Arrival> = flood.chain([guest]).collect();
     let (waits, num_tokens) = serve(arrivals.clone(), apart);
@@ -211,4 +217,39 @@ fn a_slot_is_found_for_who_has_none() {
     assert_eq!(num_tokens, [(0, 10), (FLOOD, 16 * 1500)].into());
     let (waits, _) = serve(arrivals, all_alike);
     assert!(waits[0] > 1000, "{waits:?}");
+}
+
+#[test]
+fn a_lower_priority_has_its_turn_beside_a_flood_of_a_higher_one() {
+    let flood = flood().map(|arrival| Arrival {
+        priority: 1,
+        ..arrival
+    });
+    let lower = |step| Arrival {
+        step,
+        tenant: 0,
+        num_prompt: 1900,
+        max_tokens: 10,
+        priority: 0,
+    };
+    let (waits, _) = serve(flood.chain([500, 1500, 2500].map(lower)).collect(), apart);
+    println!("{waits:?} steps beside a flood of a higher priority");
+    // So long it waits for its turn, and then for the next slot and its prompt.
+    assert!(
+        waits.iter().all(|wait| (256..300).contains(wait)),
+        "{waits:?}"
+    );
+}
+
+#[test]
+#[should_panic(expected = "has a share")]
+fn a_tenant_without_a_share() {
+    let arrival = Arrival {
+        step: 0,
+        tenant: 0,
+        num_prompt: 8,
+        max_tokens: 1,
+        priority: 0,
+    };
+    serve(vec![arrival], |tenant| (TenantId(tenant), 0));
 }

@@ -123,6 +123,7 @@ struct EngineMetrics {
     swapped_out: IntCounter,
     swapped_in: IntCounter,
     preemptions: IntCounter,
+    tenant_preemptions: IntCounter,
     misses: IntCounterVec,
     missed_tokens: IntCounterVec,
     evictions: IntCounter,
@@ -263,6 +264,10 @@ impl Metrics {
             preemptions: of.counter(
                 "preemptions_total",
                 "Sequences sent back to the queue for want of memory.",
+            ),
+            tenant_preemptions: of.counter(
+                "tenant_preemptions_total",
+                "Of these, those that made room for another tenant with less than its share.",
             ),
             misses: of.counters(
                 "prefix_cache_misses_total",
@@ -485,6 +490,7 @@ impl EngineMetrics {
         raise(&self.swapped_out, s.num_swapped_out);
         raise(&self.swapped_in, s.num_swapped_in);
         raise(&self.preemptions, s.num_preemptions);
+        raise(&self.tenant_preemptions, s.num_tenant_preemptions);
         for (counters, by) in [
             (&self.misses, &s.misses),
             (&self.missed_tokens, &s.missed_tokens),
