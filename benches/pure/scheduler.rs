@@ -23,13 +23,16 @@ enum Share {
     Unprepared,
     /// The same with `prepare` between them, which is not counted.
     Prepared,
+    /// Of that, `schedule` alone.
+    Plan,
     /// `prepare` alone.
     Prepare,
 }
 
-const SHARES: [(Share, &str); 3] = [
+const SHARES: [(Share, &str); 4] = [
     (Share::Unprepared, "schedule and update"),
     (Share::Prepared, "schedule and update, prepared"),
+    (Share::Plan, "schedule, prepared"),
     (Share::Prepare, "prepare"),
 ];
 
@@ -124,6 +127,7 @@ fn step(scheduler: &mut Scheduler, share: Share) -> Duration {
     black_box(scheduler.update(result));
     match share {
         Share::Prepare => prepared,
+        Share::Plan => planned,
         Share::Unprepared | Share::Prepared => planned + begin.elapsed(),
     }
 }
