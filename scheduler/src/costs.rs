@@ -7,11 +7,20 @@
 //! ```
 //!
 //! Steps of one kind in a row tell how fast the machine is at present, which all three share, so that one
-//! that others slow down for a while does not look like one on which drafts are dear. A plain step
-//! behind one with drafts, or the other way round, tells what a draft's token costs; where one kind is
-//! all that pays, the other is run now and then for that. What nobody has measured costs as the table
-//! says, times what the next smaller measured number of rows was off by. Nanoseconds come as an argument
-//! and all is integers, so the same observations give the same costs everywhere.
+//! that others slow down for a while does not look like one on which drafts are dear. Where one kind is
+//! all that pays, the other is run now and then, for one step, to see what it costs. That step does not
+//! tell by itself: what drafts leave behind is absorbed by the step after theirs, of whichever kind.
+//!
+//! ```text
+//! plain                    plain        plain    token             plain + rest    plain
+//! drafts    token + rest   plain + rest          plain + token     token + rest
+//!           as usual       the probe, and the step behind it       as usual
+//! ```
+//!
+//! But the two together are one of each, so the other kind takes what both took less what a step takes as
+//! usual. What nobody has measured costs as the table says, times what the next smaller measured number of
+//! rows was off by. Nanoseconds come as an argument and all is integers, so the same observations give the
+//! same costs everywhere.
 
 use crate::config::DraftCost;
 
@@ -67,8 +76,19 @@ struct Point {
     last_depth: u64,
     /// Plain steps since the last with drafts.
     num_plain: u64,
+    /// The last step, if it was the first of its kind.
+    first: Option<First>,
     plain_probe: Probe,
     draft_probe: Probe,
+}
+
+/// The first step with drafts after plain ones, or the other way round.
+#[derive(Clone, Copy, Debug)]
+struct First {
+    ns: u64,
+    /// Of the steps before it.
+    last_depth: u64,
+    num_plain: u64,
 }
 
 /// When to look again at what is no longer done, because something else is thought to be better.
@@ -97,6 +117,7 @@ impl Costs {
             pass: Mean::default(),
             last_depth: 0,
             num_plain: 0,
+            first: None,
             plain_probe: Probe::new(MAX_PLAIN_PATIENCE),
             draft_probe: Probe::new(MAX_DRAFT_PATIENCE),
         };
@@ -205,6 +226,7 @@ impl Point {
         let last_depth = std::mem::replace(&mut self.last_depth, depth);
         let num_plain = self.num_plain;
         self.num_plain = if depth > 0 { 0 } else { num_plain + 1 };
+        let first = self.first.take();
         if !self.plain.is_known() {
             if depth == 0 {
                 self.plain.note(ns);
@@ -215,18 +237,44 @@ impl Point {
             self.token.note(excess(ns, self.plain.value, depth));
             return;
         }
-        let foreseen = self.foresee(depth);
-        let ns = expected(ns, foreseen);
-        if depth == 0 && last_depth > 0 {
-            // What steps with drafts take is known; now, too, how much of it is plain.
-            let drafted = self.foresee(last_depth);
-            self.token.note(excess(drafted, ns, last_depth));
-            self.plain.value = scale(self.plain.value, drafted, self.foresee(last_depth));
-        } else if depth > 0 && num_plain >= MIN_PLAIN {
-            self.token.note(excess(ns, self.plain.value, depth));
-        } else {
-            self.plain.note(scale(self.plain.value, ns, foreseen));
+        let usual = self.foresee(depth);
+        let ns = expected(ns, usual);
+        let is_other = (depth > 0) != (last_depth > 0);
+        match (is_other, first) {
+            // It absorbs what is not of its kind.
+            (true, None) => {
+                self.first = Some(First {
+                    ns,
+                    last_depth,
+                    num_plain,
+                });
+            }
+            // The last one was a probe.
+            (true, Some(first)) => {
+                let other = (first.ns + ns).saturating_sub(usual);
+                let other = expected(other, self.foresee(last_depth));
+                if depth > 0 {
+                    self.note_plain(usual, depth, other);
+                } else if first.num_plain >= MIN_PLAIN {
+                    self.token.note(excess(other, self.plain.value, last_depth));
+                }
+            }
+            // From the last one on everything is done in the other way.
+            (false, Some(first)) if depth == 0 => {
+                self.note_plain(self.foresee(first.last_depth), first.last_depth, ns);
+            }
+            (false, Some(first)) if first.num_plain >= MIN_PLAIN => {
+                self.token.note(excess(ns, self.plain.value, depth));
+            }
+            (false, _) => self.plain.note(scale(self.plain.value, ns, usual)),
         }
+    }
+
+    /// Where a step with drafts takes `drafted`, a plain one takes so long: how much of it is plain is
+    /// known, too, now.
+    fn note_plain(&mut self, drafted: u64, depth: u64, ns: u64) {
+        self.token.note(excess(drafted, ns, depth));
+        self.plain.value = scale(self.plain.value, drafted, self.foresee(depth));
     }
 
     fn foresee(&self, depth: u64) -> u64 {

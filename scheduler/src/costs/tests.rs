@@ -143,6 +143,38 @@ fn what_a_draft_costs_is_found_out() {
     }
 }
 
+/// A step that follows one with drafts takes longer: it absorbs what came true. In the one step of a probe
+/// that belongs to the others, and behind it the others have that of the probe.
+#[test]
+fn what_drafts_leave_behind_is_theirs() {
+    let rest_ns = 30_000;
+    for is_drafting in [true, false] {
+        let mut costs = measured(&[1]);
+        let mut last_drafts = 0;
+        for _ in 0..6000 {
+            let num_drafts = u32::from(costs.probes(1, is_drafting) != is_drafting);
+            let mut time = step(1, num_drafts, 1);
+            time.step_ns += rest_ns * u64::from(last_drafts);
+            costs.note(&time);
+            last_drafts = num_drafts;
+        }
+        check_within(10, &costs, 1, [70 * 1024 / 120, 15 * 1024 / 120]);
+    }
+    // And where it is decided to go on in the other way.
+    for is_drafting in [true, false] {
+        let mut costs = measured(&[1]);
+        let mut last_drafts = 0;
+        for at in 0..400 {
+            let num_drafts = u32::from((at / 10 % 2 == 0) == is_drafting);
+            let mut time = step(1, num_drafts, 1);
+            time.step_ns += rest_ns * u64::from(last_drafts);
+            costs.note(&time);
+            last_drafts = num_drafts;
+        }
+        check_within(10, &costs, 1, [70 * 1024 / 120, 15 * 1024 / 120]);
+    }
+}
+
 #[test]
 fn probes_become_rare() {
     let mut costs = measured(&[1]);
