@@ -22,6 +22,7 @@ use crate::constraints::Constraints;
 use crate::error::{EngineError, Failure};
 use crate::handle::{EngineHandle, EngineStatus, Limits, Shared, StreamEvent};
 use crate::heart::{Heart, StepNote};
+use crate::news::{CacheNews, Newspaper};
 use crate::verdict::{self, Phase};
 
 /// How often an idle engine beats its heart.
@@ -41,6 +42,8 @@ pub(crate) enum Command {
     },
     /// What the cache holds; looked up where it changes.
     Held(oneshot::Sender<Vec<Held>>),
+    /// What the cache can be hit with, from now on.
+    News(mpsc::Sender<CacheNews>),
 }
 
 /// Tells whoever watches how far loading is, and carries the heart that the runner beats.
@@ -142,6 +145,7 @@ where
                     inbox,
                     deferred: VecDeque::new(),
                     constraints: Constraints::default(),
+                    newspaper: Newspaper::default(),
                     streams: &mut streams,
                     shared: &shared,
                 }
@@ -190,6 +194,7 @@ struct EngineCore<'a, R> {
     /// Commands that came while a step ran and may change what its rows mean.
     deferred: VecDeque<Command>,
     constraints: Constraints,
+    newspaper: Newspaper,
     streams: &'a mut Streams,
     shared: &'a Shared,
 }
@@ -201,6 +206,7 @@ impl<R: Runner> EngineCore<'_, R> {
             if !self.take_commands() {
                 return Ok(());
             }
+            self.newspaper.publish(&mut self.scheduler);
             let Some(plan) = self.scheduler.schedule() else {
                 self.beat();
                 if !self.wait_for_command() {
@@ -293,6 +299,7 @@ impl<R: Runner> EngineCore<'_, R> {
             }
             // Who asked may be gone.
             Command::Held(answer) => drop(answer.send(self.scheduler.held())),
+            Command::News(reader) => self.newspaper.subscribe(reader, &mut self.scheduler),
             Command::FinishChoice { id, choice } => {
                 self.scheduler.finish_choice(id, choice);
                 self.constraints.finish_choice(id, choice);

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::engine_core::Command;
 use crate::error::Failure;
 use crate::heart::{Heart, LastStep, StepNote};
+use crate::news::{CacheNews, MAX_BEHIND};
 
 /// Outputs that may wait for one slow reader before its request is aborted.
 pub(crate) const STREAM_CAPACITY: usize = 4096;
@@ -291,6 +292,14 @@ impl EngineHandle {
         let (answer, held) = oneshot::channel();
         self.commands.send(Command::Held(answer)).ok()?;
         held.await.ok()
+    }
+
+    /// What the cache can be hit with, from now on. There is one reader: the last who asked.
+    pub fn cache_news(&self) -> mpsc::Receiver<CacheNews> {
+        let (reader, news) = mpsc::channel(MAX_BEHIND);
+        // An engine that has ended closes it at once.
+        let _ = self.commands.send(Command::News(reader));
+        news
     }
 
     fn check_contents(&self, request: &Request) -> Result<(), SubmitError> {

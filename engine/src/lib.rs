@@ -26,6 +26,7 @@
 //! | `parallel` | several ranks as one runner: a thread each, and the sum between them |
 //! | `constraints` | how far each choice has come through its guide; masks for the rows of a plan |
 //! | `engine_core` | the step loop on its own thread; a panic or failed step fails every stream |
+//! | `news` | what the cache can be hit with, told to whoever publishes it |
 //! | `host_cache` | what of it lies in host memory |
 //! | `handle` | the server's only door in; a dropped stream aborts its request |
 //! | `heart` | how long nothing has been done; the last step, for whoever asks what hangs |
@@ -68,6 +69,7 @@ mod machine;
 mod memory;
 pub mod model;
 mod model_runner;
+mod news;
 mod noise;
 mod open;
 mod parallel;
@@ -95,6 +97,7 @@ pub use kernels::ProfileRow;
 pub use machine::{Machine, TestedPart, TimedProduct, TimedProducts};
 pub use memory::MAX_MODEL_LEN;
 pub use model::ModelConfig;
+pub use news::CacheNews;
 pub use open::{Engine, Opened};
 pub use quantize::{ModuleReport, PackedFormat, Quantize, Quantized};
 pub use workbench::{Roof, StepCounts, StepReport, Workbench, guarded};

@@ -19,6 +19,7 @@
 //! | `manager` | [`KvCacheManager`]: the one door to all of it; [`Lease`] |
 //! | `save` | snapshots of those who run; [`Wish`] |
 //! | `evict` | what goes when memory is short, and what of it goes to the host |
+//! | `news` | [`News`]: what can be hit from now on, and what no longer |
 //! | `held` | [`Held`]: what is there, for people |
 //!
 //! # Two currencies
@@ -74,6 +75,7 @@ mod hash;
 mod held;
 mod index;
 mod manager;
+mod news;
 mod paths;
 mod policy;
 mod pool;
@@ -89,6 +91,7 @@ pub use block::{BlockId, HostBlockId, HostSlotId, SlotId};
 pub use hash::{BlockHash, HashChain};
 pub use held::Held;
 pub use manager::{KvCacheManager, Lease, Moves, Parting, Reservation, Start};
+pub use news::News;
 pub use policy::{Candidate, Class, Habits, Policy, Short, SnapshotKind};
 pub use pool::BlockPool;
 pub use prefix::{Miss, Tier};

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::block::SlotId;
 use crate::hash::{BlockHash, HashChain};
 use crate::index::{Index, Place};
+use crate::news::Newsroom;
 use crate::paths::Paths;
 use crate::policy::{Class, Habits, SnapshotKind};
 use crate::ranks::{Rank, Ranks};
@@ -108,6 +109,8 @@ pub(crate) struct PrefixCache {
     num_uses: u64,
     /// Length and hash of the full blocks under the salt, the oldest first.
     ghosts: VecDeque<(u32, BlockHash)>,
+    /// If anybody wants to know.
+    pub(crate) news: Option<Newsroom>,
 }
 
 impl PrefixCache {
@@ -126,6 +129,7 @@ impl PrefixCache {
             habits: Habits::default(),
             num_uses: 0,
             ghosts: VecDeque::new(),
+            news: None,
         }
     }
 
@@ -374,6 +378,9 @@ impl PrefixCache {
         for other in longer {
             self.set_shorter(other, Some(id));
         }
+        if let Some(news) = &mut self.news {
+            news.add(id, chain, tokens, self.block_size);
+        }
         chain.note_match(id.0);
         id
     }
@@ -482,6 +489,9 @@ impl PrefixCache {
     /// Forgets a snapshot and returns it.
     pub(crate) fn remove(&mut self, id: SnapshotId) -> Snapshot {
         let snapshot = self.snapshots.remove(&id).expect("a snapshot is there");
+        if let Some(news) = &mut self.news {
+            news.remove(id);
+        }
         let [salted, unsalted] = self.places(&snapshot);
         self.by_key.remove(salted, id);
         self.by_unsalted.remove(unsalted, id);

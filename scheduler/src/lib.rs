@@ -132,7 +132,8 @@ pub use check::Standing;
 pub use config::{DraftCost, MAX_DRAFTS, SchedulerConfig};
 pub use costs::StepTime;
 pub use kvcache::{
-    BlockId, CacheConfig, Held, HostBlockId, HostSlotId, SlotId, SnapshotKind, StateOp, Tier,
+    BlockHash, BlockId, CacheConfig, Held, HostBlockId, HostSlotId, News, SlotId, SnapshotKind,
+    StateOp, Tier,
 };
 pub use mask::{RowMasks, TokenMask};
 pub use output::{

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kvcache::{CacheConfig, Held, KvCacheManager};
+use kvcache::{CacheConfig, Held, KvCacheManager, News};
 
 use crate::admission::{AdmissionError, check_size};
 use crate::config::{MAX_DRAFTS, SchedulerConfig};
@@ -237,6 +237,16 @@ impl Scheduler {
             num_draft_tokens: self.counters.draft_tokens,
             num_accepted_by_position: self.counters.accepted_by_position,
         }
+    }
+
+    /// Keeps [`News`] of the cache from now on.
+    pub fn keep_news(&mut self) {
+        self.cache.keep_news();
+    }
+
+    /// What has changed in the cache since it was last asked.
+    pub fn take_news(&mut self) -> Vec<News> {
+        self.cache.take_news()
     }
 
     /// What the cache holds.

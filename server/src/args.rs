@@ -88,6 +88,10 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Write a BF16 checkpoint anew in FP8 or NVFP4.
     Quantize(QuantizeArgs),
+    /// Fetch a model's files from a hub into a folder; what was interrupted goes on
+    Pull(PullArgs),
+    /// Hold a folder that was pulled against its hashes
+    Verify(VerifyArgs),
     /// Measure a model on this machine, and how near it comes to what the machine can do.
     Bench(BenchArgs),
 }
@@ -382,6 +386,14 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_WATCHDOG_SECONDS", value_name = "S")]
     pub watchdog_seconds: Option<u64>,
 
+    /// Tell routers over ZeroMQ what the cache can be hit with, such as tcp://*:5556 [default: off]
+    #[arg(long, env = "NEMOSERVE_KV_EVENTS_ENDPOINT", value_name = "URL")]
+    pub kv_events_endpoint: Option<String>,
+
+    /// Under which name [default: kv@HOSTNAME@MODEL]
+    #[arg(long, env = "NEMOSERVE_KV_EVENTS_TOPIC", value_name = "TOPIC")]
+    pub kv_events_topic: Option<String>,
+
     /// Looks of the log [default: text]
     #[arg(long, env = "NEMOSERVE_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -508,6 +520,39 @@ pub struct QuantizeArgs {
     pub evaluate: Option<PathBuf>,
 }
 
+/// What to fetch.
+#[derive(Clone, Debug, Args)]
+pub struct PullArgs {
+    /// Repository, such as nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16
+    #[arg(value_name = "OWNER/NAME")]
+    pub repo: String,
+    /// Branch, tag or commit
+    #[arg(long, default_value = "main")]
+    pub revision: String,
+    /// Folder to fill [default: the repository's name]
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// The hub, or a mirror of it
+    #[arg(
+        long,
+        env = "HF_ENDPOINT",
+        value_name = "URL",
+        default_value = "https://huggingface.co"
+    )]
+    pub endpoint: String,
+    /// Access token, for repositories that want one
+    #[arg(long, env = "HF_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+}
+
+/// What to check.
+#[derive(Clone, Debug, Args)]
+pub struct VerifyArgs {
+    /// Folder that was pulled
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+}
+
 /// What to measure.
 #[derive(Clone, Debug, Args)]
 pub struct BenchArgs {
@@ -612,24 +657,48 @@ pub struct BenchServeArgs {
     /// Conversations: each asks again as soon as it is answered; with --rate, whose turns those are
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub streams: u32,
-    /// Requests per second, at random times, instead
-    #[arg(long, value_name = "R")]
-    pub rate: Option<f64>,
+    /// Requests per second instead, at random times, whether or not others have been answered; with
+    /// --turns, conversations per second. Several, such as 1,2,4: a run for each
+    #[arg(long, value_name = "R", value_delimiter = ',')]
+    pub rate: Vec<f64>,
     /// Requests in all
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub requests: u32,
-    /// Prompt tokens of a request
-    #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
-    pub input_len: u32,
-    /// Tokens that each draws
-    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
-    pub output_len: u32,
+    /// Prompt tokens of a request: so many, or LOW..HIGH drawn evenly
+    #[arg(long, value_name = "TOKENS", default_value = "1024")]
+    pub input_len: String,
+    /// Tokens that each draws: so many, or LOW..HIGH drawn evenly
+    #[arg(long, value_name = "TOKENS", default_value = "128")]
+    pub output_len: String,
+    /// Lengths from a file of JSON lines instead, each with input_length and output_length, as published
+    /// traces have them; over and over
+    #[arg(long, value_name = "FILE")]
+    pub dataset: Option<PathBuf>,
+    /// Turns of a conversation: each repeats what was said and adds a prompt of its own
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub turns: u32,
     /// Share of a prompt that its conversation has seen before, as agents' have
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub reuse: f64,
-    /// Ask a running server instead
+    /// A request is good if its first token comes within this time; good ones are counted
+    #[arg(long, value_name = "MS")]
+    pub slo_ttft_ms: Option<f64>,
+    /// And if its tokens come this fast on average
+    #[arg(long, value_name = "MS")]
+    pub slo_itl_ms: Option<f64>,
+    /// Also write a page with plots
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Ask a running server instead, of any make; --served-model-name says for which model [default: the
+    /// first that it lists]
     #[arg(long)]
     pub url: Option<String>,
+    /// Ask it in words at /v1/chat/completions rather than in token ids at /v1/completions
+    #[arg(long)]
+    pub chat: bool,
+    /// Ask it for nothing that OpenAI's own endpoints do not know: then answers may end early
+    #[arg(long)]
+    pub plain: bool,
     /// That server's key, if it wants one
     #[arg(long, hide_env_values = true)]
     pub key: Option<String>,
@@ -752,6 +821,8 @@ impl ServeArgs {
             drain_seconds: self.drain_seconds.or(base.drain_seconds),
             stall_seconds: self.stall_seconds.or(base.stall_seconds),
             watchdog_seconds: self.watchdog_seconds.or(base.watchdog_seconds),
+            kv_events_endpoint: self.kv_events_endpoint.or(base.kv_events_endpoint),
+            kv_events_topic: self.kv_events_topic.or(base.kv_events_topic),
             log_format: self.log_format.or(base.log_format),
             log: self.log.or(base.log),
         }

@@ -16,6 +16,7 @@ use crate::api::prices::{Price, Prices};
 use crate::args::{LoadFormat, ServeArgs, cache_folder, exit};
 use crate::chat::ChatTemplate;
 use crate::demo;
+use crate::kv_events::KvEvents;
 use crate::state::ServerConfig;
 use crate::text::Tokenizer;
 use crate::transport::{ListenAddress, Network, Proxies, TlsFiles};
@@ -420,6 +421,7 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, ConfigError> {
             Some(text) => size("--max-stored-responses", text)?,
         },
         max_connections: connections.map_or(defaults.max_connections, |n| n as usize),
+        kv_events: kv_events(args)?,
         drain: args
             .drain_seconds
             .map_or(defaults.drain, Duration::from_secs),
@@ -508,6 +510,20 @@ fn prices(args: &ServeArgs) -> Result<Prices, ConfigError> {
             defaults.deepinfra,
         )?,
     })
+}
+
+fn kv_events(args: &ServeArgs) -> Result<Option<KvEvents>, ConfigError> {
+    let Some(endpoint) = args.kv_events_endpoint.clone() else {
+        return Ok(None);
+    };
+    let topic = match &args.kv_events_topic {
+        Some(topic) => topic.clone(),
+        None => {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            format!("kv@{}@{}", host.trim(), model_names(args)?.ids[0])
+        }
+    };
+    Ok(Some(KvEvents { endpoint, topic }))
 }
 
 fn model_names(args: &ServeArgs) -> Result<ModelNames, ConfigError> {

@@ -26,6 +26,7 @@
 //! | `text/` | tokens to text and back |
 //! | `demo/` | the embedded demo model |
 //! | `playground/` | the web page at `/` |
+//! | `kv_events` | what the cache can be hit with, for routers |
 //! | `startup`, `logging` | what a person sees while it starts and runs |
 //! | `log_writer` | the log's own thread, so that nobody waits for its reader |
 //! | `cli/` | the other commands |
@@ -49,6 +50,7 @@ pub mod grammars;
 pub mod health;
 pub mod http;
 mod in_flight;
+pub mod kv_events;
 pub mod log_writer;
 pub mod logging;
 pub mod metrics;

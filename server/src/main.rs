@@ -10,7 +10,7 @@ use nemoserve::http::ServeError;
 use nemoserve::state::AppState;
 use nemoserve::transport::{Activated, ListenAddress, Listeners, Tls, activated};
 use nemoserve::watchdog::end_for_good;
-use nemoserve::{cli, log_writer, logging, serve, startup, systemd};
+use nemoserve::{cli, kv_events, log_writer, logging, serve, startup, systemd};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -23,6 +23,8 @@ fn main() -> ExitCode {
         Some(Command::Serve(args)) => run_server(args.over(top_level)),
         Some(Command::Chat(args)) => run(cli::chat::run(args)),
         Some(Command::Quantize(args)) => run(cli::quantize::run(args)),
+        Some(Command::Pull(args)) => cli::pull::run(&args),
+        Some(Command::Verify(args)) => cli::verify::run(&args),
         Some(Command::Doctor(args)) => cli::doctor::run(&args),
         Some(Command::Bench(args)) => return cli::bench::run(args),
     };
@@ -97,6 +99,11 @@ async fn serve_until_signal(state: Arc<AppState>, doors: Doors) -> u8 {
         Ok(listeners) => listeners.with_tls(tls.clone()),
         Err(error) => return fail(exit::ADDRESS, &error),
     };
+    if let Some(config) = &state.config.kv_events
+        && let Err(error) = kv_events::start(config, &state.engine, &state.info).await
+    {
+        return fail(exit::ADDRESS, &error);
+    }
     let urls = listeners.urls();
     log_writer::say(&format_args!("\n{}", startup::summary(&state, &urls)));
     tracing::info!(?urls, model = state.models.ids[0], "listening");

@@ -19,6 +19,7 @@ use crate::api::responses::ResponseStore;
 use crate::api::types::Usage;
 use crate::chat::ChatTemplate;
 use crate::grammars::Grammars;
+use crate::kv_events::KvEvents;
 use crate::metrics::Metrics;
 use crate::receipts::Receipts;
 use crate::text::Tokenizer;
@@ -75,6 +76,8 @@ pub struct ServerConfig {
     pub watchdog_timeout: Option<Duration>,
     /// Whose word about a client's address is taken. Default: nobody's.
     pub proxies: Proxies,
+    /// Where routers are told what the cache can be hit with. Default: nowhere.
+    pub kv_events: Option<KvEvents>,
     /// How long running streams may take to finish after a stop signal. Default 30 s.
     pub drain: Duration,
     /// Whose manners `/v1` has: OpenAI's, or NVIDIA's, which answers with a stream unless told
@@ -101,6 +104,7 @@ impl Default for ServerConfig {
             stall_timeout: Duration::from_secs(10),
             watchdog_timeout: Some(Duration::from_mins(1)),
             proxies: Proxies::default(),
+            kv_events: None,
             drain: Duration::from_secs(30),
             v1_flavour: Flavour::OpenAi,
             prices: Prices::default(),

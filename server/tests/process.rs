@@ -860,17 +860,11 @@ fn a_benched_step_has_its_tokens() {
 #[test]
 fn benched_requests_have_their_tokens() {
     let lengths = ["--input-len", "80", "--output-len", "5"];
-    let check = |report: &serde_json::Value, requests: u64, tokens: Option<u64>| {
+    let check = |report: &serde_json::Value, requests: u64, tokens: u64| {
         let row = &report["rows"][0];
         assert_eq!(row["requests"], requests, "{report}");
-        let kinds: &[&str] = match tokens {
-            None => &["ttft"],
-            Some(_) => &["ttft", "itl"],
-        };
-        if let Some(tokens) = tokens {
-            assert_eq!(row["tokens"], tokens, "{report}");
-        }
-        for kind in kinds {
+        assert_eq!(row["tokens"], tokens, "{report}");
+        for kind in ["ttft", "itl"] {
             let at = |percent: &str| row[format!("{kind}_ms_{percent}")].as_f64().expect(percent);
             assert!(at("p50") <= at("p90") && at("p90") <= at("p99"), "{report}");
         }
@@ -884,7 +878,7 @@ fn benched_requests_have_their_tokens() {
         "--reuse",
         "0.9",
     ];
-    check(&bench(&[&closed[..], &lengths].concat()), 7, Some(35));
+    check(&bench(&[&closed[..], &lengths].concat()), 7, 35);
     let open = [
         "serve",
         "--streams",
@@ -894,19 +888,110 @@ fn benched_requests_have_their_tokens() {
         "--rate",
         "200",
     ];
-    check(&bench(&[&open[..], &lengths].concat()), 5, Some(25));
+    check(&bench(&[&open[..], &lengths].concat()), 5, 25);
 
     let daemon = Daemon::start(&[]);
     let url = format!("http://{}", daemon.address);
     let there = ["serve", "--streams", "2", "--requests", "4", "--url", &url];
-    // Texts may be fewer than tokens: some wait for their last byte, some are empty.
-    check(&bench(&[&there[..], &lengths].concat()), 4, None);
+    // Texts may be fewer than tokens: some wait for their last byte, some are empty. Ids are not.
+    check(&bench(&[&there[..], &lengths].concat()), 4, 20);
     daemon.signal("-TERM");
     assert_eq!(daemon.end().0, Some(0));
 }
 
 #[test]
+fn a_load_is_sent_in_turns_and_judged() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let trace = folder.path().join("trace.jsonl");
+    let lines = "{\"input_length\": 40, \"output_length\": 3}\n{\"input_length\": 9, \"output_length\": 6}\n";
+    std::fs::write(&trace, lines).expect("writable");
+    let page = folder.path().join("report.html");
+    let daemon = Daemon::start(&[]);
+    let url = format!("http://{}", daemon.address);
+    let [trace, page] = [&trace, &page].map(|path| path.to_str().expect("UTF-8"));
+    let base = [
+        "serve",
+        "--url",
+        &url,
+        "--dataset",
+        trace,
+        "--requests",
+        "8",
+    ];
+    let number = |row: &serde_json::Value, key: &str| row[key].as_f64().expect("a number");
+
+    // Four lengths of three tokens and four of six; the second turn knows the first.
+    let turns = ["--turns", "2", "--rate", "400,50", "--html", page];
+    let slo = ["--slo-ttft-ms", "60000", "--slo-itl-ms", "60000"];
+    let report = bench(&[&base[..], &turns, &slo].concat());
+    let rows = report["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 2, "{report}");
+    for (row, rate) in rows.iter().zip([400.0, 50.0]) {
+        assert_eq!(number(row, "rate_per_s"), rate);
+        assert_eq!(
+            (&row["requests"], &row["failed"]),
+            (&8.into(), &0.into()),
+            "{report}"
+        );
+        assert_eq!(row["tokens"], 4 * 3 + 4 * 6, "{report}");
+        assert_eq!(number(row, "good_share"), 1.0, "{report}");
+        assert!(number(row, "cached_share") > 0.0, "{report}");
+    }
+    let page = std::fs::read_to_string(page).expect("it was written");
+    assert_eq!(page.matches("<svg").count(), 6);
+    assert!(
+        !page.contains("src=") && !page.contains("href="),
+        "it needs something else"
+    );
+
+    // Words to the other endpoint, in nothing but OpenAI's own terms.
+    let chat = ["--chat", "--plain", "--turns", "2", "--streams", "2"];
+    let report = bench(&[&base[..], &chat].concat());
+    let row = &report["rows"][0];
+    assert_eq!(row["requests"], 8, "{report}");
+    assert!(number(row, "ttft_ms_p50") <= number(row, "total_ms_p99"));
+    assert!(row["good_share"].is_null(), "nothing was asked of it");
+    daemon.signal("-TERM");
+    assert_eq!(daemon.end().0, Some(0));
+}
+
+#[test]
+fn refused_requests_are_counted_and_not_hidden() {
+    let daemon = Daemon::start(&["--max-queue", "1", "--max-num-seqs", "1"]);
+    let url = format!("http://{}", daemon.address);
+    let lengths = ["--input-len", "40..80", "--output-len", "60"];
+    let flood = [
+        "serve",
+        "--url",
+        &url,
+        "--requests",
+        "20",
+        "--streams",
+        "20",
+    ];
+    let report = bench(&[&flood[..], &lengths].concat());
+    let row = &report["rows"][0];
+    let [answered, failed] = ["requests", "failed"].map(|key| row[key].as_u64().expect(key));
+    assert_eq!(answered + failed, 20, "{report}");
+    assert!(answered >= 2 && failed >= 1, "{report}");
+    let closed = daemon.address.clone();
+    drop(daemon);
+    let there = format!("http://{closed}");
+    refused(&["bench", "serve", "--url", &there], 1, &closed);
+}
+
+#[test]
 fn a_bench_that_cannot_be_run_says_why() {
+    let wrong = |args: &[&str], says: &str| {
+        refused(&[&["bench", "serve"][..], args].concat(), 2, says);
+    };
+    wrong(&["--rate", "1,-2"], "--rate");
+    wrong(&["--turns", "0"], "--turns");
+    wrong(&["--turns", "2", "--reuse", "0.5"], "--turns");
+    wrong(&["--input-len", "9..3"], "--input-len");
+    wrong(&["--dataset", "/nonexistent"], "/nonexistent");
+    wrong(&["--slo-ttft-ms", "0"], "--slo-ttft-ms");
+    wrong(&["--chat"], "--url");
     refused(&["bench", "decode", "--batch", "0"], 2, "--batch");
     refused(&["bench", "serve", "--reuse", "1.0"], 2, "--reuse");
     refused(

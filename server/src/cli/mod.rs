@@ -4,5 +4,8 @@ pub mod bench;
 pub mod chat;
 mod client;
 pub mod doctor;
+mod manifest;
 mod perplexity;
+pub mod pull;
 pub mod quantize;
+pub mod verify;

@@ -4,6 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
+/// A wider table is turned on its side.
+const MAX_WIDTH: usize = 200;
+
 /// What was measured.
 #[derive(Debug)]
 pub(super) struct Report {
@@ -55,21 +58,15 @@ impl Report {
 
     pub(super) fn text(&self) -> String {
         let mut out = format!("nemoserve bench {}\n", self.name);
-        for (key, value) in &self.about {
-            writeln!(out, "  {:<20} {}", words(key), cell(value)).expect("a string takes all");
+        for (key, value) in self.facts() {
+            writeln!(out, "  {key:<20} {value}").expect("a string takes all");
         }
-        let header: Vec<String> = self
-            .rows
-            .first()
-            .map_or_else(Vec::new, |row| row.keys().map(|key| words(key)).collect());
-        let cells = self
-            .rows
-            .iter()
-            .map(|row| row.values().map(cell).collect::<Vec<String>>());
-        let lines: Vec<Vec<String>> = std::iter::once(header).chain(cells).collect();
-        let widths: Vec<usize> = (0..lines[0].len())
-            .map(|at| lines.iter().map(|line| line[at].len()).max().unwrap_or(0))
-            .collect();
+        let mut lines = lines(&self.columns());
+        let mut widths = widths(&lines);
+        if widths.iter().map(|width| width + 2).sum::<usize>() > MAX_WIDTH {
+            lines = self.columns();
+            widths = self::widths(&lines);
+        }
         out.push('\n');
         for line in &lines {
             for (cell, width) in line.iter().zip(&widths) {
@@ -82,6 +79,46 @@ impl Report {
         }
         out
     }
+
+    /// What holds for all rows, as people read it.
+    pub(super) fn facts(&self) -> impl Iterator<Item = (String, String)> {
+        self.about
+            .iter()
+            .map(|(key, value)| (words(key), cell(value)))
+    }
+
+    pub(super) fn rows(&self) -> &[Map<String, Value>] {
+        &self.rows
+    }
+
+    pub(super) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Each key and what the rows have under it.
+    pub(super) fn columns(&self) -> Vec<Vec<String>> {
+        let keys = self.rows.first().into_iter().flat_map(Map::keys);
+        keys.map(|key| {
+            let cells = self.rows.iter().map(|row| cell(&row[key]));
+            std::iter::once(words(key)).chain(cells).collect()
+        })
+        .collect()
+    }
+}
+
+/// Columns become lines.
+fn lines(columns: &[Vec<String>]) -> Vec<Vec<String>> {
+    let num = columns.first().map_or(0, Vec::len);
+    (0..num)
+        .map(|at| columns.iter().map(|column| column[at].clone()).collect())
+        .collect()
+}
+
+fn widths(lines: &[Vec<String>]) -> Vec<usize> {
+    let num = lines.first().map_or(0, Vec::len);
+    (0..num)
+        .map(|at| lines.iter().map(|line| line[at].len()).max().unwrap_or(0))
+        .collect()
 }
 
 fn words(key: &str) -> String {
@@ -137,5 +174,16 @@ mod tests {
         assert!(text.contains("    128             -\n"), "{text}");
         let parsed: Value = serde_json::from_str(&report.json()).expect("it is JSON");
         assert_eq!(parsed["rows"][1]["batch"], 128);
+
+        let mut wide = Report::new("serve");
+        let row: Map<String, Value> = (10..40)
+            .map(|at| (format!("key_{at}"), at.into()))
+            .collect();
+        wide.row(Value::Object(row));
+        assert!(
+            wide.text().contains("  key 10  10\n  key 11  11\n"),
+            "{}",
+            wide.text()
+        );
     }
 }

@@ -1,108 +1,173 @@
 //! Requests as clients send them: so many streams at once, or so many a second.
 
+mod html;
+mod lengths;
+mod outcome;
+mod plot;
+mod target;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use engine::{EngineHandle, StreamEvent};
-use http::Method;
-use http_body_util::BodyExt as _;
-use scheduler::{Request, SamplingParams, TenantId};
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
+use self::html::Run;
+use self::lengths::Lengths;
+use self::outcome::{Objectives, Outcomes, Recorder, Timing};
+use self::target::{Dialect, Target};
 use super::report::Report;
-use super::samples::{Numbers, Samples};
-use super::{BenchError, open, prompt, report};
+use super::samples::Numbers;
+use super::{BenchError, open, report};
 use crate::args::BenchServeArgs;
-use crate::cli::client::{Lines, Server};
+use crate::cli::client::Server;
 
-/// Ids that every vocabulary has and no tokenizer gives a meaning of its own.
-const FOREIGN_VOCAB: u32 = 900;
+/// Why requests failed, of each run.
+const MAX_REASONS: usize = 8;
 
-/// Who answers.
-enum Target {
-    Engine {
-        handle: EngineHandle,
-        vocab_size: u32,
-    },
-    Url {
-        server: Box<Server>,
-        model: String,
-    },
-}
-
-/// One request, in time.
-#[derive(Default)]
-struct Timing {
-    ttft: Duration,
-    /// Between tokens; nothing between those that came together.
-    gaps: Vec<Duration>,
-    num_tokens: u64,
-}
+type Answers = Vec<Result<Timing, String>>;
 
 pub(super) fn run(args: BenchServeArgs) -> Result<Report, BenchError> {
     check(&args)?;
+    let lengths = Arc::new(Lengths::new(&args).map_err(BenchError::Usage)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| BenchError::Failed(error.to_string()))?;
     let (target, mut report) = match &args.url {
-        Some(url) => {
-            let fail = BenchError::Failed;
-            let server = Server::new(url, args.key.clone()).map_err(fail)?;
-            let model = runtime.block_on(server.first_model()).map_err(fail)?;
-            let mut report = Report::new("serve");
-            report.about("url", server.base());
-            report.about("model", model.clone());
-            report.about_load();
-            (
-                Target::Url {
-                    server: Box::new(server),
-                    model,
-                },
-                report,
-            )
-        }
-        None => start(&args, &runtime)?,
+        Some(url) => reach(url, &args, &runtime)?,
+        None => start(&args, &lengths, &runtime)?,
     };
-    report.about("input_tokens", args.input_len);
-    report.about("output_tokens", args.output_len);
+    // A server that was asked before remembers: only who wants the same prompts again gets them.
+    let seed = args.serve.seed.unwrap_or_else(|| match target {
+        Target::Engine { .. } => 0,
+        Target::Url { .. } => now(),
+    });
+    match &args.dataset {
+        Some(path) => report.about("dataset", path.display().to_string()),
+        None => {
+            report.about("input_tokens", args.input_len.clone());
+            report.about("output_tokens", args.output_len.clone());
+        }
+    }
+    report.about("turns", args.turns);
     report.about("reused_share", args.reuse);
-    let row = runtime.block_on(measure(Arc::new(target), args))?;
-    report.row(row);
+    report.about("seed", seed);
+    let objectives = Objectives {
+        ttft_ms: args.slo_ttft_ms,
+        itl_ms: args.slo_itl_ms,
+    };
+    if let Some(ms) = objectives.ttft_ms {
+        report.about("slo_ttft_ms", ms);
+    }
+    if let Some(ms) = objectives.itl_ms {
+        report.about("slo_itl_ms", ms);
+    }
+    let rates: Vec<Option<f64>> = match &args.rate[..] {
+        [] => vec![None],
+        rates => rates.iter().copied().map(Some).collect(),
+    };
+    let target = Arc::new(target);
+    let mut runs = Vec::new();
+    for (number, rate) in rates.into_iter().enumerate() {
+        let load = Load {
+            args: args.clone(),
+            lengths: Arc::clone(&lengths),
+            rate,
+            salt: seed.wrapping_add((number as u64) << 56),
+        };
+        let outcomes = runtime.block_on(measure(&target, Arc::new(load)))?;
+        let load = json!({
+            "streams": rate.is_none().then_some(args.streams),
+            "rate_per_s": rate,
+        });
+        report.row(outcomes.row(&load, objectives));
+        for (why, num) in outcomes.failures.iter().take(MAX_REASONS) {
+            report.note(format!("{num} failed: {why}"));
+        }
+        runs.push(Run { rate, outcomes });
+    }
+    if let Some(path) = &args.html {
+        let page = html::page(&report, &runs, objectives);
+        let written = std::fs::write(path, page);
+        written
+            .map_err(|error| BenchError::Failed(format!("--html {}: {error}", path.display())))?;
+    }
     Ok(report)
 }
 
 fn check(args: &BenchServeArgs) -> Result<(), BenchError> {
     let wrong = |what: &str| Err(BenchError::Usage(what.into()));
-    if args.streams == 0 || args.requests == 0 || args.output_len == 0 {
-        return wrong("--streams, --requests and --output-len are at least 1");
-    }
-    if args.input_len < 2 {
-        return wrong("--input-len is at least 2");
+    if args.streams == 0 || args.requests == 0 || args.turns == 0 {
+        return wrong("--streams, --requests and --turns are at least 1");
     }
     if !(0.0..1.0).contains(&args.reuse) {
         return wrong("--reuse is a share from 0 to less than 1");
     }
-    if args
-        .rate
-        .is_some_and(|rate| !(rate > 0.0 && rate.is_finite()))
-    {
+    if args.reuse > 0.0 && (args.turns > 1 || args.chat) {
+        return wrong("--reuse stands for turns: it goes with neither --turns nor --chat");
+    }
+    if (args.chat || args.plain) && args.url.is_none() {
+        return wrong("--chat and --plain are about how a server is asked: they want --url");
+    }
+    let is_positive = |number: &f64| *number > 0.0 && number.is_finite();
+    if !args.rate.iter().all(is_positive) {
         return wrong("--rate is a positive number of requests per second");
+    }
+    if !args
+        .slo_ttft_ms
+        .iter()
+        .chain(&args.slo_itl_ms)
+        .all(is_positive)
+    {
+        return wrong("--slo-ttft-ms and --slo-itl-ms are positive");
     }
     Ok(())
 }
 
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_micros() as u64)
+}
+
+fn reach(
+    url: &str,
+    args: &BenchServeArgs,
+    runtime: &Runtime,
+) -> Result<(Target, Report), BenchError> {
+    let fail = BenchError::Failed;
+    let server = Server::new(url, args.key.clone()).map_err(fail)?;
+    let names = args.serve.served_model_name.iter().flatten();
+    let model = match names.cloned().next() {
+        Some(name) => name,
+        None => runtime.block_on(server.first_model()).map_err(fail)?,
+    };
+    let mut report = Report::new("serve");
+    report.about("url", server.base());
+    report.about("model", model.clone());
+    report.about_load();
+    let target = Target::Url {
+        server: Box::new(server),
+        model,
+        dialect: Dialect {
+            chat: args.chat,
+            plain: args.plain,
+        },
+    };
+    Ok((target, report))
+}
+
 fn start(
     args: &BenchServeArgs,
-    runtime: &tokio::runtime::Runtime,
+    lengths: &Lengths,
+    runtime: &Runtime,
 ) -> Result<(Target, Report), BenchError> {
     let mut serve = args.serve.clone();
     serve.max_num_seqs.get_or_insert(args.streams);
-    serve
-        .max_model_len
-        .get_or_insert(args.input_len + args.output_len);
+    let longest = lengths.longest().saturating_mul(args.turns);
+    serve.max_model_len.get_or_insert(longest);
     let opened = open(&serve)?;
     let report = report("serve", &opened, &serve);
     let vocab_size = opened.info().vocab_size;
@@ -112,245 +177,164 @@ fn start(
     Ok((Target::Engine { handle, vocab_size }, report))
 }
 
-async fn measure(target: Arc<Target>, args: BenchServeArgs) -> Result<Value, BenchError> {
-    let args = Arc::new(args);
-    let fail = BenchError::Failed;
-    // Conversations so far: computed and kept before the clock starts.
-    if args.num_reused() > 0 {
-        let mut known = JoinSet::new();
-        for stream in 0..args.streams {
-            let (target, args) = (Arc::clone(&target), Arc::clone(&args));
-            known.spawn(async move {
-                let mut prompt = target.prompt(stream.into(), args.num_reused());
-                prompt.push(0);
-                target.ask(prompt, 1, Instant::now()).await
-            });
-        }
-        for outcome in known.join_all().await {
-            outcome.map_err(fail)?;
-        }
-    }
-    let begin = Instant::now();
-    let timings = match args.rate {
-        None => closed_loop(&target, &args).await,
-        Some(rate) => open_loop(&target, &args, rate).await,
-    };
-    let elapsed = begin.elapsed().as_secs_f64();
-    let timings = timings.map_err(fail)?;
-    let (mut ttft, mut gaps) = (Samples::default(), Samples::default());
-    let mut num_tokens = 0;
-    for timing in &timings {
-        ttft.add_ms(timing.ttft);
-        gaps.extend(timing.gaps.iter().map(|gap| gap.as_secs_f64() * 1e3));
-        num_tokens += timing.num_tokens;
-    }
-    Ok(json!({
-        "streams": args.rate.is_none().then_some(args.streams),
-        "rate_per_s": args.rate,
-        "requests": timings.len(),
-        "tokens": num_tokens,
-        "seconds": elapsed,
-        "tokens_per_s": num_tokens as f64 / elapsed,
-        "input_tokens_per_s": timings.len() as f64 * f64::from(args.input_len) / elapsed,
-        "ttft_ms_p50": ttft.percentile(50.0),
-        "ttft_ms_p90": ttft.percentile(90.0),
-        "ttft_ms_p99": ttft.percentile(99.0),
-        "itl_ms_p50": gaps.percentile(50.0),
-        "itl_ms_p90": gaps.percentile(90.0),
-        "itl_ms_p99": gaps.percentile(99.0),
-    }))
+/// What one run sends.
+struct Load {
+    args: BenchServeArgs,
+    lengths: Arc<Lengths>,
+    /// Conversations per second; `None`: as fast as they are answered.
+    rate: Option<f64>,
+    salt: u64,
 }
 
-/// Every stream asks again as soon as it has its answer.
-async fn closed_loop(
-    target: &Arc<Target>,
-    args: &Arc<BenchServeArgs>,
-) -> Result<Vec<Timing>, String> {
+async fn measure(target: &Arc<Target>, load: Arc<Load>) -> Result<Outcomes, BenchError> {
+    if load.args.reuse > 0.0 {
+        load.tell_histories(target)
+            .await
+            .map_err(BenchError::Failed)?;
+    }
+    let recorder = Arc::new(Recorder::new());
+    let answers = match load.rate {
+        None => closed_loop(target, &load, &recorder).await,
+        Some(rate) => open_loop(target, &load, &recorder, rate).await,
+    };
+    let recorder = Arc::into_inner(recorder).expect("all who were asked have answered");
+    let outcomes = recorder.finish(answers);
+    match outcomes.failures.keys().next() {
+        Some(why) if outcomes.timings.is_empty() => Err(BenchError::Failed(why.clone())),
+        _ => Ok(outcomes),
+    }
+}
+
+/// Every stream goes on as soon as it has its answer.
+async fn closed_loop(target: &Arc<Target>, load: &Arc<Load>, recorder: &Arc<Recorder>) -> Answers {
     let num_asked = Arc::new(AtomicU32::new(0));
     let mut streams = JoinSet::new();
-    for stream in 0..args.streams {
-        let (target, args) = (Arc::clone(target), Arc::clone(args));
-        let num_asked = Arc::clone(&num_asked);
+    for stream in 0..load.args.streams {
+        let (target, load) = (Arc::clone(target), Arc::clone(load));
+        let (num_asked, recorder) = (Arc::clone(&num_asked), Arc::clone(recorder));
         streams.spawn(async move {
-            let mut timings = Vec::new();
+            let mut answers = Vec::new();
             loop {
-                let request = num_asked.fetch_add(1, Ordering::Relaxed);
-                if request >= args.requests {
-                    return Ok(timings);
+                let first = num_asked.fetch_add(load.args.turns, Ordering::Relaxed);
+                if first >= load.args.requests {
+                    return answers;
                 }
-                let prompt = target.turn(&args, stream, request);
-                timings.push(target.ask(prompt, args.output_len, Instant::now()).await?);
+                let due = Instant::now();
+                answers.extend(load.converse(&target, &recorder, stream, first, due).await);
             }
         });
     }
-    let timings: Result<Vec<Vec<Timing>>, String> = streams.join_all().await.into_iter().collect();
-    Ok(timings?.into_iter().flatten().collect())
+    streams.join_all().await.into_iter().flatten().collect()
 }
 
-/// Requests come when they come, whether or not others have been answered; time runs from when one
+/// Conversations begin when they do, whether or not others have been answered; time runs from when one
 /// was due.
 async fn open_loop(
     target: &Arc<Target>,
-    args: &Arc<BenchServeArgs>,
+    load: &Arc<Load>,
+    recorder: &Arc<Recorder>,
     rate: f64,
-) -> Result<Vec<Timing>, String> {
-    let mut numbers = Numbers::new(args.serve.seed.unwrap_or(0));
+) -> Answers {
+    let mut numbers = Numbers::new(load.salt);
     let mut due = Instant::now();
-    let mut requests = JoinSet::new();
-    for request in 0..args.requests {
+    let mut conversations = JoinSet::new();
+    for conversation in 0..load.args.requests.div_ceil(load.args.turns) {
         due += numbers.wait(rate);
         tokio::time::sleep_until(due.into()).await;
-        let (target, args) = (Arc::clone(target), Arc::clone(args));
-        requests.spawn(async move {
-            let prompt = target.turn(&args, request % args.streams, request);
-            target.ask(prompt, args.output_len, due).await
+        let (target, load) = (Arc::clone(target), Arc::clone(load));
+        let recorder = Arc::clone(recorder);
+        conversations.spawn(async move {
+            let stream = conversation % load.args.streams;
+            let first = conversation * load.args.turns;
+            load.converse(&target, &recorder, stream, first, due).await
         });
     }
-    requests.join_all().await.into_iter().collect()
+    let answers = conversations.join_all().await;
+    answers.into_iter().flatten().collect()
 }
 
-impl BenchServeArgs {
+impl Load {
+    /// One conversation, from request `first` on, to its last turn or the first that fails.
+    async fn converse(
+        &self,
+        target: &Target,
+        recorder: &Recorder,
+        stream: u32,
+        first: u32,
+        mut due: Instant,
+    ) -> Answers {
+        let mut answers = Vec::new();
+        let mut said = target.nothing();
+        let end = self
+            .args
+            .requests
+            .min(first.saturating_add(self.args.turns));
+        for request in first..end {
+            let mut numbers = self.numbers(1, request);
+            let pair = self.lengths.of(request, &mut numbers);
+            let known = self.num_reused(pair.input);
+            if known > 0 {
+                target.say(&mut said, self.numbers(0, stream).draw(), known);
+            }
+            target.say(&mut said, numbers.draw(), pair.input - known);
+            let answer = target.ask(&mut said, pair.output, due, recorder).await;
+            let is_over = answer.is_err();
+            answers.push(answer);
+            if is_over {
+                return answers;
+            }
+            due = Instant::now();
+        }
+        answers
+    }
+
+    /// What conversations begin with, computed and kept before the clock starts.
+    async fn tell_histories(&self, target: &Arc<Target>) -> Result<(), String> {
+        let longest = (0..self.args.requests).map(|request| {
+            self.lengths
+                .of(request, &mut self.numbers(1, request))
+                .input
+        });
+        let longest = self.num_reused(longest.max().unwrap_or(0));
+        let mut known = JoinSet::new();
+        for stream in 0..self.args.streams {
+            let target = Arc::clone(target);
+            let salt = self.numbers(0, stream).draw();
+            known.spawn(async move {
+                let mut said = target.nothing();
+                target.say(&mut said, salt, longest);
+                target.say(&mut said, salt.wrapping_add(1), 1);
+                let unheard = Recorder::new();
+                target.ask(&mut said, 1, Instant::now(), &unheard).await
+            });
+        }
+        let answers: Result<Vec<Timing>, String> = known.join_all().await.into_iter().collect();
+        answers.map(|_| ())
+    }
+
     /// Tokens of a prompt that its conversation has seen.
-    fn num_reused(&self) -> u32 {
-        (f64::from(self.input_len) * self.reuse) as u32
+    fn num_reused(&self, input: u32) -> u32 {
+        (f64::from(input) * self.args.reuse) as u32
+    }
+
+    /// Of a stream (kind 0) or a request (kind 1) of this run, and of no other.
+    fn numbers(&self, kind: u64, index: u32) -> Numbers {
+        let place = (kind << 32) + u64::from(index);
+        Numbers::new(Numbers::new(self.salt ^ place.rotate_left(16)).draw())
     }
 }
 
-impl Target {
-    fn prompt(&self, salt: u64, len: u32) -> Vec<u32> {
-        match self {
-            Self::Engine { vocab_size, .. } => prompt(salt, len, *vocab_size),
-            Self::Url { .. } => prompt(salt, len, FOREIGN_VOCAB),
-        }
-    }
-
-    /// What a conversation says next: all that is known, and something new.
-    fn turn(&self, args: &BenchServeArgs, stream: u32, request: u32) -> Vec<u32> {
-        let mut prompt = self.prompt(stream.into(), args.num_reused());
-        let salt = (1 << 32) + u64::from(request);
-        prompt.extend(self.prompt(salt, args.input_len - args.num_reused()));
-        prompt
-    }
-
-    async fn ask(&self, prompt: Vec<u32>, num_tokens: u32, due: Instant) -> Result<Timing, String> {
-        let mut clock = Clock::new(due);
-        match self {
-            Self::Engine { handle, .. } => {
-                let request = Request {
-                    id: handle.next_request_id(),
-                    prompt: prompt.into(),
-                    sampling: Arc::new(SamplingParams {
-                        max_tokens: num_tokens,
-                        ..SamplingParams::default()
-                    }),
-                    num_choices: 1,
-                    cache_salt: "".into(),
-                    boundaries: Arc::default(),
-                    priority: 0,
-                    tenant: TenantId::default(),
-                    tenant_weight: 1,
-                };
-                let stream = handle.submit(request, None);
-                let mut stream = stream.map_err(|error| error.to_string())?;
-                while let Some(event) = stream.next().await {
-                    match event {
-                        StreamEvent::Output(output) => clock.hear(output.tokens.len() as u64),
-                        StreamEvent::Failed(why) => return Err(why),
-                    }
-                }
-            }
-            Self::Url { server, model } => {
-                let body = json!({
-                    "model": model, "prompt": prompt, "max_tokens": num_tokens, "temperature": 0,
-                    "ignore_eos": true, "stream": true,
-                });
-                let sent = server.send(Method::POST, "/v1/completions", body.to_string());
-                let mut response = sent.await?;
-                let mut lines = Lines::default();
-                while let Some(frame) = response.frame().await {
-                    let frame = frame.map_err(|error| format!("the stream broke off: {error}"))?;
-                    let Ok(data) = frame.into_data() else {
-                        continue;
-                    };
-                    for event in lines.push(&data) {
-                        clock.hear(num_texts(&event)?);
-                    }
-                }
-            }
-        }
-        // Tokens that have no text of their own are not heard over a wire; the end is.
-        if clock.timing.num_tokens == 0 {
-            clock.hear(1);
-        }
-        Ok(clock.timing)
-    }
+/// In whole pieces, as plots want it.
+fn seconds(time: Duration) -> f64 {
+    time.as_secs_f64()
 }
 
-/// Texts in an event of a stream of completions: as good as tokens, as far as times go.
-fn num_texts(event: &str) -> Result<u64, String> {
-    let Ok(event) = serde_json::from_str::<Value>(event) else {
-        // The stream's end is no JSON.
-        return Ok(0);
-    };
-    if let Some(message) = event["error"]["message"].as_str() {
-        return Err(message.to_owned());
-    }
-    let text = event["choices"][0]["text"].as_str().unwrap_or("");
-    Ok(u64::from(!text.is_empty()))
+/// A rate as the key of a series.
+fn name_of(rate: Option<f64>) -> String {
+    rate.map_or_else(|| "closed loop".into(), |rate| format!("{rate} per s"))
 }
 
-struct Clock {
-    last: Instant,
-    timing: Timing,
-}
-
-impl Clock {
-    fn new(due: Instant) -> Self {
-        Self {
-            last: due,
-            timing: Timing::default(),
-        }
-    }
-
-    fn hear(&mut self, num_tokens: u64) {
-        if num_tokens == 0 {
-            return;
-        }
-        let since = self.last.elapsed();
-        self.last += since;
-        if self.timing.num_tokens == 0 {
-            self.timing.ttft = since;
-        } else {
-            self.timing.gaps.push(since);
-        }
-        // What came together came at once.
-        let together = num_tokens.saturating_sub(1) as usize;
-        self.timing.gaps.extend(vec![Duration::ZERO; together]);
-        self.timing.num_tokens += num_tokens;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_has_a_first_or_a_gap() {
-        let mut clock = Clock::new(Instant::now());
-        for num_tokens in [0, 1, 0, 3, 1] {
-            clock.hear(num_tokens);
-        }
-        assert_eq!((clock.timing.num_tokens, clock.timing.gaps.len()), (5, 4));
-    }
-
-    #[test]
-    fn events_are_read() {
-        assert_eq!(num_texts("[DONE]"), Ok(0));
-        assert_eq!(num_texts(r#"{"choices":[{"text":"a"}]}"#), Ok(1));
-        assert_eq!(num_texts(r#"{"choices":[{"text":""}]}"#), Ok(0));
-        assert_eq!(
-            num_texts(r#"{"error":{"message":"no"}}"#),
-            Err("no".to_owned())
-        );
-    }
+/// For a page: what a row says under a key.
+fn number_in(row: &serde_json::Map<String, Value>, key: &str) -> Option<f64> {
+    row.get(key).and_then(Value::as_f64)
 }
