@@ -47,6 +47,9 @@ def parsed(answer):
     if not head:
         raise ConnectionResetError("closed without an answer")
     first, *lines = head.decode("latin-1").split("\r\n")
+    # Whoever sends no more is asked whether it is there by a line that means nothing.
+    if first.split(" ")[1] == "100":
+        return parsed(body)
     headers = dict(line.lower().split(": ", 1) for line in lines)
     if headers.get("transfer-encoding") == "chunked":
         whole = b""
