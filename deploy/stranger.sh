@@ -65,8 +65,7 @@ show get "http://$front/v1/chat/completions" -d '{"model": "nemoserve-demo", "ma
 echo
 
 step "A load through it; one replica is told to stop in the middle, as when it is replaced"
-"$nemoserve" bench --json serve --url "http://$front" --rate 30 --requests 240 --input-len 16..200 --output-len 8..24 \
-    --slo-ttft-ms 5000 > "$work/load.json" 2> "$work/load.log" &
+"$nemoserve" bench --json serve --url "http://$front" --rate 30 --requests 240 --input-len 16..200 --output-len 8..24 > "$work/load.json" 2> "$work/load.log" &
 load=$!
 served() { [ "$(ask "sum(nemoserve_choices_finished_total{instance=\"$first\"})" 2>/dev/null || echo 0)" -gt 10 ] 2>/dev/null; }
 wait_for 20 served || fail "the first replica serves nobody"
@@ -79,7 +78,7 @@ wait "$load" || fail "the load failed: $(cat "$work/load.log")"
 python3 - "$work/load.json" <<'PYTHON'
 import json, sys
 row = json.load(open(sys.argv[1]))["rows"][0]
-print({key: row[key] for key in ("requests", "failed", "good_share", "ttft_ms_p50", "ttft_ms_p99")})
+print(row["requests"], "answered,", row["failed"], "failed")
 assert row["failed"] == 0 and row["requests"] == 240, row
 PYTHON
 
