@@ -119,7 +119,7 @@ impl Hub {
             .iter()
             .map(|(name, bytes)| {
                 let mut entry = json!({"rfilename": name, "size": bytes.len()});
-                if name.ends_with(".safetensors") {
+                if name.ends_with("safetensors") {
                     entry["lfs"] = json!({"sha256": sha256(bytes), "size": bytes.len()});
                 }
                 entry

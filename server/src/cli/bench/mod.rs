@@ -48,7 +48,7 @@ pub fn run(args: BenchArgs) -> ExitCode {
         BenchCommand::Prefill(args) => prefill::run(*args),
         BenchCommand::Attention(args) => attention::run(&args),
         BenchCommand::Products(args) => products::run(&args),
-        BenchCommand::Serve(args) => serve::run(*args),
+        BenchCommand::Serve(args) => serve::run(&args),
         BenchCommand::Load(args) => load::run(&args),
     };
     let code = match report {

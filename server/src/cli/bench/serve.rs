@@ -29,16 +29,16 @@ const MAX_REASONS: usize = 8;
 
 type Answers = Vec<Result<Timing, String>>;
 
-pub(super) fn run(args: BenchServeArgs) -> Result<Report, BenchError> {
-    check(&args)?;
-    let lengths = Arc::new(Lengths::new(&args).map_err(BenchError::Usage)?);
+pub(super) fn run(args: &BenchServeArgs) -> Result<Report, BenchError> {
+    check(args)?;
+    let lengths = Arc::new(Lengths::new(args).map_err(BenchError::Usage)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| BenchError::Failed(error.to_string()))?;
     let (target, mut report) = match &args.url {
-        Some(url) => reach(url, &args, &runtime)?,
-        None => start(&args, &lengths, &runtime)?,
+        Some(url) => reach(url, args, &runtime)?,
+        None => start(args, &lengths, &runtime)?,
     };
     // A server that was asked before remembers: only who wants the same prompts again gets them.
     let seed = args.serve.seed.unwrap_or_else(|| match target {
