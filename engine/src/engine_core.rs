@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use constraint::Guide;
@@ -110,6 +110,7 @@ where
         heart: Heart::new(),
         last_step: StepNote::default(),
         num_in_channel: AtomicU64::new(0),
+        drafts_paused: AtomicBool::new(false),
         limits: Limits {
             vocab_size,
             config: config.clone(),
@@ -207,6 +208,8 @@ impl<R: Runner> EngineCore<'_, R> {
                 return Ok(());
             }
             self.newspaper.publish(&mut self.scheduler);
+            let paused = self.shared.drafts_paused.load(Ordering::Relaxed);
+            self.scheduler.pause_drafts(paused);
             let Some(plan) = self.scheduler.schedule() else {
                 self.beat();
                 if !self.wait_for_command() {

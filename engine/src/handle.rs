@@ -1,7 +1,7 @@
 //! The server's only door in.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use constraint::Guide;
@@ -78,6 +78,15 @@ pub struct EngineStats {
     pub heartbeat_age: Duration,
 }
 
+/// Who waits for a first step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Requests.
+    pub num_waiting: u64,
+    /// Beyond so many the next one is refused.
+    pub max_waiting: u64,
+}
+
 /// What is loaded, fixed once the engine is ready.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineInfo {
@@ -135,6 +144,8 @@ pub(crate) struct Shared {
     pub(crate) last_step: StepNote,
     /// Requests submitted and not yet taken up by the engine thread.
     pub(crate) num_in_channel: AtomicU64,
+    /// Steps carry no drafts.
+    pub(crate) drafts_paused: AtomicBool,
     pub(crate) limits: Limits,
 }
 
@@ -219,6 +230,20 @@ impl EngineHandle {
     pub fn finish_choice(&self, id: RequestId, choice: u32) {
         // A closed channel means that the engine has ended and the stream tells so itself.
         let _ = self.commands.send(Command::FinishChoice { id, choice });
+    }
+
+    /// Who waits, as of now.
+    pub fn queue(&self) -> Queue {
+        let queued = u64::from(self.shared.stats.read().num_queued);
+        Queue {
+            num_waiting: queued + self.shared.num_in_channel.load(Ordering::Relaxed),
+            max_waiting: self.shared.limits.config.max_queue.into(),
+        }
+    }
+
+    /// From the next step on, no row makes drafts, or they may again; tokens are the same either way.
+    pub fn pause_drafts(&self, paused: bool) {
+        self.shared.drafts_paused.store(paused, Ordering::Relaxed);
     }
 
     /// Loading, ready or failed.
@@ -319,11 +344,10 @@ impl EngineHandle {
     fn check_limits(&self, request: &Request) -> Result<(), AdmissionError> {
         let Limits { config, cache, .. } = &self.shared.limits;
         check_size(request, config, cache)?;
-        let max_queue = config.max_queue;
-        let waiting = u64::from(self.shared.stats.read().num_queued)
-            + self.shared.num_in_channel.load(Ordering::Relaxed);
-        if waiting >= u64::from(max_queue) {
-            return Err(AdmissionError::QueueFull { max: max_queue });
+        let queue = self.queue();
+        if queue.num_waiting >= queue.max_waiting {
+            let max = config.max_queue;
+            return Err(AdmissionError::QueueFull { max });
         }
         Ok(())
     }

@@ -90,7 +90,8 @@ pub use engine_core::{LoadProgress, spawn};
 pub use error::{Cause, EngineError, Failure};
 pub use footprint::{Footprint, StepSize};
 pub use handle::{
-    EngineHandle, EngineInfo, EngineStats, EngineStatus, RequestStream, StreamEvent, SubmitError,
+    EngineHandle, EngineInfo, EngineStats, EngineStatus, Queue, RequestStream, StreamEvent,
+    SubmitError,
 };
 pub use heart::{Heart, LastStep};
 pub use kernels::ProfileRow;

@@ -108,6 +108,9 @@ impl Scheduler {
 
     /// The most drafts that the row after this one can use, whatever this one draws.
     fn limit_of(&self, row: &Row) -> u32 {
+        if self.drafts_paused {
+            return 0;
+        }
         let sequence = &self.sequences[&row.sequence];
         let max_model_len = self.config.max_model_len;
         let end = row.start + row.input_ids.len() as u32;

@@ -34,6 +34,8 @@ pub struct Scheduler {
     pub(crate) num_queued: u32,
     pub(crate) next_sequence: u64,
     pub(crate) depth: Depth,
+    /// It is too crowded for drafts.
+    pub(crate) drafts_paused: bool,
     pub(crate) pace: Pace,
     pub(crate) counters: Counters,
 }
@@ -114,9 +116,15 @@ impl Scheduler {
             num_queued: 0,
             next_sequence: 0,
             depth,
+            drafts_paused: false,
             pace,
             counters: Counters::default(),
         }
+    }
+
+    /// From now on no row makes drafts, or they may again. What a request gets is the same.
+    pub fn pause_drafts(&mut self, paused: bool) {
+        self.drafts_paused = paused;
     }
 
     /// Queues a request. Its prompt has a token and it has a choice; its id is new.

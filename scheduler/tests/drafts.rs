@@ -83,6 +83,36 @@ fn step(scheduler: &mut Scheduler, tokens: &[u32], drafts: &[u32]) -> Vec<Reques
 }
 
 #[test]
+fn while_drafts_are_paused_rows_are_plain() {
+    let mut scheduler = scheduler();
+    add(&mut scheduler, 1, &[1, 2], sampling(20));
+    step(&mut scheduler, &[10], &[11, 12, 13]);
+    scheduler.pause_drafts(true);
+    // What was guessed is still checked; nothing new is guessed.
+    let plan = scheduler.schedule().unwrap();
+    let drafting = plan.rows[0].drafting;
+    assert_eq!((drafting.num_drafts, drafting.max_drafts), (3, 0));
+    scheduler.update(answer(&plan, &[11, 99], &[]));
+    for token in [7, 8] {
+        let plan = scheduler.schedule().unwrap();
+        let drafting = plan.rows[0].drafting;
+        assert_eq!((drafting.num_drafts, drafting.max_drafts), (0, 0));
+        scheduler.update(answer(&plan, &[token], &[]));
+        scheduler.check_invariants();
+    }
+    // A prompt that comes meanwhile does not pass through the draft block.
+    add(&mut scheduler, 2, &[1, 2, 3], sampling(20));
+    let plan = scheduler.schedule().unwrap();
+    assert!(plan.rows.iter().all(|row| row.drafting.max_drafts == 0));
+    scheduler.update(answer(&plan, &[9], &[]));
+    scheduler.pause_drafts(false);
+    let plan = scheduler.schedule().unwrap();
+    assert!(plan.rows.iter().all(|row| row.drafting.max_drafts == 3));
+    scheduler.update(answer(&plan, &[10], &[11]));
+    scheduler.check_invariants();
+}
+
+#[test]
 fn a_row_carries_what_the_last_one_guessed() {
     let mut scheduler = scheduler();
     add(&mut scheduler, 1, &[1, 2], sampling(20));

@@ -94,6 +94,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Measure a model on this machine, and how near it comes to what the machine can do.
     Bench(BenchArgs),
+    /// Make an API key for --api-key-file, or check such a file.
+    Key(KeyArgs),
 }
 
 /// Everything about serving. Keys of the file are the flags' names.
@@ -302,6 +304,28 @@ pub struct ServeArgs {
     )]
     pub api_key: Option<Vec<String>>,
 
+    /// More keys: a TOML file of their hashes, each with its limits (see `nemoserve key`); read again on
+    /// SIGHUP
+    #[arg(long, env = "NEMOSERVE_API_KEY_FILE", value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// Seconds that a request has at most, from its headers to its last byte; beyond them 504, or an
+    /// error event if the answer has begun. x-request-timeout-ms asks for less [default: as many as it
+    /// takes]
+    #[arg(long, env = "NEMOSERVE_REQUEST_TIMEOUT", value_name = "S")]
+    pub request_timeout: Option<u64>,
+
+    /// Prompt tokens of requests that wait for their first token; beyond them 429 [default: as many as
+    /// --max-queue has]
+    #[arg(long, env = "NEMOSERVE_MAX_QUEUED_TOKENS", value_name = "TOKENS")]
+    pub max_queued_tokens: Option<u64>,
+
+    /// Seconds that a request should wait for its first token at most. While others wait, at a quarter
+    /// of it drafts end and low priority is refused, at half all but high priority, then everything
+    /// (503, or 529 on /v1/messages) [default: however long]
+    #[arg(long, env = "NEMOSERVE_MAX_QUEUE_AGE", value_name = "S")]
+    pub max_queue_age: Option<u64>,
+
     /// Origins whose pages may call the API [default: *]
     #[arg(
         long,
@@ -480,6 +504,32 @@ impl From<DefaultsArg> for Flavour {
             DefaultsArg::Nvidia => Self::Nvidia,
         }
     }
+}
+
+/// What to do about keys.
+#[derive(Clone, Debug, Args)]
+pub struct KeyArgs {
+    /// Which part.
+    #[command(subcommand)]
+    pub what: KeyCommand,
+}
+
+/// What to do about keys.
+#[derive(Clone, Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key: it goes to standard error, once; its entry for the file to standard output
+    New {
+        /// Whose it is: letters, digits and ._-
+        #[arg(long, default_value = "client")]
+        name: String,
+    },
+    /// Read a key that there is already from standard input, and print its hash
+    Hash,
+    /// Say whether a file can be used, and whom it lets in
+    Check {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 /// How to reach a server.
@@ -806,6 +856,10 @@ impl ServeArgs {
             quantization: self.quantization.or(base.quantization),
             seed: self.seed.or(base.seed),
             api_key: self.api_key.or(base.api_key),
+            api_key_file: self.api_key_file.or(base.api_key_file),
+            request_timeout: self.request_timeout.or(base.request_timeout),
+            max_queued_tokens: self.max_queued_tokens.or(base.max_queued_tokens),
+            max_queue_age: self.max_queue_age.or(base.max_queue_age),
             cors_origin: self.cors_origin.or(base.cors_origin),
             deterministic: self.deterministic.or(base.deterministic),
             no_playground: self.no_playground.or(base.no_playground),

@@ -376,6 +376,9 @@ fn engine_config(args: &ServeArgs) -> Result<EngineConfig, ConfigError> {
     })
 }
 
+/// A year.
+const MAX_SECONDS: u64 = 365 * 86_400;
+
 fn server_config(args: &ServeArgs) -> Result<ServerConfig, ConfigError> {
     let defaults = ServerConfig::default();
     let api_keys = args.api_key.clone().unwrap_or_default();
@@ -406,8 +409,18 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, ConfigError> {
         }
         Some(seconds) => Some(Duration::from_secs(seconds)),
     };
+    let seconds = |flag: &str, value: Option<u64>| match at_least(flag, value, 1)? {
+        Some(value) if value > MAX_SECONDS => Err(ConfigError::Usage(format!(
+            "{flag} is {value}, at most {MAX_SECONDS} can be waited"
+        ))),
+        value => Ok(value.map(Duration::from_secs)),
+    };
     Ok(ServerConfig {
         api_keys,
+        api_key_file: args.api_key_file.clone(),
+        request_timeout: seconds("--request-timeout", args.request_timeout)?,
+        max_queued_tokens: at_least("--max-queued-tokens", args.max_queued_tokens, 1)?,
+        max_queue_age: seconds("--max-queue-age", args.max_queue_age)?,
         cors_origins: args.cors_origin.clone().unwrap_or(defaults.cors_origins),
         playground: !args.no_playground.unwrap_or(false),
         sse_keepalive: keepalive.map_or(defaults.sse_keepalive, Duration::from_millis),
@@ -764,6 +777,34 @@ mod tests {
                     ..base()
                 },
                 "--api-key",
+            ),
+            (
+                ServeArgs {
+                    request_timeout: Some(0),
+                    ..base()
+                },
+                "--request-timeout",
+            ),
+            (
+                ServeArgs {
+                    request_timeout: Some(u64::MAX),
+                    ..base()
+                },
+                "--request-timeout",
+            ),
+            (
+                ServeArgs {
+                    max_queued_tokens: Some(0),
+                    ..base()
+                },
+                "--max-queued-tokens",
+            ),
+            (
+                ServeArgs {
+                    max_queue_age: Some(0),
+                    ..base()
+                },
+                "--max-queue-age",
             ),
             (
                 ServeArgs {

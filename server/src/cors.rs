@@ -11,7 +11,9 @@ use http_body_util::{BodyExt as _, Empty};
 use crate::state::Response;
 
 const HEADERS: &str = "authorization, content-type, x-api-key, x-request-id";
-const EXPOSED: &str = "x-request-id, request-id, openai-processing-ms, retry-after";
+const EXPOSED: &str = "x-request-id, request-id, openai-processing-ms, retry-after, retry-after-ms, \
+    x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, \
+    x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
 
 /// 204 for `OPTIONS` on a known path: which methods and headers a page may use, for a day.
 pub(crate) fn preflight(methods: &'static str, request: &HeaderMap) -> Response {

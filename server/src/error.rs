@@ -1,5 +1,7 @@
 //! What can be wrong with a request, as status and body.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http_body_util::{BodyExt as _, Full};
@@ -8,6 +10,9 @@ use crate::api::fields::type_name;
 use crate::api::flavour::Flavour;
 use crate::api::flavours::{cloudflare, openrouter};
 use crate::state::Response;
+
+/// Beyond a year nobody waits.
+const MAX_RETRY_MS: u128 = 365 * 86_400_000;
 
 /// An error in the shape that OpenAI's clients read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +27,8 @@ pub struct ApiError {
     pub param: Option<String>,
     /// For people.
     pub message: String,
-    /// Seconds for `Retry-After`.
-    pub retry_after: Option<u32>,
+    /// When it is worth asking again.
+    pub retry_after: Option<Duration>,
 }
 
 impl ApiError {
@@ -97,7 +102,14 @@ impl ApiError {
     /// With `Retry-After` in seconds.
     #[must_use]
     pub fn retry_after(mut self, seconds: u32) -> Self {
-        self.retry_after = Some(seconds);
+        self.retry_after = Some(Duration::from_secs(seconds.into()));
+        self
+    }
+
+    /// With `Retry-After` and `retry-after-ms`.
+    #[must_use]
+    pub fn retry_in(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
         self
     }
 
@@ -131,6 +143,7 @@ impl ApiError {
             413 => "request_too_large",
             429 => "rate_limit_error",
             503 => "overloaded_error",
+            504 => "timeout_error",
             400..500 => "invalid_request_error",
             _ => "api_error",
         };
@@ -178,8 +191,15 @@ impl ApiError {
             CONTENT_TYPE,
             http::HeaderValue::from_static("application/json"),
         );
-        if let Some(seconds) = self.retry_after {
-            headers.insert(RETRY_AFTER, seconds.into());
+        if let Some(wait) = self.retry_after {
+            // At least a moment, and never sooner than it is of use.
+            let ms = wait.as_nanos().div_ceil(1_000_000).clamp(1, MAX_RETRY_MS) as u64;
+            headers.insert(RETRY_AFTER, ms.div_ceil(1000).into());
+            headers.insert("retry-after-ms", ms.into());
+        }
+        if self.code == "insufficient_quota" {
+            // The SDKs would try again, and no waiting helps.
+            headers.insert("x-should-retry", http::HeaderValue::from_static("false"));
         }
         response
     }

@@ -1,6 +1,8 @@
 //! Alive, and ready for work. Two questions: a process that loads or drains is alive and not ready;
 //! one whose engine hangs or has failed should be restarted.
 
+use std::time::Instant;
+
 use engine::EngineStatus;
 use http::StatusCode;
 use serde_json::json;
@@ -110,7 +112,9 @@ fn is_stalled(state: &AppState) -> bool {
 /// `/ready`: should it get new work?
 pub(crate) fn ready(state: &AppState) -> Response {
     let Some(why) = NotReady::of(state) else {
-        return json_response(StatusCode::OK, &json!({"status": "ready"}));
+        let level = state.admission.level(&state.engine, Instant::now());
+        let body = json!({"status": "ready", "level": level.number()});
+        return json_response(StatusCode::OK, &body);
     };
     let mut body = json!({"status": "not_ready", "reason": why.reason()});
     if let NotReady::Loading { percent } = why {

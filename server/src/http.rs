@@ -88,6 +88,7 @@ pub async fn serve(
     if let Some(tls) = tls {
         following.spawn(tls.follow_files());
     }
+    following.spawn(crate::admission::watch(Arc::clone(&state)));
     let _watchdog = Watchdog::start(&state);
     let outcome = {
         let failure = pin!(engine_failure(&state));

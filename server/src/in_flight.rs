@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
@@ -10,6 +11,7 @@ use http::{Method, StatusCode};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tracing::field;
 
+use crate::admission::Tenant;
 use crate::connection::RequestMark;
 use crate::state::{Body, RequestContext};
 
@@ -21,6 +23,8 @@ pub(crate) struct InFlight {
     /// `None` until the headers are decided.
     status: Option<StatusCode>,
     complete: bool,
+    /// The key's name.
+    key: Option<Arc<str>>,
     /// The connection is busy as long as this lives.
     mark: RequestMark,
 }
@@ -42,8 +46,13 @@ impl InFlight {
             generates,
             status: None,
             complete: false,
+            key: None,
             mark,
         }
+    }
+
+    pub(crate) fn belongs_to(&mut self, tenant: &Tenant) {
+        self.key = tenant.name().map(Arc::from);
     }
 
     pub(crate) fn headers_are_out(&mut self, status: StatusCode) {
@@ -79,6 +88,7 @@ impl Drop for InFlight {
             target: "nemoserve::request",
             id = %ctx.request_id,
             client = self.mark.client.map(field::display),
+            key = self.key.as_deref(),
             method = %self.method,
             route = ctx.route,
             status = status.as_u16(),

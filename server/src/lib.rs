@@ -20,7 +20,7 @@
 //! | `sse` | framing and the streaming body |
 //! | `metrics`, `health` | every metric's name and help; alive and ready |
 //! | `receipts` | what recent generations used |
-//! | `admission` | who may enter: keys |
+//! | `admission/` | who may enter, on what terms, and what is given up when it is crowded |
 //! | `api/` | one file per endpoint |
 //! | `chat/` | the family: how to talk |
 //! | `text/` | tokens to text and back |
@@ -36,7 +36,7 @@
 //! Tensors, devices, blocks and slots: it hands token ids to an [`engine::EngineHandle`] and reads
 //! token ids back. It decides nothing about the order of work.
 
-mod admission;
+pub mod admission;
 pub mod api;
 pub mod args;
 pub mod chat;

@@ -10,7 +10,7 @@ use nemoserve::http::ServeError;
 use nemoserve::state::AppState;
 use nemoserve::transport::{Activated, ListenAddress, Listeners, Tls, activated};
 use nemoserve::watchdog::end_for_good;
-use nemoserve::{cli, kv_events, log_writer, logging, serve, startup, systemd};
+use nemoserve::{admission, cli, kv_events, log_writer, logging, serve, startup, systemd};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Some(Command::Verify(args)) => cli::verify::run(&args),
         Some(Command::Doctor(args)) => cli::doctor::run(&args),
         Some(Command::Bench(args)) => return cli::bench::run(args),
+        Some(Command::Key(args)) => cli::key::run(&args),
     };
     log_writer::flush();
     ExitCode::from(code)
@@ -142,6 +143,7 @@ async fn reload_on_hangup(state: Arc<AppState>, tls: Option<Arc<Tls>>) {
             if let Some(tls) = &tls {
                 tls.reload();
             }
+            admission::reload(&state);
         });
     }
 }

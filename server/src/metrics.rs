@@ -4,6 +4,8 @@
 //! load tests look for under vLLM's names, with its labels. Labels come from closed sets (route
 //! patterns, status codes, finish reasons), never from a request.
 
+mod admission;
+
 use std::time::Duration;
 
 use engine::{EngineHandle, EngineInfo};
@@ -15,6 +17,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use self::admission::AdmissionMetrics;
 use crate::api::hosted;
 
 /// Native name, vLLM's name for the same thing.
@@ -108,6 +111,8 @@ pub struct Metrics {
     failed_openings: IntCounter,
     watchdog: IntCounter,
     in_flight: IntGauge,
+    /// Who was let in and who was not.
+    pub(crate) admission: AdmissionMetrics,
     engine: Mutex<EngineMetrics>,
 }
 
@@ -348,6 +353,7 @@ impl Metrics {
                 "http_requests_in_flight",
                 "Requests whose answer is not complete, of every route.",
             ),
+            admission: AdmissionMetrics::new(&of),
             engine: Mutex::new(engine),
             model_name: model_name.to_owned(),
             registry,

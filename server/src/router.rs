@@ -7,13 +7,16 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
-use http::{HeaderValue, Method, Request, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version};
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Body as _;
 use hyper::body::Incoming;
 use matchit::Router as Paths;
 use percent_encoding::percent_decode_str;
+use tokio::time::timeout_at;
 
+use crate::admission::deadline::Deadline;
+use crate::admission::{self, Arrival, Cause, Tenant};
 use crate::api::flavour::Flavour;
 use crate::api::flavours::{cloudflare, openrouter};
 use crate::api::{
@@ -27,7 +30,7 @@ use crate::in_flight::{InFlight, Tracked};
 use crate::request_body;
 use crate::request_id;
 use crate::state::{AppState, RequestContext, Response};
-use crate::{admission, metrics, playground};
+use crate::{metrics, playground};
 
 /// One line per endpoint. `GET` implies `HEAD`.
 const ROUTES: &[(&str, Endpoint, Flavour)] = {
@@ -165,6 +168,19 @@ impl Endpoint {
         )
     }
 
+    /// Takes a place among those at work: it renders or counts a prompt, whether it is then run or not.
+    pub(crate) fn works(self) -> bool {
+        let renders = matches!(
+            self,
+            Self::RenderChat
+                | Self::RenderCompletions
+                | Self::CountTokens
+                | Self::Tokenize
+                | Self::Detokenize
+        );
+        renders || self.generates()
+    }
+
     /// Probes and scrapers need no key, nor do the page, which asks for one, and the document, which says
     /// how to show it. What the cache holds tells at which lengths others part, so that needs one.
     pub(crate) fn is_operational(self) -> bool {
@@ -234,7 +250,9 @@ impl Router {
             route,
             flavour,
             query: request.uri().query().map(Arc::from),
-            key: None,
+            tenant: Arc::clone(self.state.admission.anybody()),
+            ticket: None,
+            deadline: None,
             priority: None,
             received,
             tokens: Arc::default(),
@@ -243,13 +261,17 @@ impl Router {
         let generates = endpoint.is_some_and(Endpoint::generates);
         let mut in_flight = InFlight::new(ctx.clone(), method.clone(), generates, mark);
 
+        let mut tenant = None;
         let answer = async {
             match endpoint {
                 None => {
                     discard(request);
                     Err(unknown_path(&method, &path))
                 }
-                Some(endpoint) => self.dispatch(endpoint, ctx, id, request).await,
+                Some(endpoint) => {
+                    let ended = self.dispatch(endpoint, ctx, id, request, &mut tenant);
+                    ended.await
+                }
             }
         };
         let mut response = contained(answer, &request_id)
@@ -270,6 +292,12 @@ impl Router {
         if endpoint.is_some_and(|endpoint| !endpoint.is_operational()) {
             let ms = received.elapsed().as_millis() as u64;
             out.insert("openai-processing-ms", ms.into());
+        }
+        if let Some(tenant) = &tenant {
+            if endpoint.is_some_and(Endpoint::works) {
+                tenant.tell_limits(out, Instant::now());
+            }
+            in_flight.belongs_to(tenant);
         }
         cors::allow_origin(&self.state.config.cors_origins, &headers, out);
         if let (Some(endpoint), StatusCode::METHOD_NOT_ALLOWED) = (endpoint, response.status()) {
@@ -299,6 +327,7 @@ impl Router {
         mut ctx: RequestContext,
         id: Option<&str>,
         request: Request<Incoming>,
+        tenant: &mut Option<Arc<Tenant>>,
     ) -> Result<Response, ApiError> {
         let (parts, body) = request.into_parts();
         let asked = if parts.method == Method::HEAD {
@@ -313,39 +342,91 @@ impl Router {
             request_body::discard(body);
             return Err(wrong_method(&asked, endpoint, ctx.route));
         }
-        let config = &self.state.config;
-        let enters = || {
-            if endpoint.is_operational() {
-                return Ok(None);
-            }
-            let key = admission::authenticate(&config.api_keys, &parts.headers)?;
-            match NotReady::of(&self.state) {
-                Some(why) if endpoint.generates() => Err(why.into()),
-                _ => Ok(key),
-            }
+        let num_bytes = body.size_hint().lower();
+        if let Err(refusal) = self.let_in(endpoint, &mut ctx, &parts.headers, num_bytes, tenant) {
+            let metrics = &self.state.metrics.admission;
+            metrics.observe_refusal(ctx.received.elapsed());
+            request_body::discard(body);
+            return Err(refusal);
+        }
+        let Some(deadline) = ctx.deadline else {
+            return self.run(endpoint, ctx, id, &asked, body).await;
         };
-        match enters() {
-            Ok(key) => ctx.key = key,
-            Err(refusal) => {
-                request_body::discard(body);
-                return Err(refusal);
+        let late = ctx.clone();
+        let answer = self.run(endpoint, ctx, id, &asked, body);
+        match timeout_at(deadline.at, answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                admission::count_shed(&late, Cause::Deadline);
+                Err(deadline.exceeded())
             }
+        }
+    }
+
+    /// All that is decided before a byte of the body is read.
+    fn let_in(
+        &self,
+        endpoint: Endpoint,
+        ctx: &mut RequestContext,
+        headers: &HeaderMap,
+        num_bytes: u64,
+        tenant: &mut Option<Arc<Tenant>>,
+    ) -> Result<(), ApiError> {
+        if endpoint.is_operational() {
+            return Ok(());
+        }
+        let state = &self.state;
+        ctx.tenant = state.admission.authenticate(headers)?;
+        *tenant = Some(Arc::clone(&ctx.tenant));
+        if endpoint == Endpoint::DebugCache && !ctx.tenant.terms().operator {
+            return Err(operators_only());
         }
         if endpoint.generates() {
-            match priority::of_header(&parts.headers) {
-                Ok(priority) => ctx.priority = priority,
-                Err(refusal) => {
-                    request_body::discard(body);
-                    return Err(refusal);
-                }
+            if let Some(why) = NotReady::of(state) {
+                admission::count_shed(ctx, Cause::NotReady);
+                return Err(why.into());
             }
+            ctx.priority = priority::of_header(headers)?;
         }
-        let body = request_body::read(body, config).await?;
+        if endpoint.works() {
+            ctx.deadline = Deadline::of(headers, state.config.request_timeout, ctx.received)?;
+            let arrival = Arrival {
+                num_bytes,
+                priority: ctx.priority,
+                generates: endpoint.generates(),
+            };
+            let ticket = state
+                .admission
+                .enter(state, &ctx.tenant, &arrival, Instant::now())
+                .map_err(|refusal| admission::shed(ctx, refusal))?;
+            state.metrics.admission.count_entry(ctx.tenant.name());
+            ctx.ticket = Some(Arc::new(ticket));
+        }
+        Ok(())
+    }
+
+    /// Reads the body and answers.
+    async fn run(
+        &self,
+        endpoint: Endpoint,
+        ctx: RequestContext,
+        id: Option<&str>,
+        asked: &Method,
+        body: Incoming,
+    ) -> Result<Response, ApiError> {
+        let body = request_body::read(body, &self.state.config).await?;
+        if let Some(ticket) = &ctx.ticket {
+            // Not everybody declares how much is coming.
+            let tokens = admission::estimated_tokens(body.len());
+            ticket
+                .wait(tokens, Instant::now())
+                .map_err(|refusal| admission::shed(&ctx, refusal))?;
+        }
         match endpoint {
             Endpoint::Playground => Ok(playground::page()),
             Endpoint::PlaygroundFile => {
                 let name = id.expect("the pattern has an id");
-                playground::file(name).ok_or_else(|| unknown_path(&asked, name))
+                playground::file(name).ok_or_else(|| unknown_path(asked, name))
             }
             Endpoint::OpenApi => Ok(openapi::document()),
             Endpoint::Chat => chat::create(ctx, body).await,
@@ -362,7 +443,7 @@ impl Router {
             Endpoint::StoredResponse => {
                 let id = id.expect("the pattern has an id");
                 let id = percent_decode_str(id).decode_utf8_lossy();
-                if asked == Method::DELETE {
+                if *asked == Method::DELETE {
                     responses::delete(&ctx, &id)
                 } else {
                     responses::get(&ctx, &id)
@@ -411,6 +492,7 @@ fn full_response(status: StatusCode, kind: &'static str, text: String) -> Respon
 }
 
 fn scrape(state: &AppState) -> Response {
+    state.admission.observe(state);
     let text = state.metrics.render(&state.engine);
     full_response(StatusCode::OK, metrics::CONTENT_TYPE, text)
 }
@@ -445,6 +527,15 @@ fn wrong_method(asked: &Method, endpoint: Endpoint, route: &str) -> ApiError {
         "invalid_request_error",
         "method_not_allowed",
         format!("{asked} is not for {route}: use {}", endpoint.allow()),
+    )
+}
+
+fn operators_only() -> ApiError {
+    ApiError::new(
+        StatusCode::FORBIDDEN,
+        "permission_error",
+        "operators_only",
+        "what the cache holds tells of others: the key needs `operator = true`",
     )
 }
 

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::interval;
 
+use crate::admission::Admission;
 use crate::api::models::ModelNames;
 use crate::api::params::Defaults;
 use crate::api::responses::ResponseStore;
@@ -48,6 +49,8 @@ pub fn assemble(
     let metrics = Metrics::new(main_name, &info, route_labels());
     let end_ids = &defaults.eos_token_ids;
     let grammars = Grammars::new(tokenizer.clone(), info.vocab_size, end_ids);
+    let admission = Admission::new(&settings.server)
+        .map_err(|error| ConfigError::Usage(format!("--api-key-file {error}")))?;
     let engine = start()?;
     grammars.warm_up();
     let responses = ResponseStore::new(settings.server.max_stored_bytes);
@@ -60,6 +63,7 @@ pub fn assemble(
         models: settings.names,
         defaults,
         config: settings.server,
+        admission,
         metrics,
         receipts: Receipts::default(),
         responses,
@@ -174,7 +178,7 @@ pub fn summary(state: &AppState, urls: &[String]) -> String {
     if let Some(missing) = missing {
         line("note", missing.into());
     }
-    let keys = match state.config.api_keys.len() {
+    let keys = match state.admission.num_keys() {
         0 => "no key needed".to_owned(),
         n => format!("{n} API keys"),
     };

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -11,6 +12,8 @@ use engine::{EngineHandle, EngineInfo};
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::watch;
 
+use crate::admission::deadline::Deadline;
+use crate::admission::{Admission, Tenant, Ticket};
 use crate::api::flavour::Flavour;
 use crate::api::models::ModelNames;
 use crate::api::params::Defaults;
@@ -47,6 +50,15 @@ pub enum Phase {
 pub struct ServerConfig {
     /// Keys that clients must show; empty: authentication is off.
     pub api_keys: Vec<String>,
+    /// More keys, as hashes, each with its terms.
+    pub api_key_file: Option<PathBuf>,
+    /// From a request's headers to its last byte, if it asks for no less. Default: as long as it takes.
+    pub request_timeout: Option<Duration>,
+    /// Prompt tokens of requests that have no token yet; beyond them 429. Default: as many as there are.
+    pub max_queued_tokens: Option<u64>,
+    /// As long as a request should wait for its first token; as it comes nearer, more is given up.
+    /// Default: however long.
+    pub max_queue_age: Option<Duration>,
     /// Origins whose pages may call the API. Default `*`: all.
     pub cors_origins: Vec<String>,
     /// Whether `/` is the web playground. Default true; without it `/` is 404.
@@ -91,6 +103,10 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             api_keys: Vec::new(),
+            api_key_file: None,
+            request_timeout: None,
+            max_queued_tokens: None,
+            max_queue_age: None,
             cors_origins: vec!["*".into()],
             playground: true,
             sse_keepalive: Duration::from_secs(10),
@@ -130,6 +146,8 @@ pub struct AppState {
     pub defaults: Defaults,
     /// Limits and habits.
     pub config: ServerConfig,
+    /// Who may enter.
+    pub admission: Admission,
     /// Counters.
     pub metrics: Metrics,
     /// What recent generations used.
@@ -171,8 +189,12 @@ pub struct RequestContext {
     pub flavour: Flavour,
     /// The part of the URI after `?`.
     pub query: Option<Arc<str>>,
-    /// Which of the configured keys it showed; `None` without keys.
-    pub key: Option<usize>,
+    /// Whose key it showed; where none is needed, anybody.
+    pub tenant: Arc<Tenant>,
+    /// What it holds of everybody's room, once it is in.
+    pub ticket: Option<Arc<Ticket>>,
+    /// When its answer is of no more use.
+    pub deadline: Option<Deadline>,
     /// What its headers ask for, over what its body does.
     pub priority: Option<i8>,
     /// When its headers were complete.
@@ -213,11 +235,19 @@ impl RequestContext {
         });
     }
 
+    /// Whose what is kept of it is; `None` without keys.
+    pub fn key(&self) -> Option<usize> {
+        self.tenant.key()
+    }
+
     /// Counts a prompt once it is admitted, with the part of it that needed no computing.
     pub fn count_prompt(&self, prompt: u64, cached: u64) {
         self.tokens.prompt.fetch_add(prompt, Ordering::Relaxed);
         self.tokens.cached.fetch_add(cached, Ordering::Relaxed);
         self.state.metrics.count_prompt(prompt, cached);
+        let metrics = &self.state.metrics.admission;
+        metrics.count_prompt(self.tenant.name(), prompt, cached);
+        self.tenant.spend(prompt, 0, Instant::now());
     }
 
     /// What was counted so far. Thoughts are counted where they are told from answers.
@@ -242,5 +272,8 @@ impl RequestContext {
             .generated
             .fetch_add(generated, Ordering::Relaxed);
         self.state.metrics.count_generated(generated);
+        let metrics = &self.state.metrics.admission;
+        metrics.count_generated(self.tenant.name(), generated);
+        self.tenant.spend(0, generated, Instant::now());
     }
 }

@@ -604,6 +604,116 @@ fn logs_are_json_and_tell_no_secret() {
     }
 }
 
+/// An entry for a key file, and its key.
+fn new_key(name: &str) -> (String, String) {
+    let output = run(&["key", "new", "--name", name]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let [entry, said] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("UTF-8"));
+    let key = said.lines().next().expect("a key").to_owned();
+    assert!(key.starts_with("nsk-") && key.len() == 68, "{key}");
+    assert!(!entry.contains(&key), "the file has hashes only");
+    (entry, key)
+}
+
+#[test]
+fn keys_are_read_again_on_a_hangup_and_no_stream_ends() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("keys.toml");
+    let file = path.to_str().expect("UTF-8");
+    let (first, first_key) = new_key("first");
+    let (second, second_key) = new_key("second");
+    assert_ne!(first_key, second_key);
+    std::fs::write(&path, &first).expect("writable");
+    let daemon = Daemon::start(&["--api-key-file", file]);
+    let body = r#"{"model":"nemoserve-demo","prompt":"Once","max_tokens":2}"#;
+    let status = |key: &str| {
+        let headers = format!("authorization: Bearer {key}\r\n");
+        let answer = daemon.exchange(&post("/v1/completions", &headers, body));
+        answer.split(' ').nth(1).expect("a status").to_owned()
+    };
+    assert_eq!(
+        (status(&first_key), status(&second_key)),
+        ("200".into(), "401".into())
+    );
+    let long = r#"{"model":"nemoserve-demo","prompt":"Once","max_tokens":1500,"ignore_eos":true,"stream":true}"#;
+    let headers = format!("authorization: Bearer {first_key}\r\n");
+    let mut stream = daemon.send(&post("/v1/completions", &headers, long));
+    stream.read_exact(&mut [0; 64]).expect("the stream begins");
+    // A file that cannot be used, one that can.
+    std::fs::write(&path, format!("{first}weight = 0\n")).expect("writable");
+    daemon.signal("-HUP");
+    let line = daemon.wait_for_line("the keys from before hold on");
+    assert!(
+        line.contains("weight") && line.contains("keys.toml"),
+        "{line}"
+    );
+    assert_eq!(status(&first_key), "200");
+    std::fs::write(&path, &second).expect("writable");
+    daemon.signal("-HUP");
+    daemon.wait_for_line("the key file was read again");
+    assert_eq!(
+        (status(&first_key), status(&second_key)),
+        ("401".into(), "200".into())
+    );
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).expect("it ends in order");
+    assert!(
+        rest.contains("data: [DONE]") && !rest.contains("\"error\""),
+        "{rest}"
+    );
+    daemon.signal("-TERM");
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(
+        log.contains("key=\"second\"") || log.contains("key=second"),
+        "{log}"
+    );
+    for key in [first_key, second_key] {
+        assert!(!log.contains(&key), "{log}");
+    }
+}
+
+#[test]
+fn key_files_are_checked_and_their_mistakes_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("keys.toml");
+    let file = path.to_str().expect("UTF-8");
+    refused(&["--api-key-file", file], 2, file);
+    refused(&["key", "check", file], 1, file);
+    std::fs::write(&path, "[[key]]\nname = \"a\"\nsha256 = \"sk-oops\"\n").expect("writable");
+    refused(&["--api-key-file", file], 2, "`sha256`");
+    refused(&["key", "check", file], 1, "`sha256`");
+    refused(&["key", "new", "--name", "a b"], 1, "--name");
+    let hash = |key: &str| {
+        let mut child = nemoserve()
+            .args(["key", "hash"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(key.as_bytes()).expect("it reads");
+        drop(stdin);
+        child.wait_with_output().expect("it ends")
+    };
+    // `printf %s test | sha256sum`
+    let expect = "sha256 = \"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"\n";
+    for key in ["test", "test\n"] {
+        assert_eq!(String::from_utf8_lossy(&hash(key).stdout), expect);
+    }
+    assert_eq!(hash("\n").status.code(), Some(1));
+    let entry = format!("[[key]]\nname = \"a\"\n{expect}enabled = false\n");
+    std::fs::write(&path, entry).expect("writable");
+    let output = run(&["key", "check", file]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("1 names") && text.contains("a (1 keys, disabled)"),
+        "{text}"
+    );
+}
+
 #[test]
 fn the_log_bills_what_the_counters_count() {
     let daemon = Daemon::start(&["--log-format", "json"]);

@@ -18,6 +18,7 @@ use super::flavours::{self, nvidia};
 use super::generation::{Generation, GenerationOptions, PromptRequest, ThinkingStart};
 use super::prompt::{self, ChatPrompt};
 use super::stream;
+use crate::admission;
 use crate::chat::{Message, ToolCallFormat, ToolSet};
 use crate::error::ApiError;
 use crate::state::{AppState, RequestContext, Response};
@@ -60,9 +61,11 @@ pub async fn prepare<F>(
 where
     F: FnOnce() -> Result<Map<String, Value>, ApiError> + Send + 'static,
 {
-    let (state, flavour) = (Arc::clone(&ctx.state), ctx.flavour);
+    let (state, reader) = (Arc::clone(&ctx.state), ctx.clone());
     let (mut request, prompt) = prompt::off_thread(move || {
-        let request = ChatRequest::read(&body()?, &state, flavour)?;
+        let request = ChatRequest::read(&body()?, &state, reader.flavour)?;
+        let params = &request.params;
+        admission::check_body(&reader, &params.model, params.priority)?;
         let ChatRequest {
             messages,
             tools,

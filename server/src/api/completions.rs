@@ -15,9 +15,10 @@ use super::params::{Loaded, Params, Route};
 use super::prompt;
 use super::stream::{self, Chunks, Head};
 use super::types::{PromptScores, TextChoice, TextLogprobs};
+use crate::admission;
 use crate::error::ApiError;
 use crate::sse;
-use crate::state::{AppState, RequestContext, Response};
+use crate::state::{RequestContext, Response};
 
 /// Answers a generating request.
 pub async fn create(ctx: RequestContext, body: Bytes) -> Result<Response, ApiError> {
@@ -33,10 +34,11 @@ pub async fn create(ctx: RequestContext, body: Bytes) -> Result<Response, ApiErr
 
 /// What was sent, in any flavour.
 pub async fn read(ctx: &RequestContext, body: Bytes) -> Result<CompletionRequest, ApiError> {
-    let (state, flavour) = (Arc::clone(&ctx.state), ctx.flavour);
+    let ctx = ctx.clone();
     prompt::off_thread(move || {
-        let body = flavours::completion_body(parse_object(&body)?, &state, flavour)?;
-        CompletionRequest::read(&body, &state)
+        let body = parse_object(&body)?;
+        let body = flavours::completion_body(body, &ctx.state, ctx.flavour)?;
+        CompletionRequest::read(&body, &ctx)
     })
     .await
 }
@@ -55,9 +57,10 @@ pub struct CompletionRequest {
 }
 
 impl CompletionRequest {
-    fn read(body: &serde_json::Map<String, Value>, state: &AppState) -> Result<Self, ApiError> {
-        let fields = Fields::root(body);
+    fn read(body: &serde_json::Map<String, Value>, ctx: &RequestContext) -> Result<Self, ApiError> {
+        let (fields, state) = (Fields::root(body), &ctx.state);
         let mut params = Params::read(&fields, Route::Completions, &Loaded::of(state))?;
+        admission::check_body(ctx, &params.model, params.priority)?;
         if fields
             .string("suffix")?
             .is_some_and(|text| !text.is_empty())

@@ -5,6 +5,7 @@
 mod settle;
 
 use std::collections::VecDeque;
+use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,11 +16,13 @@ use engine::{EngineStatus, RequestStream, StreamEvent, SubmitError};
 use futures_util::stream::{BoxStream, SelectAll, StreamExt as _, unfold};
 use http::StatusCode;
 use scheduler::{
-    AdmissionError, FinishReason, Request, RequestOutput, SamplingParams, TenantId, TokenLogprobs,
+    AdmissionError, FinishReason, Request, RequestOutput, SamplingParams, TokenLogprobs,
 };
+use tokio::time::{Sleep, sleep_until};
 
 use super::choice::{Choice, ChoiceOptions, Finish, TokenText, token_text};
 use super::types::{PromptScore, PromptScores, Usage};
+use crate::admission::{self, Cause};
 use crate::error::ApiError;
 use crate::state::RequestContext;
 use crate::text::Detokenizer;
@@ -42,8 +45,8 @@ pub struct GenerationOptions {
     pub num_choices: u32,
     /// Prefix hits only among equal salts.
     pub cache_salt: Arc<str>,
-    /// Higher goes first, unless a header says otherwise.
-    pub priority: i8,
+    /// Higher goes first, unless a header says otherwise; `None`: what the key's terms say.
+    pub priority: Option<i8>,
     /// Whether answers begin with their prompt.
     pub echo: bool,
     /// The parameter that a refused prompt is blamed on.
@@ -79,7 +82,8 @@ pub struct Generation {
     chat: bool,
     /// Outputs that came before their prompt's scores.
     early: VecDeque<(usize, RequestOutput)>,
-    deadline: Pin<Box<dyn Future<Output = ()> + Send>>,
+    drained: Pin<Box<dyn Future<Output = ()> + Send>>,
+    timeout: Option<Pin<Box<Sleep>>>,
     num_unfinished: usize,
     num_accepted_drafts: u64,
     num_rejected_drafts: u64,
@@ -110,6 +114,13 @@ impl Generation {
         options: &GenerationOptions,
     ) -> Result<Self, ApiError> {
         let state = Arc::clone(&ctx.state);
+        let num_tokens = requests
+            .iter()
+            .map(|request| request.ids.len() as u64)
+            .sum();
+        let num_choices = requests.len() as u64 * u64::from(options.num_choices);
+        admission::begin(&ctx, num_tokens, num_choices)?;
+        let cache_salt = ctx.tenant.salt(&options.cache_salt);
         let mut events = SelectAll::new();
         let mut prompts = Vec::with_capacity(requests.len());
         for (
@@ -134,16 +145,21 @@ impl Generation {
                 prompt: Arc::clone(&ids),
                 sampling,
                 num_choices: options.num_choices,
-                cache_salt: Arc::clone(&options.cache_salt),
+                cache_salt: Arc::clone(&cache_salt),
                 boundaries: boundaries.into(),
-                priority: ctx.priority.unwrap_or(options.priority),
-                tenant: TenantId::default(),
-                tenant_weight: 1,
+                priority: ctx.tenant.priority(ctx.priority.or(options.priority)),
+                tenant: ctx.tenant.id(),
+                tenant_weight: ctx.tenant.terms().weight,
             };
-            let stream = state
-                .engine
-                .submit(request, guide)
-                .map_err(|error| refused(error, options.param, state.info.max_model_len))?;
+            let stream = state.engine.submit(request, guide).map_err(|error| {
+                if matches!(
+                    error,
+                    SubmitError::Admission(AdmissionError::QueueFull { .. })
+                ) {
+                    admission::count_shed(&ctx, Cause::Queue);
+                }
+                refused(error, options.param, state.info.max_model_len)
+            })?;
             prompts.push(Prompt {
                 ids,
                 scored,
@@ -183,7 +199,10 @@ impl Generation {
             echo: options.echo,
             chat: options.thinking.is_some(),
             early: VecDeque::new(),
-            deadline: Box::pin(state.drain_deadline()),
+            drained: Box::pin(state.drain_deadline()),
+            timeout: ctx
+                .deadline
+                .map(|deadline| Box::pin(sleep_until(deadline.at))),
             first_token: None,
             streamed: false,
             finish: None,
@@ -211,8 +230,10 @@ impl Generation {
             }
             let event = tokio::select! {
                 biased;
+                // First: a model that always has news would keep it from being looked at.
+                () = elapsed(&mut self.timeout) => return Err(self.too_late()),
                 event = self.events.next() => event,
-                () = &mut self.deadline => return Err(shutting_down(&self.ctx)),
+                () = &mut self.drained => return Err(shutting_down(&self.ctx)),
             };
             let (prompt, output) = match event {
                 Some((prompt, Some(StreamEvent::Output(output)))) => (prompt, output),
@@ -227,6 +248,12 @@ impl Generation {
             }
         }
         Ok(None)
+    }
+
+    fn too_late(&self) -> ApiError {
+        admission::count_shed(&self.ctx, Cause::Deadline);
+        let deadline = self.ctx.deadline.expect("its timer ran");
+        deadline.exceeded()
     }
 
     /// Runs to the end.
@@ -404,6 +431,9 @@ impl Generation {
             .is_none()
         {
             metrics.observe_ttft(now - self.ctx.received);
+            if let Some(ticket) = &self.ctx.ticket {
+                ticket.started();
+            }
         }
         if let Some(last) = self.last_token[index].replace(now) {
             let gap = (now - last) / num_new as u32;
@@ -424,6 +454,14 @@ impl Drop for Generation {
             unfinished = self.num_unfinished,
             "generation over"
         );
+    }
+}
+
+/// Resolves then; never if there is no such time.
+async fn elapsed(timeout: &mut Option<Pin<Box<Sleep>>>) {
+    match timeout {
+        Some(timeout) => timeout.await,
+        None => pending().await,
     }
 }
 

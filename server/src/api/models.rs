@@ -44,15 +44,19 @@ struct Model<'a> {
     description: Option<&'a str>,
 }
 
+/// Without the suffix that chooses nothing.
+pub(crate) fn bare(id: &str) -> &str {
+    ROUTING_SUFFIXES
+        .iter()
+        .find_map(|suffix| id.strip_suffix(suffix))
+        .unwrap_or(id)
+}
+
 impl ModelNames {
     /// Whether `id` is the loaded model.
     pub fn contains(&self, id: &str) -> bool {
-        let bare = ROUTING_SUFFIXES
-            .iter()
-            .find_map(|suffix| id.strip_suffix(suffix));
-        self.ids
-            .iter()
-            .any(|known| known == id || Some(known.as_str()) == bare)
+        let bare = bare(id);
+        self.ids.iter().any(|known| known == id || known == bare)
     }
 
     /// The `model` of a request: 400 if missing, 404 if another's.
@@ -70,21 +74,26 @@ pub fn list(ctx: &RequestContext) -> Result<Response, ApiError> {
     if ctx.flavour == Flavour::OpenRouter {
         return Ok(openrouter::list(ctx));
     }
-    let names = &ctx.state.models;
     let list = List {
         object: "list",
-        data: names.ids.iter().map(|id| describe(ctx, id)).collect(),
+        data: visible(ctx).map(|id| describe(ctx, id)).collect(),
     };
     Ok(json(&list))
 }
 
 /// One name; `id` is percent-decoded and may hold slashes.
 pub fn get(ctx: &RequestContext, id: &str) -> Result<Response, ApiError> {
-    if ctx.state.models.contains(id) {
+    if ctx.state.models.contains(id) && ctx.tenant.may_use(id) {
         Ok(json(&describe(ctx, id)))
     } else {
         Err(not_found(id))
     }
+}
+
+/// Names that the request's key may use.
+pub(super) fn visible(ctx: &RequestContext) -> impl Iterator<Item = &String> {
+    let ids = ctx.state.models.ids.iter();
+    ids.filter(|id| ctx.tenant.may_use(id))
 }
 
 fn describe<'a>(ctx: &'a RequestContext, id: &'a str) -> Model<'a> {

@@ -27,6 +27,7 @@ use serde_json::{Map, Value, json};
 use super::debug;
 use super::flavour::Flavour;
 use super::priority;
+use crate::admission::deadline;
 use crate::router::{Endpoint, routes};
 use crate::state::Response;
 
@@ -78,6 +79,22 @@ pub fn build() -> Value {
                     "schema": {"type": "string"},
                 },
                 "RetryAfter": {"description": "Seconds.", "schema": {"type": "integer"}},
+                "RetryAfterMs": {
+                    "description": "The same in milliseconds, which are exact.",
+                    "schema": {"type": "integer"},
+                },
+                "RateLimit": {
+                    "description": "Where the key has such a limit: what it may have in a minute.",
+                    "schema": {"type": "integer"},
+                },
+                "RateRemaining": {
+                    "description": "What is left of it now.",
+                    "schema": {"type": "integer"},
+                },
+                "RateReset": {
+                    "description": "How long until all of it is there again, such as `20ms`, `3s`, `1m30s`.",
+                    "schema": {"type": "string"},
+                },
                 "ProcessingMs": {
                     "description": "Milliseconds; of a stream, until its headers.",
                     "schema": {"type": "integer"},
@@ -325,6 +342,14 @@ impl Operation {
                 "schema": {"type": "integer", "minimum": -8, "maximum": 8},
             }));
         }
+        if endpoint.works() {
+            parameters.push(json!({
+                "name": deadline::HEADER, "in": "header", "required": false,
+                "description": "Milliseconds after which the answer is of no more use: then 504, or an error \
+                    event if it has begun. The operator may allow fewer.",
+                "schema": {"type": "integer", "minimum": 1, "maximum": deadline::MAX_MS},
+            }));
+        }
         if endpoint == Endpoint::DebugCache {
             parameters.push(json!({
                 "name": "limit", "in": "query", "required": false,
@@ -474,9 +499,23 @@ fn failures(endpoint: Endpoint, flavour: Flavour) -> Vec<(u16, &'static str)> {
     };
     if !endpoint.is_operational() {
         failures.push((401, "A key is needed and missing or wrong."));
-        failures.push((429, "A limit is reached, or the queue is full."));
-        failures.push((busy, "The model is loading, or the server is stopping."));
-    } else if matches!(endpoint, Endpoint::Health | Endpoint::Ready) {
+        failures.push((
+            429,
+            "A limit of the key's is reached, or the queue is full.",
+        ));
+        failures.push((
+            busy,
+            "The model is loading, the server is stopping, or it is too crowded for this request.",
+        ));
+    }
+    if endpoint.works() {
+        failures.push((403, "The key may not use this name of the model."));
+        failures.push((504, "The time that the request had is over."));
+    }
+    if endpoint == Endpoint::DebugCache {
+        failures.push((403, "The key is no operator's."));
+    }
+    if matches!(endpoint, Endpoint::Health | Endpoint::Ready) {
         failures.push((503, "No."));
     }
     failures.sort_unstable();
@@ -491,6 +530,19 @@ fn headers(endpoint: Endpoint, status: u16) -> Value {
     }
     if [429, 503, 529].contains(&status) {
         headers["retry-after"] = json!({"$ref": "#/components/headers/RetryAfter"});
+        headers["retry-after-ms"] = json!({"$ref": "#/components/headers/RetryAfterMs"});
+    }
+    if endpoint.works() {
+        for of in ["requests", "tokens"] {
+            for (name, component) in [
+                ("limit", "RateLimit"),
+                ("remaining", "RateRemaining"),
+                ("reset", "RateReset"),
+            ] {
+                let header = json!({"$ref": format!("#/components/headers/{component}")});
+                headers[format!("x-ratelimit-{name}-{of}")] = header;
+            }
+        }
     }
     headers
 }

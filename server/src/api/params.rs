@@ -98,8 +98,8 @@ pub struct Params {
     pub prompt_logprobs: Option<u32>,
     /// Prefix hits only among equal salts.
     pub cache_salt: Arc<str>,
-    /// Higher goes first.
-    pub priority: i8,
+    /// Higher goes first; `None`: it does not say.
+    pub priority: Option<i8>,
 }
 
 impl<'a> Loaded<'a> {

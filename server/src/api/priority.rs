@@ -15,24 +15,27 @@ use crate::error::ApiError;
 pub(crate) const HEADER: &str = "x-request-priority";
 
 /// Either way.
-const MOST: i8 = 8;
+pub(crate) const MOST: i8 = 8;
 /// Of the tiers that cost more, and with the other sign of the one that costs less.
 const TIER: i8 = 4;
 
-/// What `service_tier` and vLLM's `priority`, where lower goes first, ask for; the latter wins.
-pub(crate) fn of_body(fields: &Fields<'_>) -> Result<i8, ApiError> {
+/// What `service_tier` and vLLM's `priority`, where lower goes first, ask for; the latter wins. `None`:
+/// nothing, so what the key's terms say.
+pub(crate) fn of_body(fields: &Fields<'_>) -> Result<Option<i8>, ApiError> {
     let tier = fields.word(
         "service_tier",
         &["auto", "default", "flex", "scale", "priority", "fast"],
     )?;
     let tier = match tier {
-        Some("priority" | "fast") => TIER,
-        Some("flex") => -TIER,
-        _ => 0,
+        None | Some("auto") => None,
+        Some("priority" | "fast") => Some(TIER),
+        Some("flex") => Some(-TIER),
+        Some(_) => Some(0),
     };
     let most = i128::from(MOST);
     let given = fields.int("priority", i64::MIN.into()..=i64::MAX.into())?;
-    Ok(given.map_or(tier, |given| -given.clamp(-most, most) as i8))
+    let given = given.map(|given| -given.clamp(-most, most) as i8);
+    Ok(given.or(tier))
 }
 
 /// What the header asks for, if it is there.
@@ -61,14 +64,21 @@ mod tests {
 
     #[test]
     fn bodies() {
-        let check = |body: Value, expect: Option<i8>| {
+        let read = |body: &Value| {
             let body = body.as_object().expect("an object");
-            let got = of_body(&Fields::root(body));
-            assert_eq!(got.ok(), expect, "{body:?}");
+            of_body(&Fields::root(body))
         };
-        check(json!({}), Some(0));
-        check(json!({"service_tier": null}), Some(0));
-        check(json!({"service_tier": "auto"}), Some(0));
+        for silent in [
+            json!({}),
+            json!({"service_tier": null}),
+            json!({"service_tier": "auto"}),
+        ] {
+            assert_eq!(read(&silent).ok(), Some(None), "{silent:?}");
+        }
+        let check = |body: Value, expect: Option<i8>| {
+            assert_eq!(read(&body).ok().flatten(), expect, "{body:?}");
+        };
+        check(json!({"service_tier": "default"}), Some(0));
         check(json!({"service_tier": "priority"}), Some(4));
         check(json!({"service_tier": "fast"}), Some(4));
         check(json!({"service_tier": "flex"}), Some(-4));

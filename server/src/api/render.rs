@@ -63,7 +63,7 @@ fn rendered(state: &AppState, id: &str, ids: &[u32], params: &Params) -> Value {
         "stream": params.stream,
         "stream_options": options,
         "cache_salt": salt,
-        "priority": -i32::from(params.priority),
+        "priority": -i32::from(params.priority.unwrap_or(0)),
         "kv_transfer_params": null,
     })
 }

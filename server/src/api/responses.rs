@@ -36,7 +36,7 @@ pub use store::ResponseStore;
 
 /// Answers a generating request.
 pub async fn create(ctx: RequestContext, body: Bytes) -> Result<Response, ApiError> {
-    let (state, key) = (Arc::clone(&ctx.state), ctx.key);
+    let (state, key) = (Arc::clone(&ctx.state), ctx.key());
     let request =
         prompt::off_thread(move || ResponsesRequest::read(&parse_object(&body)?, &state, key));
     let ResponsesRequest { chat, paths, shape } = request.await?;
@@ -50,7 +50,7 @@ pub async fn create(ctx: RequestContext, body: Bytes) -> Result<Response, ApiErr
 
 /// A stored response.
 pub fn get(ctx: &RequestContext, id: &str) -> Result<Response, ApiError> {
-    let stored = ctx.state.responses.get(id, ctx.key);
+    let stored = ctx.state.responses.get(id, ctx.key());
     let text = stored.ok_or_else(|| not_found(id))?.object.clone();
     let mut response = http::Response::new(Full::from(text).boxed_unsync());
     let json = http::HeaderValue::from_static("application/json");
@@ -60,7 +60,7 @@ pub fn get(ctx: &RequestContext, id: &str) -> Result<Response, ApiError> {
 
 /// Forgets a stored response.
 pub fn delete(ctx: &RequestContext, id: &str) -> Result<Response, ApiError> {
-    if !ctx.state.responses.remove(id, ctx.key) {
+    if !ctx.state.responses.remove(id, ctx.key()) {
         return Err(not_found(id));
     }
     Ok(json(

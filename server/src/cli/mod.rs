@@ -4,6 +4,7 @@ pub mod bench;
 pub mod chat;
 mod client;
 pub mod doctor;
+pub mod key;
 mod manifest;
 mod perplexity;
 pub mod pull;

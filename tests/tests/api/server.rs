@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use engine::{EngineInfo, EngineStatus};
+use nemoserve::admission::Admission;
 use nemoserve::api::models::ModelNames;
 use nemoserve::api::params::Defaults;
 use nemoserve::api::responses::ResponseStore;
@@ -150,6 +151,7 @@ impl Server {
                 eos_token_ids: vec![2, IM_END],
                 ..defaults
             },
+            admission: Admission::new(&operator).expect("the key file is sound"),
             config: ServerConfig {
                 sse_keepalive: Duration::from_millis(50),
                 ..operator

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use engine::{EngineError, EngineHandle, EngineInfo, EngineStatus, Heart};
+use nemoserve::admission::Admission;
 use nemoserve::api::models::ModelNames;
 use nemoserve::api::responses::ResponseStore;
 use nemoserve::args::ServeArgs;
@@ -208,6 +209,8 @@ pub(crate) struct Plan {
     pub(crate) load_fails: bool,
     pub(crate) max_queue: u32,
     pub(crate) max_num_seqs: u32,
+    /// State slots; `None`: two for each sequence.
+    pub(crate) num_slots: Option<u32>,
 }
 
 impl Default for Plan {
@@ -218,6 +221,7 @@ impl Default for Plan {
             load_fails: false,
             max_queue: 64,
             max_num_seqs: 8,
+            num_slots: None,
         }
     }
 }
@@ -392,7 +396,7 @@ fn app_state(script: &Arc<Script>, plan: Plan) -> AppState {
         max_num_seqs: plan.max_num_seqs,
         block_size: 32,
         num_blocks: 8191,
-        num_slots: plan.max_num_seqs * 2,
+        num_slots: plan.num_slots.unwrap_or(plan.max_num_seqs * 2),
         ..EngineInfo::default()
     };
     let engine = scripted_engine(script, &info, &plan);
@@ -416,6 +420,7 @@ fn app_state(script: &Arc<Script>, plan: Plan) -> AppState {
             created: 1,
         },
         defaults,
+        admission: Admission::new(&plan.config).expect("the key file is sound"),
         config: plan.config,
         metrics: Metrics::new(MODEL, &info, route_labels()),
         info,

@@ -1,6 +1,8 @@
 //! The front end over real sockets, with a scripted model behind it: what HTTP allows, what the
 //! contract promises, who may enter, and how it ends.
 
+mod admission;
+mod deadline;
 mod debug;
 mod doors;
 mod frames;

@@ -109,7 +109,7 @@ fn code(error: &ApiError) -> u32 {
         (StatusCode::NOT_FOUND, _) => NO_ROUTE,
         (StatusCode::METHOD_NOT_ALLOWED, _) => WRONG_METHOD,
         (StatusCode::PAYLOAD_TOO_LARGE, _) => 3006,
-        (StatusCode::REQUEST_TIMEOUT, _) => 3007,
+        (StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT, _) => 3007,
         (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, _) => 3040,
         (status, _) if status.is_server_error() => 3043,
         _ => 5006,
@@ -137,6 +137,7 @@ mod tests {
         check(408, "request_timeout", (408, 3007));
         check(413, "request_too_large", (413, 3006));
         check(429, "rate_limit_exceeded", (429, 3040));
+        check(504, "deadline_exceeded", (504, 3007));
         check(503, "not_ready", (503, 3040));
         check(500, "internal_error", (500, 3043));
     }

@@ -152,7 +152,7 @@ pub fn list(ctx: &RequestContext) -> Response {
             "links": {"details": "/api/v1/models"},
         })
     };
-    let data: Vec<Value> = state.models.ids.iter().map(describe).collect();
+    let data: Vec<Value> = models::visible(ctx).map(describe).collect();
     models::json(&json!({"data": data, "total_count": data.len(), "links": {"next": null}}))
 }
 
@@ -165,7 +165,7 @@ pub fn generation(ctx: &RequestContext) -> Result<Response, ApiError> {
         .filter(|id| !id.is_empty())
         .ok_or_else(|| Fields::root(&Map::new()).missing("id"))?;
     let id = percent_decode_str(id).decode_utf8_lossy();
-    let receipt = ctx.state.receipts.get(&id, ctx.key).ok_or_else(|| {
+    let receipt = ctx.state.receipts.get(&id, ctx.key()).ok_or_else(|| {
         let shown: String = id.chars().take(100).collect();
         ApiError {
             param: Some("id".into()),

@@ -79,7 +79,7 @@ impl Generation {
         ctx.state.receipts.keep(Receipt {
             id: Arc::clone(&name.id),
             request_id: Arc::clone(&ctx.request_id),
-            key: ctx.key,
+            key: ctx.key(),
             model: Arc::clone(&name.model),
             chat: self.chat,
             streamed: self.streamed,

@@ -143,6 +143,10 @@ pub struct Ready {
     /// With `loading`: how much of the weights is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percent: Option<u64>,
+    /// With `ready`, what is given up for want of room: 0 nothing, 1 drafts and requests of low priority,
+    /// 2 all but requests of high priority, 3 all new requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<u8>,
 }
 
 /// Any object.

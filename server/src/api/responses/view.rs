@@ -58,7 +58,7 @@ impl ResponsesView {
         ctx.name_generation(&id, &params.model);
         Self {
             state: Arc::clone(&ctx.state),
-            key: ctx.key,
+            key: ctx.key(),
             id,
             created_at: now(),
             echo,
