@@ -62,6 +62,9 @@ pub struct Start {
     pub lease: Lease,
     /// Tokens that need no computing.
     pub num_hit: u32,
+    /// The same, if the snapshot that holds them stays: that of one who had yielded is gone when it is
+    /// back, and then this is 0.
+    pub num_kept: u32,
     /// Tokens of which all blocks were cached at least, in whole blocks; where they end, others have
     /// parted from this path before.
     pub num_common: u32,
@@ -240,10 +243,11 @@ impl KvCacheManager {
         };
         self.append(&mut lease, num_new, hit);
         self.push_start(source, &lease, num_shared);
-        self.drop_yielded(hit);
+        let is_kept = !self.drop_yielded(hit);
         Some(Start {
             lease,
             num_hit,
+            num_kept: if is_kept { num_hit } else { 0 },
             num_common: num_common * self.config.block_size,
             miss,
         })
@@ -274,12 +278,13 @@ impl KvCacheManager {
     }
 
     /// Who yielded is back: nobody else is likely to go on from there. What is in it stays as it is until
-    /// the operations pushed before have read it.
-    fn drop_yielded(&mut self, hit: Option<SnapshotId>) {
+    /// the operations pushed before have read it. Whether the hit was such a one.
+    fn drop_yielded(&mut self, hit: Option<SnapshotId>) -> bool {
         let yielded = hit.filter(|&id| self.prefix.kind(id) == Some(SnapshotKind::Yielded));
         if let Some(id) = yielded {
             self.drop_snapshot(id);
         }
+        yielded.is_some()
     }
 
     /// The movements that make a lease hold what `source` holds: a state, and the blocks behind those

@@ -5,8 +5,8 @@
 //!                         boundary          boundary           end
 //! ```
 //!
-//! - where messages begin: another question repeats all before, and the next turn repeats what is before
-//!   the answer, the last message to begin;
+//! - where messages begin, and where its client says so: another question repeats all before, and the
+//!   next turn repeats what is before the answer, the last message to begin;
 //! - at the prompt's end less one (the last token must run to give logits): the same prompt again;
 //! - where a path that others have taken is left: who has parted there once may do so again;
 //! - now and then in long stretches without any of these.
@@ -26,17 +26,25 @@ pub(crate) struct Mark {
     pub(crate) is_awaited: bool,
 }
 
+/// What was there when a sequence started.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Known {
+    /// Tokens that need no computing.
+    pub(crate) num_hit: u32,
+    /// As many of them as are in a snapshot that stays.
+    pub(crate) num_kept: u32,
+    /// Tokens of the path that others have taken, in whole blocks.
+    pub(crate) num_common: u32,
+}
+
 /// What decides about marks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stretch<'a> {
-    /// Tokens that need no computing.
-    pub(crate) num_hit: u32,
-    /// Tokens of the path that others have taken, in whole blocks.
-    pub(crate) num_common: u32,
+    pub(crate) known: Known,
     pub(crate) num_prompt: u32,
     /// Tokens to be computed, as far as is known.
     pub(crate) num_wanted: u32,
-    /// Beginnings of messages, ascending.
+    /// Beginnings of messages and what else a client wants kept, ascending. The answer begins at the last.
     pub(crate) boundaries: &'a [u32],
     /// Whether other choices of the same prompt wait for its end.
     pub(crate) has_siblings: bool,
@@ -60,33 +68,38 @@ impl Stretch<'_> {
     pub(crate) fn marks(&self) -> Vec<Mark> {
         let mut marks: Vec<Mark> = Vec::new();
         let end = self.prompt_end();
-        let mut last = self.num_hit;
+        let Known {
+            num_hit,
+            num_kept,
+            num_common,
+        } = self.known;
+        let mut last = num_kept;
         for &boundary in self.boundaries {
             let at = self.on_grid(boundary);
-            // One that lies behind the beginning of the same block serves as well.
-            let is_served = at - at % self.block_size <= last;
-            if at >= self.min_len() && at <= end && !is_served {
-                marks.push(mark(at, SnapshotKind::Boundary));
+            if at >= self.min_len() && at <= end && !self.serves(last, at) {
                 last = at;
+                if at > num_hit {
+                    marks.push(mark(at, SnapshotKind::Boundary));
+                }
             }
         }
         if let (Some(mark), Some(&opening)) = (marks.last_mut(), self.boundaries.last())
-            && mark.at == self.on_grid(opening)
+            && self.serves(mark.at, self.on_grid(opening))
         {
             mark.kind = SnapshotKind::Opening;
         }
-        let branch = self.on_grid(self.num_common);
+        let branch = self.on_grid(num_common);
         let below = self.nearest_below(&marks, branch);
         if branch >= below + self.min_len() && branch < end {
             insert(&mut marks, mark(branch, SnapshotKind::Branch));
         }
-        let last = marks.last().map_or(self.num_hit, |mark| mark.at);
-        let is_served = end - end % self.block_size <= last && !self.has_siblings;
+        let last = marks.last().map_or(num_kept, |mark| mark.at);
+        let is_served = self.serves(last, end) && !self.has_siblings;
         if self.saves_prompt() && end > last && !is_served {
             marks.push(mark(end, SnapshotKind::PromptEnd));
         }
         self.fill(&mut marks);
-        marks.retain(|mark| (self.num_hit + 1..=self.num_wanted).contains(&mark.at));
+        marks.retain(|mark| (num_hit + 1..=self.num_wanted).contains(&mark.at));
         marks
     }
 
@@ -97,7 +110,7 @@ impl Stretch<'_> {
             None => self.num_wanted - 1,
         };
         let mut filled = Vec::new();
-        for line in (self.num_hit / INTERVAL + 1)..=(last / INTERVAL) {
+        for line in (self.known.num_hit / INTERVAL + 1)..=(last / INTERVAL) {
             let at = self.on_grid(line * INTERVAL);
             let below = self.nearest_below(marks, at);
             let above = marks.iter().find(|mark| mark.at >= at);
@@ -112,9 +125,15 @@ impl Stretch<'_> {
         }
     }
 
+    /// Whether a snapshot is as good as one at `at`, behind it: not before the beginning of the same block.
+    fn serves(&self, snapshot: u32, at: u32) -> bool {
+        at - at % self.block_size <= snapshot
+    }
+
     fn nearest_below(&self, marks: &[Mark], at: u32) -> u32 {
         let below = marks.iter().rev().find(|mark| mark.at <= at);
-        below.map_or(self.num_hit, |mark| mark.at)
+        let num_hit = self.known.num_hit;
+        below.map_or(num_hit, |mark| mark.at.max(num_hit))
     }
 
     fn min_len(&self) -> u32 {
@@ -159,9 +178,13 @@ fn insert(marks: &mut Vec<Mark>, mark: Mark) {
 mod tests {
     use super::*;
 
-    const LONG: Stretch<'_> = Stretch {
+    const NOTHING: Known = Known {
         num_hit: 0,
+        num_kept: 0,
         num_common: 0,
+    };
+    const LONG: Stretch<'_> = Stretch {
+        known: NOTHING,
         num_prompt: 1000,
         num_wanted: 1000,
         boundaries: &[],
@@ -169,6 +192,14 @@ mod tests {
         block_size: 16,
         grid: None,
     };
+
+    fn hit(num_hit: u32) -> Known {
+        Known {
+            num_hit,
+            num_kept: num_hit,
+            num_common: 0,
+        }
+    }
 
     /// `B`oundary, `O`pening, `E`nd, branc`H`, `I`nterval.
     fn shown(stretch: &Stretch<'_>) -> String {
@@ -219,17 +250,17 @@ mod tests {
         };
         assert_eq!(shown(&siblings(2)), "E1");
         assert_eq!(shown(&siblings(1)), "", "nothing to share");
-        let hit = Stretch {
-            num_hit: 999,
+        let again = Stretch {
+            known: hit(999),
             ..LONG
         };
-        assert_eq!(shown(&hit), "", "it is there already");
+        assert_eq!(shown(&again), "", "it is there already");
     }
 
     #[test]
     fn messages_are_marked_where_they_begin() {
         let with = |boundaries: &'static [u32], num_hit| Stretch {
-            num_hit,
+            known: hit(num_hit),
             boundaries,
             ..LONG
         };
@@ -240,6 +271,11 @@ mod tests {
             "B64 O81 E999",
             "rounded down to a block, 70 is served by 64"
         );
+        assert_eq!(
+            shown(&with(&[64, 100, 108], 0)),
+            "B64 O100 E999",
+            "what serves the opening is one"
+        );
         assert_eq!(shown(&with(&[100, 500, 993], 200)), "B500 O993");
         assert_eq!(
             shown(&with(&[500], 499)),
@@ -249,11 +285,31 @@ mod tests {
         assert_eq!(shown(&with(&[999], 0)), "O999");
     }
 
+    /// Who was stopped right before a message, in the block in which that begins, goes on from there, and
+    /// leaves nothing behind there: the message is as good as nowhere saved.
+    #[test]
+    fn what_does_not_stay_serves_nobody() {
+        let resumed = |num_hit, boundaries: &'static [u32]| Stretch {
+            known: Known {
+                num_kept: 0,
+                ..hit(num_hit)
+            },
+            boundaries,
+            ..LONG
+        };
+        assert_eq!(shown(&resumed(101, &[64, 106])), "O106 E999");
+        assert_eq!(shown(&resumed(101, &[64, 98, 106])), "E999", "98 serves");
+        assert_eq!(shown(&resumed(995, &[64])), "E999");
+        assert_eq!(shown(&resumed(999, &[64])), "");
+    }
+
     #[test]
     fn branches_are_marked_where_they_part() {
         let common = |num_common, num_hit| Stretch {
-            num_common,
-            num_hit,
+            known: Known {
+                num_common,
+                ..hit(num_hit)
+            },
             boundaries: &[300],
             ..LONG
         };
@@ -269,7 +325,7 @@ mod tests {
         let long = |num_prompt, num_hit, boundaries: &'static [u32]| Stretch {
             num_prompt,
             num_wanted: num_prompt,
-            num_hit,
+            known: hit(num_hit),
             boundaries,
             ..LONG
         };
@@ -298,7 +354,10 @@ mod tests {
         let stretch = Stretch {
             grid: Some(64),
             boundaries: &[63, 100, 127, 130, 990],
-            num_common: 496,
+            known: Known {
+                num_common: 496,
+                ..NOTHING
+            },
             ..LONG
         };
         assert_eq!(shown(&stretch), "B64 B128 H448 O960");

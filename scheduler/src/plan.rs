@@ -5,6 +5,7 @@
 
 use kvcache::Start;
 
+use crate::marks::Known;
 use crate::output::{Row, SchedulerOutput, SequenceId, StepId};
 use crate::pace::{Allowance, Mixture};
 use crate::scheduler::{InFlight, PlannedRow, Scheduler};
@@ -266,10 +267,16 @@ impl Scheduler {
         let Start {
             lease,
             num_hit,
+            num_kept,
             num_common,
             miss,
         } = start;
-        sequence.start(lease, (num_hit, num_common));
+        let known = Known {
+            num_hit,
+            num_kept,
+            num_common,
+        };
+        sequence.start(lease, known);
         self.tenants
             .start(id, sequence.place(), self.counters.steps);
         self.running.insert(id, sequence.rank);

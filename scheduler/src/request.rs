@@ -89,8 +89,8 @@ pub struct Request {
     pub num_choices: u32,
     /// Prefix-cache hits happen only among equal salts. Empty is the common pool.
     pub cache_salt: Arc<str>,
-    /// Positions in the prompt where others are likely to part from it: the beginnings of its
-    /// messages. Ascending, within the prompt; the state there is worth keeping.
+    /// Positions in the prompt where others are likely to part from it: the beginnings of its messages,
+    /// and where its client says so. Ascending, within the prompt; the state there is worth keeping.
     pub boundaries: Arc<[u32]>,
     /// Who waits goes before those of lower priority; waiting long makes up for it. Usually 0.
     pub priority: i8,

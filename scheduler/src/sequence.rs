@@ -6,7 +6,7 @@ use kvcache::{BlockHash, BlockId, HashChain, KvCacheManager, Lease, Reservation,
 
 use crate::budget::Span;
 use crate::depth::Guesser;
-use crate::marks::{Mark, Stretch, on_grid};
+use crate::marks::{Known, Mark, Stretch, on_grid};
 use crate::output::{Drafting, History, PromptLogprobs, Row, Sample, SequenceId, TokenLogprobs};
 use crate::queue::Rank;
 use crate::request::Request;
@@ -242,10 +242,9 @@ impl Sequence {
     }
 
     /// What decides where its state is worth a snapshot.
-    fn stretch(&self, (num_hit, num_common): (u32, u32)) -> Stretch<'_> {
+    fn stretch(&self, known: Known) -> Stretch<'_> {
         Stretch {
-            num_hit,
-            num_common,
+            known,
             num_prompt: self.num_prompt(),
             num_wanted: self.num_wanted(),
             boundaries: &self.request.boundaries,
@@ -290,16 +289,16 @@ impl Sequence {
         }
     }
 
-    /// `Waiting` to `Running`, with `num_hit` tokens computed, on a path of which `num_common` are
-    /// known.
-    pub(crate) fn start(&mut self, lease: Lease, (num_hit, num_common): (u32, u32)) {
+    /// `Waiting` to `Running`, with as many tokens computed as were hit.
+    pub(crate) fn start(&mut self, lease: Lease, known: Known) {
+        let num_hit = known.num_hit;
         assert_eq!(self.status, Status::Waiting, "{:?} starts", self.id);
         self.status = Status::Running;
         self.lease = Some(lease);
         self.num_computed = num_hit;
         self.num_saved = num_hit;
         self.awaited = None;
-        self.marks = self.stretch((num_hit, num_common)).marks();
+        self.marks = self.stretch(known).marks();
         self.num_cached.get_or_insert(num_hit);
         self.note_given(num_hit);
     }

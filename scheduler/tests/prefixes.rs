@@ -216,6 +216,29 @@ fn hits_hold_beside_others_and_after_yielding() {
     assert!(cached >= floor(200), "{cached}");
 }
 
+/// It goes on from where it stopped, in the block in which the message begins, and that snapshot is gone
+/// then: what would have served as well does not stay.
+#[test]
+fn a_message_is_saved_though_its_maker_yields_right_before_it() {
+    for len in 64..100 {
+        let shared = Prompt::default().message(3, len);
+        let first = shared.clone().message(4, 60);
+        // The senior has six blocks when the first comes, and one is spare: at the second that it wants
+        // the first yields, having computed 66 tokens.
+        let num_blocks = 6 + first.len().div_ceil(BLOCK_SIZE) + 1;
+        let mut server = Server::with_host(num_blocks, 10, 4, (100, 1000));
+        let senior = server.add(&Prompt::default().message(5, 90), 64);
+        while !server.cached.contains_key(&senior) {
+            server.step();
+        }
+        server.add(&first, 4);
+        server.run();
+        assert!(server.scheduler.stats().num_preemptions > 0);
+        let cached = server.ask(&shared.message(6, 30));
+        assert!(cached >= floor(len), "{cached} of {len}");
+    }
+}
+
 #[test]
 fn requests_that_arrive_together_compute_their_prefix_once() {
     let mut server = Server::new(2000, 40, 256);
