@@ -3,23 +3,15 @@
 use std::sync::Arc;
 
 use constraint::Guide;
-use engine::{DeviceChoice, Engine, EngineConfig, EngineHandle, ModelSource, Opened, StreamEvent};
+use engine::{
+    DeviceChoice, Engine, EngineConfig, EngineHandle, ModelSource, Opened, RequestStream,
+    StreamEvent,
+};
 use scheduler::{FinishReason, Request, SamplingParams, TenantId, TokenLogprobs};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// Every kind of layer, tiny.
-const CONFIG: &str = r#"{
-    "model_type": "nemotron_h",
-    "hybrid_override_pattern": "ME*-MEM*E",
-    "hidden_size": 48, "vocab_size": 300, "max_position_embeddings": 4096,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "mamba_num_heads": 6, "mamba_head_dim": 12, "n_groups": 2, "ssm_state_size": 16, "conv_kernel": 4,
-    "n_routed_experts": 12, "num_experts_per_tok": 3, "n_group": 3, "topk_group": 2,
-    "moe_intermediate_size": 20, "moe_latent_size": 24, "routed_scaling_factor": 2.5,
-    "moe_shared_expert_intermediate_size": 40, "n_shared_experts": 1,
-    "intermediate_size": 64, "time_step_limit": [0.0, Infinity], "num_nextn_predict_layers": 1
-}"#;
+use crate::tiny;
 
 /// What one choice says, floats as bits.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -79,6 +71,29 @@ impl Default for Ask {
     }
 }
 
+impl Ask {
+    /// As it goes to an engine.
+    pub fn request(&self, handle: &EngineHandle) -> Request {
+        Request {
+            id: handle.next_request_id(),
+            prompt: self.prompt.clone().into(),
+            sampling: Arc::new(self.params.clone()),
+            num_choices: self.num_choices,
+            cache_salt: "".into(),
+            boundaries: Arc::default(),
+            priority: 0,
+            tenant: TenantId::default(),
+            tenant_weight: 1,
+        }
+    }
+
+    /// Its answer is on the way.
+    pub fn submit(&self, handle: &EngineHandle) -> RequestStream {
+        let submitted = handle.submit(self.request(handle), self.guide.clone());
+        submitted.expect("the queue is long enough")
+    }
+}
+
 /// What came back, and what it cost.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
@@ -98,10 +113,14 @@ pub struct Model {
 }
 
 impl Model {
-    /// Seeded random weights under [`CONFIG`].
+    /// Seeded random weights under [`tiny::EVERY_LAYER`].
     pub fn dummy() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::write(folder.path().join("config.json"), CONFIG).expect("it can be written to");
+        Self::invented(tiny::EVERY_LAYER)
+    }
+
+    /// Seeded random weights under a configuration.
+    pub fn invented(config: &str) -> Self {
+        let folder = tiny::folder(config);
         let source = ModelSource::Dummy {
             folder: folder.path().to_owned(),
             seed: 11,
@@ -162,26 +181,7 @@ impl Model {
     /// The same, and what it cost.
     pub fn answers(&self, handle: &EngineHandle, asks: &[Ask]) -> Vec<Answer> {
         self.runtime.block_on(async {
-            let streams: Vec<_> = asks
-                .iter()
-                .map(|ask| {
-                    let request = Request {
-                        id: handle.next_request_id(),
-                        prompt: ask.prompt.clone().into(),
-                        sampling: Arc::new(ask.params.clone()),
-                        num_choices: ask.num_choices,
-                        cache_salt: "".into(),
-                        boundaries: Arc::default(),
-                        priority: 0,
-                        tenant: TenantId::default(),
-                        tenant_weight: 1,
-                    };
-                    let guide = ask.guide.clone();
-                    handle
-                        .submit(request, guide)
-                        .expect("the queue is long enough")
-                })
-                .collect();
+            let streams: Vec<_> = asks.iter().map(|ask| ask.submit(handle)).collect();
             let mut answers = Vec::new();
             for (mut stream, ask) in streams.into_iter().zip(asks) {
                 let mut answer = Answer {

@@ -8,6 +8,7 @@
 //! - [`prompted`]: a pretend model whose answer depends on the prompt (`bin/scripted_server`).
 //! - [`scripted`]: a pretend model that says what a test tells it to.
 //! - [`surgery`]: breaking a copy of one on purpose.
+//! - [`tiny`]: configurations of models whose weights are invented.
 
 pub mod answers;
 pub mod driver;
@@ -17,3 +18,4 @@ pub mod memory;
 pub mod prompted;
 pub mod scripted;
 pub mod surgery;
+pub mod tiny;

@@ -1,10 +1,12 @@
 //! A pretend model that says what a test tells it to.
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use scheduler::{
     PromptLogprobs, Row, RowFault, RowMasks, RowOutput, RowResult, Runner, Sample, SchedulerOutput,
-    StepResult, TokenLogprobs, TokenMask,
+    SequenceId, StepResult, TokenLogprobs, TokenMask,
 };
 
 /// What the pretend model says; a test changes it while the engine runs.
@@ -12,6 +14,8 @@ use scheduler::{
 pub struct Script {
     lines: Mutex<Lines>,
     changed: Condvar,
+    /// Tokens before the first that each choice ran.
+    num_skipped: AtomicU64,
 }
 
 #[derive(Clone, Default)]
@@ -64,11 +68,18 @@ impl Script {
         self.change(|lines| lines.held = held);
     }
 
+    /// Tokens that never ran, because they were cached when their choice began: as the runner sees it,
+    /// whatever anybody is told.
+    pub fn num_skipped(&self) -> u64 {
+        self.num_skipped.load(Ordering::Relaxed)
+    }
+
     /// The runner that follows this script.
     pub fn runner(self: &Arc<Self>) -> ScriptedRunner {
         ScriptedRunner {
             script: Arc::clone(self),
             plan: None,
+            begun: HashSet::new(),
         }
     }
 
@@ -89,6 +100,7 @@ impl Script {
 pub struct ScriptedRunner {
     script: Arc<Script>,
     plan: Option<SchedulerOutput>,
+    begun: HashSet<SequenceId>,
 }
 
 /// The script says that a step fails.
@@ -117,22 +129,28 @@ impl Runner for ScriptedRunner {
             return Err(ScriptedFailure);
         }
         let plan = self.plan.take().expect("submit comes first");
+        for row in &plan.rows {
+            if self.begun.insert(row.sequence) {
+                let num_skipped = &self.script.num_skipped;
+                num_skipped.fetch_add(row.start.into(), Ordering::Relaxed);
+            }
+        }
         Ok(StepResult {
             step: plan.step,
             rows: (0..)
                 .zip(&plan.rows)
-                .map(|(at, row): (usize, _)| lines.play(row, RowMasks::of(masks, at).get(0)))
+                .map(|(at, row): (usize, _)| lines.play(row, RowMasks::of(masks, at)))
                 .collect(),
         })
     }
 }
 
 impl Lines {
-    fn play(&self, row: &Row, mask: Option<&TokenMask>) -> RowResult {
+    fn play(&self, row: &Row, masks: &RowMasks) -> RowResult {
         let faulty = |sample: &Sample| self.fault_at == Some(sample.index);
         let outcome = match &row.sample {
             Some(sample) if faulty(sample) => Err(RowFault::BadLogits),
-            sample => Ok(self.output(sample.as_ref(), mask, row.prompt_logprobs.as_ref())),
+            _ => Ok(self.output(row, masks)),
         };
         RowResult {
             sequence: row.sequence,
@@ -140,41 +158,59 @@ impl Lines {
         }
     }
 
-    fn output(
-        &self,
-        sample: Option<&Sample>,
-        mask: Option<&TokenMask>,
-        scored: Option<&PromptLogprobs>,
-    ) -> RowOutput {
+    fn output(&self, row: &Row, masks: &RowMasks) -> RowOutput {
         let mut output = RowOutput::default();
-        if let Some(sample) = sample {
-            let token = obey(mask, self.token(sample), self.end);
-            output.tokens.push(token);
-            let top = sample.params.logprobs;
-            output
-                .logprobs
-                .extend(top.map(|top| self.logprobs(token, top)));
+        if let Some(sample) = &row.sample {
+            self.draw(row, sample, masks, &mut output);
+            let next = sample.index + output.tokens.len() as u32;
+            let ahead = next..next + row.drafting.max_drafts;
+            output.drafts = ahead.map(|index| self.guess(sample, index)).collect();
         }
-        if let Some(PromptLogprobs { targets, top }) = scored {
+        if let Some(PromptLogprobs { targets, top }) = &row.prompt_logprobs {
             let scores = targets.iter().map(|token| self.logprobs(*token, *top));
             output.prompt_logprobs.extend(scores);
         }
         output
     }
 
+    /// One token, and one more behind each draft that comes true.
+    fn draw(&self, row: &Row, sample: &Sample, masks: &RowMasks, output: &mut RowOutput) {
+        let num_drafts = row.drafting.num_drafts as usize;
+        let drafts = &row.input_ids[row.input_ids.len() - num_drafts..];
+        for nth in 0..masks.num_drawing(1 + num_drafts) {
+            let index = sample.index + nth as u32;
+            // What goes wrong behind a draft is the next row's to tell.
+            if nth > 0 && self.fault_at == Some(index) {
+                return;
+            }
+            let token = obey(masks.get(nth), self.token(sample, index), self.end);
+            output.tokens.push(token);
+            let top = sample.params.logprobs;
+            output
+                .logprobs
+                .extend(top.map(|top| self.logprobs(token, top)));
+            if drafts.get(nth) != Some(&token) {
+                return;
+            }
+        }
+    }
+
+    /// What will be said there, but for every fifth token.
+    fn guess(&self, sample: &Sample, index: u32) -> u32 {
+        let token = self.token(sample, index);
+        (token + u32::from(index % 5 == 4)) % self.vocab_size
+    }
+
     /// As a sampler would: bias forces, and no stop id comes too early.
-    fn token(&self, sample: &Sample) -> u32 {
+    fn token(&self, sample: &Sample, index: u32) -> u32 {
         let params = &sample.params;
         if let Some((forced, _)) = params.logit_bias.iter().find(|(_, bias)| *bias >= 100.0) {
             return *forced;
         }
         let answer = &self.answers[(sample.seed % self.answers.len() as u64) as usize];
-        let token = answer
-            .get(sample.index as usize)
-            .copied()
-            .unwrap_or(self.end);
+        let token = answer.get(index as usize).copied().unwrap_or(self.end);
         let ends = params.stop_token_ids.contains(&token);
-        if token == self.end && (!ends || sample.index < params.min_tokens) {
+        if token == self.end && (!ends || index < params.min_tokens) {
             // Anything readable, for as long as it must go on.
             return answer.first().copied().unwrap_or(self.vocab_size - 1);
         }

@@ -6,22 +6,14 @@ use std::sync::Arc;
 use constraint::{
     Compiler, Grammar, GrammarGuide, Guide, Limits, Piece, ThinkingGuide, Vocabulary,
 };
-use engine::{DeviceChoice, Engine, EngineConfig, EngineHandle, ModelSource, StreamEvent};
+use engine::{EngineConfig, EngineHandle};
+use nemoserve_tests::answers::{Ask, Model, Said};
 use nemoserve_tests::memory::smallest_cache;
-use scheduler::{FinishReason, Request, SamplingParams, TenantId};
+use nemoserve_tests::tiny;
+use scheduler::{FinishReason, SamplingParams};
 use serde_json::{Value, json};
 
-const CONFIG: &str = r#"{
-    "model_type": "nemotron_h",
-    "hybrid_override_pattern": "M*-ME",
-    "hidden_size": 48, "vocab_size": 300, "max_position_embeddings": 4096,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "mamba_num_heads": 6, "mamba_head_dim": 12, "n_groups": 2, "ssm_state_size": 16, "conv_kernel": 4,
-    "n_routed_experts": 12, "num_experts_per_tok": 3, "n_group": 3, "topk_group": 2,
-    "moe_intermediate_size": 20, "moe_latent_size": 24, "routed_scaling_factor": 2.5,
-    "moe_shared_expert_intermediate_size": 40, "n_shared_experts": 1,
-    "intermediate_size": 64, "time_step_limit": [0.0, Infinity]
-}"#;
+/// Of [`tiny::FEW_LAYERS`].
 const VOCAB_SIZE: u32 = 300;
 /// Two ways to end, as Nemotron has.
 const END_IDS: [u32; 2] = [256, 257];
@@ -46,57 +38,27 @@ fn vocabulary() -> Vocabulary {
 }
 
 struct World {
-    _folder: tempfile::TempDir,
-    runtime: tokio::runtime::Runtime,
+    model: Model,
     handle: EngineHandle,
     compiler: Compiler,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-struct Said {
-    tokens: Vec<u32>,
-    finish: FinishReason,
-}
-
-#[derive(Clone)]
-struct Ask {
-    guide: Arc<Guide>,
-    params: SamplingParams,
-    num_choices: u32,
-}
-
 impl World {
     fn new(change: impl Fn(&mut EngineConfig)) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::write(folder.path().join("config.json"), CONFIG).expect("it can be written to");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .expect("a runtime");
-        let source = ModelSource::Dummy {
-            folder: folder.path().to_owned(),
-            seed: 11,
-        };
+        let model = Model::invented(tiny::FEW_LAYERS);
         let mut config = EngineConfig {
-            device: DeviceChoice::Cpu,
             max_num_seqs: 64,
-            block_size: 16,
-            cache_memory_bytes: Some(64 << 20),
-            ..EngineConfig::new(source)
+            ..model.config()
         };
         change(&mut config);
-        let handle = Engine::open(config)
-            .and_then(engine::Opened::start)
-            .expect("the model is good");
-        runtime.block_on(handle.ready()).expect("it loads");
         let limits = Limits {
             timeout: std::time::Duration::from_mins(1),
             ..Limits::default()
         };
         Self {
-            _folder: folder,
-            runtime,
-            handle,
+            handle: model.start(config),
             compiler: Compiler::new(Arc::new(vocabulary()), limits),
+            model,
         }
     }
 
@@ -121,51 +83,17 @@ impl World {
         })
     }
 
+    fn ask(&self, schema: &Value, thinks: bool) -> Ask {
+        Ask {
+            prompt: (0..20).collect(),
+            guide: Some(self.guide(schema, thinks)),
+            ..Ask::default()
+        }
+    }
+
     /// All at once.
     fn run(&self, asks: &[Ask]) -> Vec<Vec<Said>> {
-        self.runtime.block_on(async {
-            let streams: Vec<_> = asks
-                .iter()
-                .map(|ask| {
-                    let request = Request {
-                        id: self.handle.next_request_id(),
-                        prompt: (0..20).collect(),
-                        sampling: Arc::new(ask.params.clone()),
-                        num_choices: ask.num_choices,
-                        cache_salt: "".into(),
-                        boundaries: Arc::default(),
-                        priority: 0,
-                        tenant: TenantId::default(),
-                        tenant_weight: 1,
-                    };
-                    let guide = Some(Arc::clone(&ask.guide));
-                    self.handle
-                        .submit(request, guide)
-                        .expect("the queue is long enough")
-                })
-                .collect();
-            let mut answers = Vec::new();
-            for (mut stream, ask) in streams.into_iter().zip(asks) {
-                let mut tokens = vec![Vec::new(); ask.num_choices as usize];
-                let mut finishes = vec![None; ask.num_choices as usize];
-                while let Some(event) = stream.next().await {
-                    let StreamEvent::Output(output) = event else {
-                        panic!("{event:?}");
-                    };
-                    tokens[output.choice as usize].extend(output.tokens);
-                    finishes[output.choice as usize] = output.finish;
-                }
-                let said = tokens
-                    .into_iter()
-                    .zip(finishes)
-                    .map(|(tokens, finish)| Said {
-                        tokens,
-                        finish: finish.expect("every choice ends"),
-                    });
-                answers.push(said.collect());
-            }
-            answers
-        })
+        self.model.run(&self.handle, asks)
     }
 
     fn text(&self, tokens: &[u32]) -> String {
@@ -176,7 +104,11 @@ impl World {
 
     /// The answer behind the thought, which must have kept to its budget.
     fn answer(&self, ask: &Ask, said: &Said) -> String {
-        if ask.guide.thinking.is_none() {
+        if ask
+            .guide
+            .as_ref()
+            .is_none_or(|guide| guide.thinking.is_none())
+        {
             return self.text(&said.tokens);
         }
         let close = said.tokens.iter().position(|token| *token == CLOSE);
@@ -269,12 +201,12 @@ fn what_stops_validates_whatever_stands_against_it() {
         );
         for (number, params) in obstacles().into_iter().enumerate() {
             let ask = Ask {
-                guide: world.guide(&schema, number % 2 == 1),
                 params: SamplingParams {
                     seed: number as u64 * 100,
                     ..params
                 },
                 num_choices: 3,
+                ..world.ask(&schema, number % 2 == 1)
             };
             asks.push((schema.clone(), Arc::clone(&judge), ask));
         }
@@ -288,7 +220,8 @@ fn what_stops_validates_whatever_stands_against_it() {
         assert_eq!(said.len(), 3);
         for said in said {
             let answer = world.answer(ask, &said);
-            let stopped = matches!(said.finish, FinishReason::Stop(id) if END_IDS.contains(&id));
+            let stopped =
+                matches!(said.finish, Some(FinishReason::Stop(id)) if END_IDS.contains(&id));
             assert!(stopped, "{schema}: {:?}: {answer}", said.finish);
             let value: Value = serde_json::from_str(&answer)
                 .unwrap_or_else(|error| panic!("{schema}: {error}: {answer}"));
@@ -302,16 +235,16 @@ fn beyond_the_end_come_only_ends() {
     let world = World::new(|_| {});
     let schema = json!({"enum": ["a", "bb"]});
     let ask = Ask {
-        guide: world.guide(&schema, false),
         params: SamplingParams {
             max_tokens: 40,
             temperature: 1.0,
             ..SamplingParams::default()
         },
         num_choices: 4,
+        ..world.ask(&schema, false)
     };
     for said in world.run(&[ask]).remove(0) {
-        assert_eq!(said.finish, FinishReason::Length);
+        assert_eq!(said.finish, Some(FinishReason::Length));
         assert_eq!(said.tokens.len(), 40);
         let text = world.text(&said.tokens);
         assert!(["\"a\"", "\"bb\""].contains(&text.as_str()), "{text}");
@@ -328,7 +261,6 @@ fn company_and_preemption_change_no_token() {
         ];
         (0..12)
             .map(|number| Ask {
-                guide: world.guide(&schemas[number % 3], number % 2 == 0),
                 params: SamplingParams {
                     max_tokens: 90,
                     temperature: 1.0,
@@ -336,7 +268,7 @@ fn company_and_preemption_change_no_token() {
                     stop_token_ids: END_IDS.to_vec(),
                     ..SamplingParams::default()
                 },
-                num_choices: 1,
+                ..world.ask(&schemas[number % 3], number % 2 == 0)
             })
             .collect()
     };

@@ -1,6 +1,6 @@
 //! Drafts through the whole engine, with everything that a request can ask for beside them: the tokens,
 //! log-probabilities and endings of plain decoding, in any company, and however often its requests yield.
-//! On the demo, many of whose drafts come true.
+//! On the demo, many of whose drafts come true. Stop strings are the server's: `demo/pressure.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;

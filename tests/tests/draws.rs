@@ -4,25 +4,18 @@
 //! Whoever wants more alternatives than a list has gets the row, so every row of a step is run
 //! twice: as it is, and with all of the vocabulary as alternatives.
 
-use std::fs;
 use std::sync::Arc;
 
 use engine::{DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineError, Machine, ModelSource};
+use nemoserve_tests::tiny;
 use scheduler::{
     BlockId, Drafting, History, PromptLogprobs, RequestId, Row, RowFault, RowMasks, RowOutput,
     Runner, Sample, SamplingParams, SchedulerOutput, SequenceId, SlotId, StateOp, StepId,
     TokenLogprobs, TokenMask,
 };
 
-/// Two chunks of the device's selection, the second not full.
+/// Of [`tiny::WIDE_HEAD`].
 const VOCAB_SIZE: u32 = 2600;
-const CONFIG: &str = r#"{
-    "model_type": "nemotron_h", "hybrid_override_pattern": "M*-",
-    "hidden_size": 64, "vocab_size": 2600, "max_position_embeddings": 4096,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16,
-    "conv_kernel": 4, "intermediate_size": 64
-}"#;
 const BLOCK_SIZE: u32 = 16;
 const PROMPT_LEN: u32 = 5;
 /// Of log-probabilities: a sum good to 1e-5 of itself, rounded to f32 around -10.
@@ -335,8 +328,7 @@ fn shortlists_say_what_rows_say() {
         return;
     }
     let cases = cases();
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    fs::write(folder.path().join("config.json"), CONFIG).expect("ours");
+    let folder = tiny::folder(tiny::WIDE_HEAD);
     let source = ModelSource::Dummy {
         folder: folder.path().to_owned(),
         seed: 8,

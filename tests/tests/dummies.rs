@@ -3,14 +3,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
 use engine::{
     DeviceChoice, DtypeChoice, DummyMix, Engine, EngineConfig, EngineInfo, ModelSource, StreamEvent,
 };
+use nemoserve_tests::answers::Ask;
 use nemoserve_tests::driver::{Driver, Scores, Turn};
 use nemoserve_tests::fixtures;
-use scheduler::{Request, SamplingParams, TenantId};
+use scheduler::SamplingParams;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -145,21 +145,15 @@ fn answer(config: EngineConfig) -> (EngineInfo, Vec<u32>, u64) {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.expect("a runtime");
     runtime.block_on(handle.ready()).expect("it loads");
-    let request = Request {
-        id: handle.next_request_id(),
+    let ask = Ask {
         prompt: (0..20).map(|i| i * 7 % VOCAB_SIZE as u32).collect(),
-        sampling: Arc::new(SamplingParams {
+        params: SamplingParams {
             max_tokens: 30,
             ..SamplingParams::default()
-        }),
-        num_choices: 1,
-        cache_salt: "".into(),
-        boundaries: Arc::default(),
-        priority: 0,
-        tenant: TenantId::default(),
-        tenant_weight: 1,
+        },
+        ..Ask::default()
     };
-    let mut stream = handle.submit(request, None).expect("the queue is empty");
+    let mut stream = ask.submit(&handle);
     let mut tokens = Vec::new();
     runtime.block_on(async {
         while let Some(event) = stream.next().await {

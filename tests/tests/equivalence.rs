@@ -4,14 +4,12 @@
 //! One tiny model with every kind of layer and random weights, many ways to run the same requests;
 //! each must reproduce what one request at a time gives.
 
-use std::sync::Arc;
-
 use engine::{DtypeChoice, Engine, EngineConfig, KvDtypeChoice, StateDtypeChoice, StreamEvent};
 use nemoserve_tests::answers::{Ask, Model, Said, assert_same};
 use nemoserve_tests::fixtures;
 use nemoserve_tests::memory::smallest_cache;
 use nemoserve_tests::surgery::Shard;
-use scheduler::{FinishReason, Request, RowFault, SamplingParams, TenantId};
+use scheduler::{FinishReason, RowFault, SamplingParams};
 
 /// Prompts around the sizes where something changes (one token, the convolution's window, a block,
 /// a chunk), half of them greedy, half drawn hot.
@@ -457,21 +455,12 @@ fn a_spoilt_request_spoils_no_other() {
     let spoilt = |at: usize| {
         let mut prompt: Vec<u32> = (0..20).map(|i| i * 13 % SPOILT).collect();
         prompt[at] = SPOILT;
-        Request {
-            id: handle.next_request_id(),
-            prompt: prompt.into(),
-            sampling: Arc::new(SamplingParams::default()),
-            num_choices: 1,
-            cache_salt: "".into(),
-            boundaries: Arc::default(),
-            priority: 0,
-            tenant: TenantId::default(),
-            tenant_weight: 1,
+        Ask {
+            prompt,
+            ..Ask::default()
         }
     };
-    let mut streams: Vec<_> = (0..20)
-        .map(|at| handle.submit(spoilt(at), None).expect("it fits"))
-        .collect();
+    let mut streams: Vec<_> = (0..20).map(|at| spoilt(at).submit(&handle)).collect();
     assert_same("beside a fault", &expect, &model.run(&handle, &banned));
     for stream in &mut streams {
         let event = model.runtime.block_on(stream.next());

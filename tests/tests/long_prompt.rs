@@ -12,23 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::{
-    DeviceChoice, Engine, EngineConfig, EngineHandle, ModelSource, RequestStream, StreamEvent,
-};
-use scheduler::{Request, SamplingParams, TenantId};
+use engine::{DeviceChoice, Engine, EngineConfig, EngineHandle, ModelSource, StreamEvent};
+use nemoserve_tests::answers::Ask;
+use nemoserve_tests::tiny;
+use scheduler::SamplingParams;
 
-/// Every kind of layer; one head of attention, whose work grows with the square of the prompt.
-const CONFIG: &str = r#"{
-    "model_type": "nemotron_h",
-    "hybrid_override_pattern": "ME*-M",
-    "hidden_size": 32, "vocab_size": 97, "max_position_embeddings": 1048576,
-    "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16,
-    "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16, "conv_kernel": 4,
-    "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
-    "moe_intermediate_size": 16, "moe_latent_size": 16, "routed_scaling_factor": 2.5,
-    "moe_shared_expert_intermediate_size": 32, "n_shared_experts": 1,
-    "intermediate_size": 32, "time_step_limit": [0.0, Infinity]
-}"#;
 const VOCABULARY: u32 = 97;
 const DEFAULT_LEN: u32 = 12_000;
 const NUM_STREAMS: usize = 8;
@@ -59,25 +47,18 @@ fn start(folder: &Path, prompt_len: u32, change: impl FnOnce(&mut EngineConfig))
     opened.start().expect("a thread starts")
 }
 
-fn submit(handle: &EngineHandle, prompt: Vec<u32>, max_tokens: u32) -> RequestStream {
-    let request = Request {
-        id: handle.next_request_id(),
-        prompt: prompt.into(),
-        sampling: Arc::new(SamplingParams {
+fn ask(prompt: Vec<u32>, max_tokens: u32) -> Ask {
+    Ask {
+        prompt,
+        params: SamplingParams {
             max_tokens,
             temperature: 1.0,
             seed: 5,
             logprobs: Some(0),
             ..SamplingParams::default()
-        }),
-        num_choices: 1,
-        cache_salt: "".into(),
-        boundaries: Arc::default(),
-        priority: 0,
-        tenant: TenantId::default(),
-        tenant_weight: 1,
-    };
-    handle.submit(request, None).expect("there is room")
+        },
+        ..Ask::default()
+    }
 }
 
 async fn answer(handle: &EngineHandle, prompt_len: u32) -> (Answer, Duration) {
@@ -85,7 +66,7 @@ async fn answer(handle: &EngineHandle, prompt_len: u32) -> (Answer, Duration) {
     let prompt = (0..prompt_len)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 7) % VOCABULARY)
         .collect();
-    let mut stream = submit(handle, prompt, 8);
+    let mut stream = ask(prompt, 8).submit(handle);
     let (mut tokens, mut logprobs, mut first) = (Vec::new(), Vec::new(), None);
     while let Some(event) = stream.next().await {
         let StreamEvent::Output(output) = event else {
@@ -108,7 +89,7 @@ async fn gaps(handle: EngineHandle, number: u32, stop: Arc<AtomicBool>) -> Vec<D
     let mut gaps = Vec::new();
     for round in 0.. {
         let prompt = (0..20).map(|i| (i * 7 + number + round) % VOCABULARY);
-        let mut stream = submit(&handle, prompt.collect(), STREAM_LEN);
+        let mut stream = ask(prompt.collect(), STREAM_LEN).submit(&handle);
         let mut last = None;
         while let Some(event) = stream.next().await {
             let StreamEvent::Output(_) = event else {
@@ -152,9 +133,8 @@ async fn a_long_prompt_is_the_same_in_any_chunks_and_company() {
     let len = std::env::var("NEMOSERVE_LONG_PROMPT").ok();
     let len = len.map_or(DEFAULT_LEN, |len| len.parse().expect("a number of tokens"));
 
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tiny::folder(tiny::LONG_CONTEXT);
     let folder = folder.path();
-    std::fs::write(folder.join("config.json"), CONFIG).expect("it can be written to");
 
     let mut expect = None;
     for budget in [8192, 512] {

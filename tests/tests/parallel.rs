@@ -10,7 +10,7 @@ use engine::{
     Quantize,
 };
 use nemoserve_tests::driver::{Driver, Line, Scores, Turn};
-use nemoserve_tests::fixtures;
+use nemoserve_tests::{fixtures, tiny};
 use scheduler::{Runner, TokenLogprobs};
 
 /// On any log-probability, in f32.
@@ -19,20 +19,6 @@ const BLOCK_SIZE: u32 = 16;
 const NUM_BLOCKS: u32 = 64;
 const NUM_SLOTS: u32 = 8;
 const EVERY_TOKEN: u32 = u32::MAX;
-
-/// Every kind of layer; heads and groups divide by 8, widths by nothing in particular. `KV` and
-/// `EXTRA` are filled in.
-const CONFIG: &str = r#"{
-    "model_type": "nemotron_h",
-    "hybrid_override_pattern": "ME*-MEM*E",
-    "hidden_size": 64, "vocab_size": 301, "max_position_embeddings": 4096,
-    "num_attention_heads": 16, "num_key_value_heads": KV, "head_dim": 8,
-    "mamba_num_heads": 16, "mamba_head_dim": 8, "n_groups": 8, "ssm_state_size": 16, "conv_kernel": 4,
-    "n_routed_experts": 21, "num_experts_per_tok": 4, "n_group": 3, "topk_group": 2,
-    "moe_intermediate_size": 42, "routed_scaling_factor": 2.5,
-    "moe_shared_expert_intermediate_size": 76, "n_shared_experts": 1,
-    "intermediate_size": 96, "time_step_limit": [0.0, Infinity] EXTRA
-}"#;
 
 const LATENT_AND_BIASES: &str =
     r#", "moe_latent_size": 24, "mlp_bias": true, "use_bias": true, "tie_word_embeddings": true"#;
@@ -318,12 +304,8 @@ fn prompt(seed: u32, len: u32) -> Vec<u32> {
 }
 
 fn dummy(kv_heads: usize, extra: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let text = CONFIG
-        .replace("KV", &kv_heads.to_string())
-        .replace("EXTRA", extra);
-    std::fs::write(folder.path().join("config.json"), text).expect("it can be written to");
-    folder
+    let text = tiny::FOR_RANKS.replace("KV", &kv_heads.to_string());
+    tiny::folder(&text.replace("EXTRA", extra))
 }
 
 fn dummy_source(folder: &Path) -> ModelSource {

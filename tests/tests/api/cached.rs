@@ -4,13 +4,11 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::server::Server;
+use crate::server::{Server, Shape};
 
 const BLOCK_SIZE: usize = 16;
 /// Shorter shared prefixes are not worth a state.
 const LEAST: usize = 64;
-/// At once; the rest wait.
-const NUM_CLIENTS: usize = 8;
 
 /// Words of one to three tokens, another text for every seed.
 fn words(seed: &mut u64, num_words: u64) -> String {
@@ -57,78 +55,240 @@ fn shared(first: &[u32], second: &[u32], turn: u32) -> usize {
     (0..=same).rev().find(begins).unwrap_or(0)
 }
 
-/// Two requests that share their first messages and part in the last: the second computes its own
-/// message only. All lengths, with and without thinking, many at once.
-async fn pairs(num_pairs: usize) {
-    let server = Arc::new(Server::roomy().await);
-    server.say("</think>So it is.");
-    let turn = server.ids("<|im_start|>")[0];
-    let client = |client: usize| {
-        let server = Arc::clone(&server);
-        async move {
-            let (mut num_hits, mut longest) = (0, 0);
-            for pair in (client..num_pairs).step_by(NUM_CLIENTS) {
-                let mut seed = pair as u64 + 1;
-                // From a few dozen tokens to some thousand.
-                let num_words = 20 << (pair % 9);
-                let mut messages = vec![message("system", &words(&mut seed, num_words))];
-                for _ in 0..pair % 3 {
-                    messages.push(message("user", &words(&mut seed, num_words / 2)));
-                    messages.push(message("assistant", &words(&mut seed, num_words / 3)));
-                }
-                let mut ask = |messages: &mut Vec<Value>| {
-                    messages.push(message("user", &words(&mut seed, 12)));
-                    let body = request(messages, pair % 2 == 0);
-                    messages.pop();
-                    body
-                };
-                let (first, second) = (ask(&mut messages), ask(&mut messages));
-                let ids = [
-                    prompt_ids(&server, &first).await,
-                    prompt_ids(&server, &second).await,
-                ];
-                let shared = shared(&ids[0], &ids[1], turn);
-                assert_eq!(
-                    cached_tokens(&server, &first).await / LEAST,
-                    0,
-                    "all is new"
-                );
-                let cached = cached_tokens(&server, &second).await;
-                if shared >= LEAST {
-                    let least = shared / BLOCK_SIZE * BLOCK_SIZE;
-                    assert!(
-                        (least..ids[1].len()).contains(&cached),
-                        "pair {pair}: {cached} of {} cached, {shared} are shared",
-                        ids[1].len()
-                    );
-                    num_hits += 1;
-                    longest = longest.max(cached);
-                }
-            }
-            (num_hits, longest)
-        }
-    };
-    let clients: Vec<_> = (0..NUM_CLIENTS)
-        .map(|at| tokio::spawn(client(at)))
-        .collect();
-    let (mut num_hits, mut longest) = (0, 0);
-    for client in clients {
-        let (hits, len) = client.await.expect("no client fails");
-        num_hits += hits;
-        longest = longest.max(len);
-    }
-    assert!(
-        num_hits * 10 >= num_pairs * 8,
-        "{num_hits} pairs share enough"
-    );
-    assert!(longest > 6000, "the longest hit has {longest} tokens");
+/// Under which circumstances pairs are asked.
+#[derive(Clone)]
+struct Setting {
+    shape: Shape,
+    /// At once; the rest wait.
+    num_clients: usize,
+    /// Of a message that is shared, at least.
+    least_words: u64,
+    /// Of an answer.
+    max_tokens: u32,
+    /// The first of a pair goes on answering until the second is done.
+    holds: bool,
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shared_beginning_hits_on_the_second_sighting() {
+impl Setting {
+    /// With drafts, and memory for all.
+    fn roomy() -> Self {
+        let mut shape = Shape::roomy(1 << 16);
+        shape.scheduler.max_drafts = 3;
+        Self {
+            shape,
+            num_clients: 8,
+            least_words: 1,
+            max_tokens: 12,
+            holds: false,
+        }
+    }
+}
+
+/// What became of some pairs.
+#[derive(Default)]
+struct Tally {
+    num_pairs: usize,
+    /// Pairs that share enough.
+    num_hits: usize,
+    longest: usize,
+    num_prompt: usize,
+    num_cached: usize,
+}
+
+/// Two requests that share their first messages and part in the last, of a few dozen tokens to some
+/// thousand.
+fn pair(number: usize, setting: &Setting) -> [Value; 2] {
+    let mut seed = number as u64 + 1;
+    let num_words = 20 << (number % 9);
+    let mut say = |role, num_words: u64| message(role, &words(&mut seed, num_words));
+    let least = setting.least_words;
+    let mut messages = vec![say("system", least.max(num_words))];
+    for _ in 0..number % 3 {
+        messages.push(say("user", least.max(num_words / 2)));
+        messages.push(say("assistant", least.max(num_words / 3)));
+    }
+    [(); 2].map(|()| {
+        let messages = [&messages[..], &[say("user", 12)]].concat();
+        let mut body = request(&messages, number.is_multiple_of(2));
+        body["max_tokens"] = setting.max_tokens.into();
+        body["service_tier"] = "priority".into();
+        body
+    })
+}
+
+/// One client's pairs, one after the other: the second of each computes its own message only.
+async fn client(server: Arc<Server>, setting: Setting, numbers: Vec<usize>) -> Tally {
+    let turn = server.ids("<|im_start|>")[0];
+    let mut tally = Tally::default();
+    for number in numbers {
+        let [mut first, second] = pair(number, &setting);
+        let ids = [
+            prompt_ids(&server, &first).await,
+            prompt_ids(&server, &second).await,
+        ];
+        let shared = shared(&ids[0], &ids[1], turn);
+        let mut held = None;
+        if setting.holds {
+            first["stream"] = true.into();
+            first["ignore_eos"] = true.into();
+            first["max_tokens"] = 30_000.into();
+            let path = "/v1/chat/completions";
+            held = Some(server.post_until(path, &first, SAID).await);
+        } else {
+            let cached = cached_tokens(&server, &first).await;
+            assert_eq!(cached / LEAST, 0, "pair {number}: all is new");
+            tally.num_prompt += ids[0].len();
+            tally.num_cached += cached;
+        }
+        let cached = cached_tokens(&server, &second).await;
+        drop(held);
+        if shared >= LEAST {
+            let least = shared / BLOCK_SIZE * BLOCK_SIZE;
+            assert!(
+                (least..ids[1].len()).contains(&cached),
+                "pair {number}: {cached} of {} cached, {shared} are shared",
+                ids[1].len()
+            );
+            tally.num_hits += 1;
+            tally.longest = tally.longest.max(cached);
+        }
+        tally.num_pairs += 1;
+        tally.num_prompt += ids[1].len();
+        tally.num_cached += cached;
+    }
+    tally
+}
+
+/// Said again and again.
+const SAID: &str = "The";
+
+/// Asks all pairs of a server, by its clients at once.
+async fn ask_pairs(server: &Arc<Server>, setting: &Setting) -> Tally {
     let num_pairs = std::env::var("NEMOSERVE_CACHE_PAIRS").ok();
     let num_pairs = num_pairs.map_or(500, |num| num.parse().expect("a number"));
-    pairs(num_pairs).await;
+    server.say(&[SAID; 200].join(" "));
+    assert_eq!(server.ids(SAID).len(), 1, "a chunk has all of it");
+    let clients: Vec<_> = (0..setting.num_clients)
+        .map(|at| {
+            let numbers = (at..num_pairs).step_by(setting.num_clients).collect();
+            tokio::spawn(client(Arc::clone(server), setting.clone(), numbers))
+        })
+        .collect();
+    let mut all = Tally::default();
+    for client in clients {
+        let tally = client.await.expect("no client fails");
+        all.num_pairs += tally.num_pairs;
+        all.num_hits += tally.num_hits;
+        all.longest = all.longest.max(tally.longest);
+        all.num_prompt += tally.num_prompt;
+        all.num_cached += tally.num_cached;
+    }
+    assert_eq!(all.num_pairs, num_pairs);
+    assert!(
+        all.num_hits * 10 >= num_pairs * 8,
+        "{} of {num_pairs} pairs share enough",
+        all.num_hits
+    );
+    assert!(
+        all.longest > 6000,
+        "the longest hit has {} tokens",
+        all.longest
+    );
+    let drafted = server.metric("nemoserve_draft_tokens_total").await;
+    let accepted = server.metric("nemoserve_accepted_draft_tokens_total").await;
+    assert!(
+        2 * accepted > drafted && drafted > accepted && accepted > num_pairs as u64,
+        "{accepted} of {drafted} drafts came true"
+    );
+    all
+}
+
+/// What `usage` says is what was spared, by the runner's own count and by that of `/metrics`.
+async fn check_counts(server: &Server, tally: &Tally) {
+    assert_eq!(server.script.num_skipped(), tally.num_cached as u64);
+    let num_prompt = server.metric("nemoserve_prompt_tokens_total").await;
+    let num_cached = server.metric("nemoserve_cached_prompt_tokens_total").await;
+    assert_eq!(
+        num_prompt - num_cached,
+        (tally.num_prompt - tally.num_cached) as u64
+    );
+}
+
+/// All lengths, with and without thinking, with drafts, many at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shared_beginning_hits_on_the_second_sighting() {
+    let setting = Setting::roomy();
+    let server = Arc::new(Server::shaped(setting.shape.clone()).await);
+    let tally = ask_pairs(&server, &setting).await;
+    check_counts(&server, &tally).await;
+    assert_eq!(server.metric("nemoserve_preemptions_total").await, 0);
+}
+
+/// Where memory is so short that running requests yield all the time, a beginning is not lost as long
+/// as somebody runs who has it: its blocks are in use, and states have slots of their own. Whoever runs
+/// at a higher priority than others does not yield as long as all like it fit beside the most senior of
+/// the others, which they do here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_goes_on_from_outlasts_a_shortage() {
+    const NUM_OTHERS: u64 = 48;
+    let mut setting = Setting {
+        num_clients: 4,
+        holds: true,
+        ..Setting::roomy()
+    };
+    (
+        setting.shape.cache.num_blocks,
+        setting.shape.cache.num_slots,
+    ) = (5001, 20_001);
+    let server = Arc::new(Server::shaped(setting.shape.clone()).await);
+    server.say(SAID);
+    let mut others = Vec::new();
+    for number in 0..NUM_OTHERS {
+        let server = Arc::clone(&server);
+        others.push(tokio::spawn(async move {
+            let mut seed = 1000 + number;
+            loop {
+                let mut body = request(&[message("user", &words(&mut seed, 700))], false);
+                body["ignore_eos"] = true.into();
+                body["max_tokens"] = 1500.into();
+                server.ask("/v1/chat/completions", &body).await;
+            }
+        }));
+    }
+    ask_pairs(&server, &setting).await;
+    let preemptions = server.metric("nemoserve_preemptions_total").await;
+    assert!(preemptions > 100, "{preemptions} preemptions");
+    for other in others {
+        other.abort();
+    }
+}
+
+/// The same with nobody to hold it, where the pairs themselves yield: what must leave the device is on
+/// the host, if that has room for it and the state spares 64 tokens at least, which each of these
+/// messages has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_device_has_no_room_for_hits_from_the_host() {
+    let mut setting = Setting {
+        num_clients: 12,
+        least_words: 80,
+        max_tokens: 100,
+        ..Setting::roomy()
+    };
+    let cache = &mut setting.shape.cache;
+    // The longest alone takes nearly all.
+    cache.num_blocks = 1501;
+    (cache.num_host_slots, cache.num_host_blocks) = (20_000, 300_000);
+    let server = Arc::new(Server::shaped(setting.shape.clone()).await);
+    let tally = ask_pairs(&server, &setting).await;
+    check_counts(&server, &tally).await;
+    for name in [
+        "nemoserve_preemptions_total",
+        "nemoserve_prefix_cache_swapped_out_total",
+        "nemoserve_prefix_cache_swapped_in_total",
+    ] {
+        let count = server.metric(name).await;
+        assert!(count > 20, "{name}: {count}");
+    }
 }
 
 /// An agent at work: a system prompt with tools, sixty turns with calls and results, a branch that is

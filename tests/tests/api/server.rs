@@ -46,6 +46,32 @@ pub(crate) enum Folder {
     NoTokenizer,
 }
 
+/// What the engine is given.
+#[derive(Clone)]
+pub(crate) struct Shape {
+    pub(crate) scheduler: SchedulerConfig,
+    pub(crate) cache: CacheConfig,
+}
+
+impl Shape {
+    /// Memory for all that fits into a context of this length, several times.
+    pub(crate) fn roomy(max_model_len: u32) -> Self {
+        Self {
+            scheduler: SchedulerConfig {
+                max_model_len,
+                ..SchedulerConfig::default()
+            },
+            cache: CacheConfig {
+                block_size: 16,
+                num_blocks: 1025.max(4 * max_model_len),
+                num_slots: 8193,
+                num_host_slots: 0,
+                num_host_blocks: 0,
+            },
+        }
+    }
+}
+
 /// A running server; it stops when dropped.
 pub(crate) struct Server {
     address: SocketAddr,
@@ -68,26 +94,34 @@ impl Server {
     }
 
     pub(crate) async fn serving(folder: Folder, defaults: Defaults) -> Self {
-        Self::configured(folder, defaults, ServerConfig::default(), MAX_MODEL_LEN).await
+        let shape = Shape::roomy(MAX_MODEL_LEN);
+        Self::configured(folder, defaults, ServerConfig::default(), shape).await
     }
 
     /// With a configuration of the operator's.
     pub(crate) async fn operated(config: ServerConfig) -> Self {
-        Self::configured(Folder::Whole, Defaults::default(), config, MAX_MODEL_LEN).await
+        let shape = Shape::roomy(MAX_MODEL_LEN);
+        Self::configured(Folder::Whole, Defaults::default(), config, shape).await
     }
 
     /// With a window for agents, who send long prompts and ask for long answers.
     pub(crate) async fn roomy() -> Self {
+        Self::shaped(Shape::roomy(1 << 16)).await
+    }
+
+    /// With an engine of this shape.
+    pub(crate) async fn shaped(shape: Shape) -> Self {
         let (defaults, config) = (Defaults::default(), ServerConfig::default());
-        Self::configured(Folder::Whole, defaults, config, 1 << 16).await
+        Self::configured(Folder::Whole, defaults, config, shape).await
     }
 
     async fn configured(
         folder: Folder,
         defaults: Defaults,
         operator: ServerConfig,
-        max_model_len: u32,
+        shape: Shape,
     ) -> Self {
+        let Shape { scheduler, cache } = shape;
         let script = Script::new(IM_END, VOCAB_SIZE);
         let read = |name: &str| {
             let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/demo/model");
@@ -106,18 +140,8 @@ impl Server {
         );
         let template = template.expect("the demo's template is valid");
         let runner = script.runner();
-        let cache = CacheConfig {
-            block_size: 16,
-            num_blocks: 1025.max(4 * max_model_len),
-            num_slots: 8193,
-            num_host_slots: 0,
-            num_host_blocks: 0,
-        };
-        let config = SchedulerConfig {
-            max_model_len,
-            ..SchedulerConfig::default()
-        };
-        let engine = engine::spawn(config, cache.clone(), VOCAB_SIZE, move |_| Ok(runner));
+        let max_model_len = scheduler.max_model_len;
+        let engine = engine::spawn(scheduler, cache.clone(), VOCAB_SIZE, move |_| Ok(runner));
         let engine = engine.expect("a thread starts");
         while engine.status() != EngineStatus::Ready {
             tokio::task::yield_now().await;
@@ -126,9 +150,9 @@ impl Server {
             fingerprint: "fp_test".into(),
             vocab_size: VOCAB_SIZE,
             max_model_len,
-            block_size: 16,
+            block_size: cache.block_size,
             num_blocks: cache.num_blocks - 1,
-            num_slots: 8192,
+            num_slots: cache.num_slots - 1,
             ..EngineInfo::default()
         };
         let tokens = (folder != Folder::NoTokenizer).then(|| Arc::clone(&tokenizer));
@@ -220,6 +244,15 @@ impl Server {
         let request =
             format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
         self.send(request.as_bytes()).await
+    }
+
+    /// What `/metrics` says of a count.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let text = self.get("/metrics").await.body;
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        let found = lines.find(|(sample, _)| *sample == name);
+        let (_, value) = found.unwrap_or_else(|| panic!("no {name}"));
+        value.parse::<f64>().expect("samples are numbers") as u64
     }
 
     /// 200 and its JSON.

@@ -1,5 +1,7 @@
 //! The embedded demo model over a real socket: company changes no byte.
 
+mod pressure;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -55,6 +57,15 @@ impl Daemon {
         let response = self.client.get(uri).await.expect("an answer");
         let bytes = response.into_body().collect().await.expect("a whole body");
         String::from_utf8(bytes.to_bytes().to_vec()).expect("UTF-8")
+    }
+
+    /// What `/metrics` says of a count.
+    async fn metric(&self, name: &str) -> u64 {
+        let text = self.get("/metrics").await;
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        let found = lines.find(|(sample, _)| *sample == name);
+        let (_, value) = found.unwrap_or_else(|| panic!("no {name}"));
+        value.parse::<f64>().expect("samples are numbers") as u64
     }
 
     async fn post(&self, path: &str, body: &Value) -> String {
@@ -274,16 +285,11 @@ async fn drafts_show_in_the_counts_alone() {
         rejected += whole_rejected + streamed_rejected;
     }
     assert!(accepted > 50 && rejected > 0, "{accepted}, {rejected}");
-    let metrics = drafting.get("/metrics").await;
-    let metric = |name: &str| {
-        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
-        let value = line.and_then(|rest| rest.trim().parse::<f64>().ok());
-        value.expect("a number") as u64
-    };
     // A stop string ends a choice while its next step runs, whose drafts are nobody's.
-    let all = metric("nemoserve_draft_tokens_total ");
+    let all = drafting.metric("nemoserve_draft_tokens_total").await;
     assert!(all >= accepted + rejected, "{all}: {accepted}, {rejected}");
-    assert!(metric("nemoserve_accepted_draft_tokens_total ") >= accepted);
+    let all = drafting.metric("nemoserve_accepted_draft_tokens_total");
+    assert!(all.await >= accepted);
 }
 
 /// The samples were decoded in f32 by the training code and agree with transformers
@@ -308,7 +314,7 @@ async fn two_ranks_say_what_one_says() {
 }
 
 async fn check_greedy_tokens(daemon: &Daemon) {
-    let samples: Vec<Value> = serde_json::from_str(include_str!("../fixtures/demo_greedy.json"))
+    let samples: Vec<Value> = serde_json::from_str(include_str!("../../fixtures/demo_greedy.json"))
         .expect("the fixture is JSON");
     assert!(samples.len() >= 20, "{} samples", samples.len());
     for sample in samples {
