@@ -232,7 +232,8 @@ async fn a_shared_beginning_hits_on_the_second_sighting() {
 async fn what_somebody_goes_on_from_outlasts_a_shortage() {
     const NUM_OTHERS: u64 = 48;
     let mut setting = Setting {
-        num_clients: 4,
+        // The longest pairs are all one client's: lengths repeat every nine.
+        num_clients: 3,
         holds: true,
         ..Setting::roomy()
     };
@@ -269,9 +270,9 @@ async fn what_somebody_goes_on_from_outlasts_a_shortage() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_device_has_no_room_for_hits_from_the_host() {
     let mut setting = Setting {
-        num_clients: 12,
+        num_clients: 20,
         least_words: 80,
-        max_tokens: 100,
+        max_tokens: 200,
         ..Setting::roomy()
     };
     let cache = &mut setting.shape.cache;
@@ -281,8 +282,10 @@ async fn what_the_device_has_no_room_for_hits_from_the_host() {
     let server = Arc::new(Server::shaped(setting.shape.clone()).await);
     let tally = ask_pairs(&server, &setting).await;
     check_counts(&server, &tally).await;
+    // How many yield depends on who meets whom.
+    let preemptions = server.metric("nemoserve_preemptions_total").await;
+    assert!(preemptions > 0, "nobody yielded");
     for name in [
-        "nemoserve_preemptions_total",
         "nemoserve_prefix_cache_swapped_out_total",
         "nemoserve_prefix_cache_swapped_in_total",
     ] {
