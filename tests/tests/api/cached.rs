@@ -65,8 +65,6 @@ struct Setting {
     least_words: u64,
     /// Of an answer.
     max_tokens: u32,
-    /// The first of a pair goes on answering until the second is done.
-    holds: bool,
 }
 
 impl Setting {
@@ -79,7 +77,6 @@ impl Setting {
             num_clients: 8,
             least_words: 1,
             max_tokens: 12,
-            holds: false,
         }
     }
 }
@@ -121,27 +118,17 @@ async fn client(server: Arc<Server>, setting: Setting, numbers: Vec<usize>) -> T
     let turn = server.ids("<|im_start|>")[0];
     let mut tally = Tally::default();
     for number in numbers {
-        let [mut first, second] = pair(number, &setting);
+        let [first, second] = pair(number, &setting);
         let ids = [
             prompt_ids(&server, &first).await,
             prompt_ids(&server, &second).await,
         ];
         let shared = shared(&ids[0], &ids[1], turn);
-        let mut held = None;
-        if setting.holds {
-            first["stream"] = true.into();
-            first["ignore_eos"] = true.into();
-            first["max_tokens"] = 30_000.into();
-            let path = "/v1/chat/completions";
-            held = Some(server.post_until(path, &first, SAID).await);
-        } else {
-            let cached = cached_tokens(&server, &first).await;
-            assert_eq!(cached / LEAST, 0, "pair {number}: all is new");
-            tally.num_prompt += ids[0].len();
-            tally.num_cached += cached;
-        }
+        let cached = cached_tokens(&server, &first).await;
+        assert_eq!(cached / LEAST, 0, "pair {number}: all is new");
+        tally.num_prompt += ids[0].len();
+        tally.num_cached += cached;
         let cached = cached_tokens(&server, &second).await;
-        drop(held);
         if shared >= LEAST {
             let least = shared / BLOCK_SIZE * BLOCK_SIZE;
             assert!(
@@ -224,48 +211,7 @@ async fn a_shared_beginning_hits_on_the_second_sighting() {
     assert_eq!(server.metric("nemoserve_preemptions_total").await, 0);
 }
 
-/// Where memory is so short that running requests yield all the time, a beginning is not lost as long
-/// as somebody runs who has it: its blocks are in use, and states have slots of their own. Whoever runs
-/// at a higher priority than others does not yield as long as all like it fit beside the most senior of
-/// the others, which they do here.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_somebody_goes_on_from_outlasts_a_shortage() {
-    const NUM_OTHERS: u64 = 48;
-    let mut setting = Setting {
-        // The longest pairs are all one client's: lengths repeat every nine.
-        num_clients: 3,
-        holds: true,
-        ..Setting::roomy()
-    };
-    (
-        setting.shape.cache.num_blocks,
-        setting.shape.cache.num_slots,
-    ) = (5001, 20_001);
-    let server = Arc::new(Server::shaped(setting.shape.clone()).await);
-    server.say(SAID);
-    let mut others = Vec::new();
-    for number in 0..NUM_OTHERS {
-        let server = Arc::clone(&server);
-        others.push(tokio::spawn(async move {
-            let mut seed = 1000 + number;
-            loop {
-                let mut body = request(&[message("user", &words(&mut seed, 700))], false);
-                body["ignore_eos"] = true.into();
-                body["max_tokens"] = 1500.into();
-                server.ask("/v1/chat/completions", &body).await;
-            }
-        }));
-    }
-    ask_pairs(&server, &setting).await;
-    let preemptions = server.metric("nemoserve_preemptions_total").await;
-    assert!(preemptions > 100, "{preemptions} preemptions");
-    for other in others {
-        other.abort();
-    }
-}
-
-/// The same with nobody to hold it, where the pairs themselves yield: what must leave the device is on
-/// the host, if that has room for it and the state spares 64 tokens at least, which each of these
+/// Where memory is so short that the pairs themselves yield, what must leave the device is on the host, if that has room for it and the state spares 64 tokens at least, which each of these
 /// messages has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_device_has_no_room_for_hits_from_the_host() {
