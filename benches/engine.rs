@@ -8,6 +8,10 @@
 //!
 //! `--constrained` instead compares 64 streams that draw at temperature 1 under a JSON schema, each
 //! mask over all 131,072 tokens, with 64 that draw freely.
+//!
+//! `--recorder` instead tells what recording the scheduler's plans adds to a step.
+
+mod recorder;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,9 +47,14 @@ fn main() {
             "--dtype" => dtype = value(),
             "--threads" => threads = value().parse().expect("a number of threads"),
             "--constrained" => constrained = true,
+            "--recorder" => {
+                let runtime = tokio::runtime::Builder::new_current_thread().build();
+                runtime.expect("a runtime").block_on(recorder::compare());
+                return;
+            }
             // Cargo says this to every bench.
             "--bench" => {}
-            other => panic!("{other}: expected --dtype, --threads or --constrained"),
+            other => panic!("{other}: expected --dtype, --threads, --constrained or --recorder"),
         }
     }
 

@@ -5,13 +5,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use constraint::Guide;
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError, unbounded};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use scheduler::{
     CacheConfig, Held, Request, RequestId, RequestOutput, Runner, Scheduler, SchedulerConfig,
     SchedulerStats,
@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::constraints::Constraints;
 use crate::error::{EngineError, Failure};
+use crate::flight::Flight;
 use crate::handle::{EngineHandle, EngineStatus, Limits, Shared, StreamEvent};
 use crate::heart::{Heart, StepNote};
 use crate::news::{CacheNews, Newspaper};
@@ -34,6 +35,8 @@ pub(crate) enum Command {
         request: Request,
         guide: Option<Arc<Guide>>,
         outputs: mpsc::Sender<StreamEvent>,
+        /// Set when its first choice first runs.
+        begun: Arc<OnceLock<Instant>>,
     },
     Abort(RequestId),
     FinishChoice {
@@ -111,6 +114,8 @@ where
         last_step: StepNote::default(),
         num_in_channel: AtomicU64::new(0),
         drafts_paused: AtomicBool::new(false),
+        step_tokens: Mutex::default(),
+        flight: Mutex::new(Flight::new(&config, &cache)),
         limits: Limits {
             vocab_size,
             config: config.clone(),
@@ -138,6 +143,7 @@ where
                 for time in &times {
                     tracing::debug!(?time, "a step without anybody's tokens");
                 }
+                shared.flight.lock().times(&times);
                 scheduler.note_times(0, &times);
                 shared.status.send_replace(EngineStatus::Ready);
                 EngineCore {
@@ -211,6 +217,7 @@ impl<R: Runner> EngineCore<'_, R> {
             let paused = self.shared.drafts_paused.load(Ordering::Relaxed);
             self.scheduler.pause_drafts(paused);
             let Some(plan) = self.scheduler.schedule() else {
+                self.shared.flight.lock().idle();
                 self.beat();
                 if !self.wait_for_command() {
                     return Ok(());
@@ -219,6 +226,12 @@ impl<R: Runner> EngineCore<'_, R> {
             };
             self.beat();
             let begin = Instant::now();
+            for id in self.scheduler.started() {
+                self.streams.begin(*id, begin);
+            }
+            let num_tokens = plan.rows.iter().map(|row| row.input_ids.len() as u64);
+            self.shared.step_tokens.lock().note(num_tokens.sum());
+            self.shared.flight.lock().plan(&plan);
             let failed = |error: R::Error| verdict::of_error(Phase::Step, error);
             let constrained = self.constraints.of(&plan);
             self.shared.last_step.begin(&plan);
@@ -229,10 +242,11 @@ impl<R: Runner> EngineCore<'_, R> {
             self.scheduler.prepare();
             let mut result = self.runner.collect(&masks).map_err(failed)?;
             self.shared.last_step.end();
-            let nanos = begin.elapsed().as_nanos();
-            self.scheduler
-                .note_times(nanos as u64, &self.runner.times());
+            let nanos = begin.elapsed().as_nanos() as u64;
+            let times = self.runner.times();
+            self.scheduler.note_times(nanos, &times);
             self.constraints.advance(&constrained, &mut result);
+            self.shared.flight.lock().result(&result, (nanos, &times));
             for output in self.scheduler.update(result) {
                 self.deliver(output);
             }
@@ -282,12 +296,16 @@ impl<R: Runner> EngineCore<'_, R> {
                 request,
                 guide,
                 outputs,
+                begun,
             } => {
                 self.shared.num_in_channel.fetch_sub(1, Ordering::Relaxed);
                 let (id, num_choices) = (request.id, request.num_choices);
+                // Cheap: what is long in it is shared.
+                let noted = request.clone();
                 match self.scheduler.add(request) {
                     Ok(()) => {
-                        self.streams.open(id, num_choices, outputs);
+                        self.shared.flight.lock().add(noted);
+                        self.streams.open(id, num_choices, (outputs, begun));
                         if let Some(guide) = guide {
                             self.constraints.add(id, num_choices, &guide);
                         }
@@ -304,6 +322,7 @@ impl<R: Runner> EngineCore<'_, R> {
             Command::Held(answer) => drop(answer.send(self.scheduler.held())),
             Command::News(reader) => self.newspaper.subscribe(reader, &mut self.scheduler),
             Command::FinishChoice { id, choice } => {
+                self.shared.flight.lock().finish_choice(id, choice);
                 self.scheduler.finish_choice(id, choice);
                 self.constraints.finish_choice(id, choice);
                 self.streams.finish_choice(id, choice);
@@ -323,6 +342,7 @@ impl<R: Runner> EngineCore<'_, R> {
     }
 
     fn abort(&mut self, id: RequestId) {
+        self.shared.flight.lock().abort(id);
         self.scheduler.abort(id);
         self.constraints.drop_request(id);
         self.streams.close(id);
@@ -342,16 +362,23 @@ struct Streams {
 
 struct OpenStream {
     outputs: mpsc::Sender<StreamEvent>,
+    begun: Arc<OnceLock<Instant>>,
     /// Which choices have had their last output, or were ended by their client.
     finished: Vec<bool>,
 }
 
 impl Streams {
-    fn open(&mut self, id: RequestId, num_choices: u32, outputs: mpsc::Sender<StreamEvent>) {
+    fn open(
+        &mut self,
+        id: RequestId,
+        num_choices: u32,
+        (outputs, begun): (mpsc::Sender<StreamEvent>, Arc<OnceLock<Instant>>),
+    ) {
         self.open.insert(
             id,
             OpenStream {
                 outputs,
+                begun,
                 finished: vec![false; num_choices as usize],
             },
         );
@@ -359,6 +386,13 @@ impl Streams {
 
     fn close(&mut self, id: RequestId) {
         self.open.remove(&id);
+    }
+
+    /// Its waiting is over.
+    fn begin(&self, id: RequestId, now: Instant) {
+        if let Some(stream) = self.open.get(&id) {
+            stream.begun.get_or_init(|| now);
+        }
     }
 
     /// A choice has ended, perhaps told twice: by the scheduler and by its client's side. The

@@ -1,12 +1,12 @@
 //! The server's only door in.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use constraint::Guide;
 use crossbeam::channel::Sender;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use scheduler::{
     AdmissionError, CacheConfig, Held, Request, RequestId, RequestOutput, SchedulerConfig,
     SchedulerStats, check_size,
@@ -15,8 +15,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::engine_core::Command;
 use crate::error::Failure;
+use crate::flight::{Flight, Recording};
 use crate::heart::{Heart, LastStep, StepNote};
 use crate::news::{CacheNews, MAX_BEHIND};
+use crate::step_tokens::StepTokens;
 
 /// Outputs that may wait for one slow reader before its request is aborted.
 pub(crate) const STREAM_CAPACITY: usize = 4096;
@@ -76,6 +78,8 @@ pub struct EngineStats {
     pub scheduler: SchedulerStats,
     /// Since the step loop turned or a layer was done. Large while work waits: the engine hangs.
     pub heartbeat_age: Duration,
+    /// How large steps were.
+    pub step_tokens: StepTokens,
 }
 
 /// Who waits for a first step.
@@ -146,6 +150,9 @@ pub(crate) struct Shared {
     pub(crate) num_in_channel: AtomicU64,
     /// Steps carry no drafts.
     pub(crate) drafts_paused: AtomicBool,
+    pub(crate) step_tokens: Mutex<StepTokens>,
+    /// Also read when the engine thread hangs or is gone.
+    pub(crate) flight: Mutex<Flight>,
     pub(crate) limits: Limits,
 }
 
@@ -206,6 +213,7 @@ impl EngineHandle {
             // Whoever had nothing to do is late from now on, not since it last said so.
             self.shared.heart.beat();
         }
+        let begun = Arc::default();
         self.shared.num_in_channel.fetch_add(1, Ordering::Relaxed);
         if self
             .commands
@@ -213,6 +221,7 @@ impl EngineHandle {
                 request,
                 guide,
                 outputs,
+                begun: Arc::clone(&begun),
             })
             .is_err()
         {
@@ -222,6 +231,7 @@ impl EngineHandle {
             id,
             receiver,
             commands: self.commands.clone(),
+            begun,
             done: false,
         })
     }
@@ -281,6 +291,7 @@ impl EngineHandle {
         EngineStats {
             scheduler: self.shared.stats.read().clone(),
             heartbeat_age: self.shared.heart.age(),
+            step_tokens: *self.shared.step_tokens.lock(),
         }
     }
 
@@ -327,6 +338,17 @@ impl EngineHandle {
         news
     }
 
+    /// What the scheduler was told and what it planned, as far back as memory for it goes. Works while
+    /// the engine hangs, and after its end.
+    pub fn flight(&self) -> Recording {
+        self.shared.flight.lock().recording()
+    }
+
+    /// How many bytes the recording may take; 0: nothing is recorded from here on.
+    pub fn limit_flight(&self, max_bytes: usize) {
+        self.shared.flight.lock().limit(max_bytes);
+    }
+
     fn check_contents(&self, request: &Request) -> Result<(), SubmitError> {
         if request.prompt.is_empty() || request.num_choices == 0 {
             return Err(SubmitError::Empty);
@@ -358,6 +380,7 @@ pub struct RequestStream {
     id: RequestId,
     receiver: mpsc::Receiver<StreamEvent>,
     commands: Sender<Command>,
+    begun: Arc<OnceLock<Instant>>,
     done: bool,
 }
 
@@ -375,6 +398,11 @@ impl RequestStream {
     /// The request's name.
     pub fn id(&self) -> RequestId {
         self.id
+    }
+
+    /// Set when the request's waiting is over and its first step is planned.
+    pub fn begun(&self) -> Arc<OnceLock<Instant>> {
+        Arc::clone(&self.begun)
     }
 
     /// The next event; `None` after the last choice's last output.

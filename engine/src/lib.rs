@@ -27,7 +27,9 @@
 //! | `constraints` | how far each choice has come through its guide; masks for the rows of a plan |
 //! | `engine_core` | the step loop on its own thread; a panic or failed step fails every stream |
 //! | `news` | what the cache can be hit with, told to whoever publishes it |
+//! | `flight/` | what the scheduler was told and planned lately; run again from a file |
 //! | `host_cache` | what of it lies in host memory |
+//! | `step_tokens` | how large steps were |
 //! | `handle` | the server's only door in; a dropped stream aborts its request |
 //! | `heart` | how long nothing has been done; the last step, for whoever asks what hangs |
 //! | `workbench`, `footprint`, `tally` | steps to measure; what they read and compute; what they chose |
@@ -59,6 +61,7 @@ mod device;
 mod draft_costs;
 mod engine_core;
 mod error;
+pub mod flight;
 mod footprint;
 mod guess;
 mod handle;
@@ -77,6 +80,7 @@ mod quantize;
 mod read_out;
 mod sampler;
 mod shapes;
+mod step_tokens;
 mod tally;
 mod verdict;
 mod verify;
@@ -101,4 +105,5 @@ pub use model::ModelConfig;
 pub use news::CacheNews;
 pub use open::{Engine, Opened};
 pub use quantize::{ModuleReport, PackedFormat, Quantize, Quantized};
+pub use step_tokens::StepTokens;
 pub use workbench::{Roof, StepCounts, StepReport, Workbench, guarded};

@@ -33,6 +33,7 @@ impl Scheduler {
             "one step at a time: update comes first"
         );
         let guest = self.make_way();
+        self.started.clear();
         let mut plan = Plan {
             budget: self.config.max_num_batched_tokens,
             allowance: self.pace.allowance(0),
@@ -287,6 +288,7 @@ impl Scheduler {
             .expect("who waits has a request");
         if !choices.started {
             choices.started = true;
+            self.started.push(sequence.request.id);
             self.num_queued -= 1;
             self.counters.prompt_tokens += u64::from(sequence.num_prompt());
             self.counters.cached_prompt_tokens += u64::from(num_hit);

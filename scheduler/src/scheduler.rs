@@ -30,6 +30,8 @@ pub struct Scheduler {
     /// Those without are here, by tenant.
     pub(crate) tenants: Tenants,
     pub(crate) in_flight: Option<InFlight>,
+    /// Requests that run for the first time in the last plan.
+    pub(crate) started: Vec<RequestId>,
     /// Requests of which no choice ever ran.
     pub(crate) num_queued: u32,
     pub(crate) next_sequence: u64,
@@ -113,6 +115,7 @@ impl Scheduler {
             running: Line::default(),
             tenants,
             in_flight: None,
+            started: Vec::new(),
             num_queued: 0,
             next_sequence: 0,
             depth,
@@ -210,6 +213,11 @@ impl Scheduler {
         for time in times {
             self.depth.note_time(time);
         }
+    }
+
+    /// Requests of which a choice runs for the first time in the plan last made: their waiting is over.
+    pub fn started(&self) -> &[RequestId] {
+        &self.started
     }
 
     /// Numbers to export.

@@ -92,6 +92,10 @@ pub enum Command {
     Pull(PullArgs),
     /// Hold a folder that was pulled against its hashes
     Verify(VerifyArgs),
+    /// Watch a running server in the terminal
+    Top(TopArgs),
+    /// Run a flight recording again: its plans must come out equal
+    Replay(ReplayArgs),
     /// Measure a model on this machine, and how near it comes to what the machine can do.
     Bench(BenchArgs),
     /// Make an API key for --api-key-file, or check such a file.
@@ -409,6 +413,34 @@ pub struct ServeArgs {
     /// [default: 60]
     #[arg(long, env = "NEMOSERVE_WATCHDOG_SECONDS", value_name = "S")]
     pub watchdog_seconds: Option<u64>,
+    /// Send traces to this OTLP collector by HTTP, such as http://127.0.0.1:4318; /v1/traces is added
+    /// [default: none]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+
+    /// Share of requests to trace where the caller's traceparent leaves it open, 0 to 1 [default: 1]
+    #[arg(long, env = "NEMOSERVE_TRACE_RATIO", value_name = "SHARE")]
+    pub trace_ratio: Option<f64>,
+
+    /// Write the scheduler's last calls and plans to a file here when the engine fails
+    #[arg(long, env = "NEMOSERVE_FLIGHT_DIR", value_name = "DIR")]
+    pub flight_dir: Option<PathBuf>,
+
+    /// Memory for those calls, the oldest dropped first; 0 records none [default: 64MiB]
+    #[arg(long, env = "NEMOSERVE_FLIGHT_MEMORY", value_name = "SIZE")]
+    pub flight_memory: Option<String>,
+
+    /// Write tokens to that file as they are, readable with the tokenizer, and not as hashes
+    #[arg(
+        long,
+        env = "NEMOSERVE_FLIGHT_CONTENTS",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub flight_contents: Option<bool>,
 
     /// Tell routers over ZeroMQ what the cache can be hit with, such as tcp://*:5556 [default: off]
     #[arg(long, env = "NEMOSERVE_KV_EVENTS_ENDPOINT", value_name = "URL")]
@@ -547,6 +579,28 @@ pub struct ChatArgs {
     /// Let the model think first
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub think: bool,
+}
+
+/// What to watch.
+#[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    /// The server
+    #[arg(env = "NEMOSERVE_URL", default_value = "http://127.0.0.1:8000")]
+    pub url: String,
+    /// Seconds between two looks, 0.2 to 60
+    #[arg(long, value_name = "S", default_value_t = 1.0)]
+    pub interval: f64,
+    /// Print what can be seen now, as text, and end
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// What to run again.
+#[derive(Clone, Debug, Args)]
+pub struct ReplayArgs {
+    /// As --flight-dir or /debug/flight gave it
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
 }
 
 /// What to write.
@@ -877,6 +931,11 @@ impl ServeArgs {
             watchdog_seconds: self.watchdog_seconds.or(base.watchdog_seconds),
             kv_events_endpoint: self.kv_events_endpoint.or(base.kv_events_endpoint),
             kv_events_topic: self.kv_events_topic.or(base.kv_events_topic),
+            otlp_endpoint: self.otlp_endpoint.or(base.otlp_endpoint),
+            trace_ratio: self.trace_ratio.or(base.trace_ratio),
+            flight_dir: self.flight_dir.or(base.flight_dir),
+            flight_memory: self.flight_memory.or(base.flight_memory),
+            flight_contents: self.flight_contents.or(base.flight_contents),
             log_format: self.log_format.or(base.log_format),
             log: self.log.or(base.log),
         }

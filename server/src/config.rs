@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use engine::flight::Contents;
 use engine::{
     DeviceChoice, DtypeChoice, EngineConfig, EngineError, KvDtypeChoice, ModelConfig, ModelSource,
     StateDtypeChoice,
@@ -16,9 +17,11 @@ use crate::api::prices::{Price, Prices};
 use crate::args::{LoadFormat, ServeArgs, cache_folder, exit};
 use crate::chat::ChatTemplate;
 use crate::demo;
+use crate::flight::FlightConfig;
 use crate::kv_events::KvEvents;
 use crate::state::ServerConfig;
 use crate::text::Tokenizer;
+use crate::traces::TraceConfig;
 use crate::transport::{ListenAddress, Network, Proxies, TlsFiles};
 
 /// Names under which the family is known to clients; all resolve to the one loaded model.
@@ -443,6 +446,8 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, ConfigError> {
         proxies: proxies(args)?,
         v1_flavour: args.defaults.map_or(defaults.v1_flavour, Into::into),
         prices: prices(args)?,
+        traces: traces(args)?,
+        flight: flight(args)?,
         ..defaults
     })
 }
@@ -496,6 +501,45 @@ fn proxies(args: &ServeArgs) -> Result<Proxies, ConfigError> {
         ));
     }
     Ok(proxies)
+}
+
+fn traces(args: &ServeArgs) -> Result<TraceConfig, ConfigError> {
+    // An empty variable is as good as none.
+    let endpoint = args.otlp_endpoint.clone();
+    let traces = TraceConfig {
+        endpoint: endpoint.filter(|endpoint| !endpoint.is_empty()),
+        ratio: args.trace_ratio.unwrap_or(1.0),
+    };
+    traces.check().map_err(ConfigError::Usage)?;
+    Ok(traces)
+}
+
+fn flight(args: &ServeArgs) -> Result<FlightConfig, ConfigError> {
+    let dir = args.flight_dir.clone();
+    if let Some(dir) = dir.as_ref().filter(|dir| !dir.is_dir()) {
+        let dir = dir.display();
+        let message = format!("--flight-dir {dir}: expected a folder that exists");
+        return Err(ConfigError::Usage(message));
+    }
+    if args.flight_contents == Some(true) && dir.is_none() {
+        return Err(ConfigError::Usage(
+            "--flight-contents is about files: it goes with --flight-dir".into(),
+        ));
+    }
+    let defaults = FlightConfig::default();
+    Ok(FlightConfig {
+        dir,
+        contents: if args.flight_contents == Some(true) {
+            Contents::Plain
+        } else {
+            Contents::Hidden
+        },
+        max_bytes: match args.flight_memory.as_deref() {
+            None => defaults.max_bytes,
+            Some("0") => 0,
+            Some(text) => size("--flight-memory", text)? as usize,
+        },
+    })
 }
 
 fn prices(args: &ServeArgs) -> Result<Prices, ConfigError> {
@@ -911,6 +955,41 @@ mod tests {
                     ..base()
                 },
                 "--listen",
+            ),
+            (
+                ServeArgs {
+                    otlp_endpoint: Some("https://far".into()),
+                    ..base()
+                },
+                "--otlp-endpoint",
+            ),
+            (
+                ServeArgs {
+                    trace_ratio: Some(2.0),
+                    ..base()
+                },
+                "--trace-ratio",
+            ),
+            (
+                ServeArgs {
+                    flight_dir: Some("/nonexistent".into()),
+                    ..base()
+                },
+                "--flight-dir",
+            ),
+            (
+                ServeArgs {
+                    flight_memory: Some("much".into()),
+                    ..base()
+                },
+                "--flight-memory",
+            ),
+            (
+                ServeArgs {
+                    flight_contents: Some(true),
+                    ..base()
+                },
+                "--flight-contents",
             ),
             (
                 ServeArgs {

@@ -20,8 +20,10 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::connection::{Activity, Expired, Watch, WatchedStream};
+use crate::flight;
 use crate::router::Router;
 use crate::state::{AppState, Phase, ServerConfig};
+use crate::traces::Traces;
 use crate::transport::{Listeners, Listening, Opened, RawStream, Socket, Tls, open};
 use crate::watchdog::Watchdog;
 
@@ -68,11 +70,12 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let Listeners { all, tls } = listeners.into();
     let (close, closing) = watch::channel(false);
+    let traces = Arc::new(Traces::start(&state.config.traces, state.metrics.spans()));
     // Each door holds a place for whoever comes next, and must not hold another door's.
     let num_places = state.config.max_connections + all.len().saturating_sub(1);
     let permits = Arc::new(Semaphore::new(num_places));
     let server = Arc::new(Server {
-        router: Router::new(Arc::clone(&state)),
+        router: Router::new(Arc::clone(&state), Arc::clone(&traces)),
         builder: builder(),
         state: Arc::clone(&state),
         permits: Arc::clone(&permits),
@@ -115,6 +118,10 @@ pub async fn serve(
     close.send_replace(true);
     let num_places = u32::try_from(num_places).unwrap_or(u32::MAX);
     let _ = timeout(LAST_WORDS, permits.acquire_many(num_places)).await;
+    traces.finish(LAST_WORDS).await;
+    if outcome.is_err() {
+        flight::leave(&state, "failed");
+    }
     outcome
 }
 

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -14,6 +15,8 @@ use tracing::field;
 use crate::admission::Tenant;
 use crate::connection::RequestMark;
 use crate::state::{Body, RequestContext};
+use crate::timeline::Timeline;
+use crate::traces::{Exchange, Trace};
 
 /// Lives as long as the request. Dropped before the end, it tells that the client has left.
 pub(crate) struct InFlight {
@@ -25,6 +28,7 @@ pub(crate) struct InFlight {
     complete: bool,
     /// The key's name.
     key: Option<Arc<str>>,
+    trace: Trace,
     /// The connection is busy as long as this lives.
     mark: RequestMark,
 }
@@ -34,7 +38,7 @@ impl InFlight {
         ctx: RequestContext,
         method: Method,
         generates: bool,
-        mark: RequestMark,
+        (mark, trace): (RequestMark, Trace),
     ) -> Self {
         ctx.state.metrics.in_flight().inc();
         if generates {
@@ -47,6 +51,7 @@ impl InFlight {
             status: None,
             complete: false,
             key: None,
+            trace,
             mark,
         }
     }
@@ -80,6 +85,16 @@ impl Drop for InFlight {
         if !self.complete {
             self.mark.taken_back();
         }
+        let exchange = Exchange {
+            ctx,
+            method: &self.method,
+            status,
+            cancelled: !self.complete,
+        };
+        let trace = self.trace.end(&exchange);
+        let timeline = ctx.timeline.get();
+        let ms = |took: Option<Duration>| took.map(|took| took.as_millis() as u64);
+        let first_token = timeline.and_then(|timeline| timeline.first_token);
         let usage = ctx.counted();
         let prices = &ctx.state.config.prices;
         let cost = prices.cost(ctx.flavour, &usage);
@@ -89,13 +104,17 @@ impl Drop for InFlight {
             id = %ctx.request_id,
             client = self.mark.client.map(field::display),
             key = self.key.as_deref(),
+            trace_id = trace.map(|trace| field::display(trace.trace_id())),
             method = %self.method,
             route = ctx.route,
             status = status.as_u16(),
             ms = took.as_millis() as u64,
+            queue_ms = ms(timeline.and_then(Timeline::queued)),
+            ttft_ms = ms(first_token.map(|first| first - ctx.received)),
             prompt_tokens = usage.prompt,
             cached_tokens = usage.cached,
             generated_tokens = usage.completion,
+            finish = timeline.and_then(|timeline| timeline.finishes.first().copied()),
             cost_usd = cost.map(|cost| field::display(cost.total())),
             cancelled = !self.complete,
             "request"

@@ -18,6 +18,8 @@
 //! | `grammars` | the compiler of grammars for the loaded model's tokens |
 //! | `error` | `ApiError` to status and body |
 //! | `sse` | framing and the streaming body |
+//! | `timeline`, `traces/` | what a generation went through; spans of it to a collector |
+//! | `flight` | the recording of the scheduler's plans, to a client or a file |
 //! | `metrics`, `health` | every metric's name and help; alive and ready |
 //! | `receipts` | what recent generations used |
 //! | `admission/` | who may enter, on what terms, and what is given up when it is crowded |
@@ -46,6 +48,7 @@ mod connection;
 mod cors;
 pub mod demo;
 pub mod error;
+pub mod flight;
 pub mod grammars;
 pub mod health;
 pub mod http;
@@ -64,6 +67,8 @@ pub mod startup;
 pub mod state;
 pub mod systemd;
 pub mod text;
+pub mod timeline;
+pub mod traces;
 pub mod transport;
 pub mod watchdog;
 

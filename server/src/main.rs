@@ -25,6 +25,8 @@ fn main() -> ExitCode {
         Some(Command::Quantize(args)) => run(cli::quantize::run(args)),
         Some(Command::Pull(args)) => cli::pull::run(&args),
         Some(Command::Verify(args)) => cli::verify::run(&args),
+        Some(Command::Top(args)) => run(cli::top::run(args)),
+        Some(Command::Replay(args)) => cli::replay::run(&args),
         Some(Command::Doctor(args)) => cli::doctor::run(&args),
         Some(Command::Bench(args)) => return cli::bench::run(args),
         Some(Command::Key(args)) => cli::key::run(&args),

@@ -8,10 +8,10 @@ mod admission;
 
 use std::time::Duration;
 
-use engine::{EngineHandle, EngineInfo};
+use engine::{EngineHandle, EngineInfo, EngineStats, StepTokens};
 use http::StatusCode;
 use parking_lot::Mutex;
-use prometheus::proto::{LabelPair, MetricFamily};
+use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 use prometheus::{
     Encoder as _, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -19,6 +19,7 @@ use prometheus::{
 
 use self::admission::AdmissionMetrics;
 use crate::api::hosted;
+use crate::timeline::Timeline;
 
 /// Native name, vLLM's name for the same thing.
 const ALIASES: &[(&str, &str)] = &[
@@ -54,6 +55,44 @@ const ALIASES: &[(&str, &str)] = &[
     (
         "nemoserve_request_duration_seconds",
         "vllm:e2e_request_latency_seconds",
+    ),
+    (
+        "nemoserve_request_queue_time_seconds",
+        "vllm:request_queue_time_seconds",
+    ),
+    (
+        "nemoserve_request_prefill_time_seconds",
+        "vllm:request_prefill_time_seconds",
+    ),
+    (
+        "nemoserve_request_decode_time_seconds",
+        "vllm:request_decode_time_seconds",
+    ),
+    (
+        "nemoserve_request_inference_time_seconds",
+        "vllm:request_inference_time_seconds",
+    ),
+    (
+        "nemoserve_request_time_per_output_token_seconds",
+        "vllm:request_time_per_output_token_seconds",
+    ),
+    (
+        "nemoserve_request_prompt_tokens",
+        "vllm:request_prompt_tokens",
+    ),
+    (
+        "nemoserve_request_generation_tokens",
+        "vllm:request_generation_tokens",
+    ),
+    (
+        "nemoserve_request_params_max_tokens",
+        "vllm:request_params_max_tokens",
+    ),
+    ("nemoserve_request_params_n", "vllm:request_params_n"),
+    ("nemoserve_step_tokens", "vllm:iteration_tokens_total"),
+    (
+        "nemoserve_requests_faulted_total",
+        "vllm:corrupted_requests_total",
     ),
     ("nemoserve_cache_config_info", "vllm:cache_config_info"),
     (
@@ -93,6 +132,14 @@ const DURATION_BUCKETS: &[f64] = &[
     40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 2560.0,
 ];
 
+/// Tokens of a request.
+const LENGTH_BUCKETS: &[f64] = &[
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5,
+    5e5, 1e6,
+];
+
+const CHOICES_BUCKETS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
+
 /// Numbers of the process. Each instance has its own registry, so tests do not share counts.
 pub struct Metrics {
     registry: Registry,
@@ -107,6 +154,8 @@ pub struct Metrics {
     ttft: Histogram,
     inter_token: Histogram,
     duration: Histogram,
+    generations: GenerationMetrics,
+    spans: SpanCounts,
     connections: IntGauge,
     failed_openings: IntCounter,
     watchdog: IntCounter,
@@ -114,6 +163,30 @@ pub struct Metrics {
     /// Who was let in and who was not.
     pub(crate) admission: AdmissionMetrics,
     engine: Mutex<EngineMetrics>,
+}
+
+/// What generations went through.
+struct GenerationMetrics {
+    queue: Histogram,
+    prefill: Histogram,
+    decode: Histogram,
+    inference: Histogram,
+    per_token: Histogram,
+    prompt_tokens: Histogram,
+    generation_tokens: Histogram,
+    max_tokens: Histogram,
+    choices: Histogram,
+    faulted: IntCounter,
+}
+
+/// What became of spans.
+#[derive(Clone, Debug)]
+pub(crate) struct SpanCounts {
+    pub(crate) exported: IntCounter,
+    /// The queue was full.
+    pub(crate) dropped_full: IntCounter,
+    /// The collector did not take them.
+    pub(crate) dropped_collector: IntCounter,
 }
 
 /// Copies of the engine's numbers, brought up to date by each scrape.
@@ -307,7 +380,21 @@ impl Metrics {
                 "Since anything was computed, or an idle engine last turned. Large: it hangs.",
             ),
         };
+        let dropped = of.counters(
+            "trace_spans_dropped_total",
+            "Spans that reached no collector: its queue here was full, or it did not take them.",
+            &["reason"],
+        );
         Self {
+            generations: GenerationMetrics::new(&of),
+            spans: SpanCounts {
+                exported: of.counter(
+                    "trace_spans_exported_total",
+                    "Spans that the trace collector took.",
+                ),
+                dropped_full: dropped.with_label_values(&["queue_full"]),
+                dropped_collector: dropped.with_label_values(&["collector"]),
+            },
             requests,
             prompt_tokens: of.counter(
                 "prompt_tokens_total",
@@ -375,6 +462,20 @@ impl Metrics {
         self.finished.with_label_values(&[reason]).inc();
     }
 
+    /// What a generation went through, once it is over.
+    pub(crate) fn observe_generation(&self, timeline: &Timeline) {
+        self.generations.observe(timeline);
+    }
+
+    /// A generation ended because the model's numbers were none.
+    pub(crate) fn count_fault(&self) {
+        self.generations.faulted.inc();
+    }
+
+    pub(crate) fn spans(&self) -> SpanCounts {
+        self.spans.clone()
+    }
+
     /// A tool of this kind was offered and left out: one of [`hosted::KINDS`].
     pub fn count_hosted_tool(&self, kind: &'static str) {
         self.hosted_tools.with_label_values(&[kind]).inc();
@@ -421,8 +522,10 @@ impl Metrics {
 
     /// The exposition format, with the engine's numbers as of now.
     pub fn render(&self, engine: &EngineHandle) -> String {
-        self.engine.lock().refresh(engine);
+        let stats = engine.stats();
+        self.engine.lock().refresh(&stats);
         let mut families = self.registry.gather();
+        families.push(step_tokens(&stats.step_tokens));
         let aliases: Vec<_> = ALIASES
             .iter()
             .map(|(native, alias)| {
@@ -458,8 +561,7 @@ impl Metrics {
 }
 
 impl EngineMetrics {
-    fn refresh(&mut self, engine: &EngineHandle) {
-        let stats = engine.stats();
+    fn refresh(&mut self, stats: &EngineStats) {
         let s = &stats.scheduler;
         self.running.set(s.num_running.into());
         self.waiting.set(s.num_waiting.into());
@@ -521,6 +623,120 @@ impl EngineMetrics {
         }
         self.heartbeat_age.set(stats.heartbeat_age.as_secs_f64());
     }
+}
+
+impl GenerationMetrics {
+    fn new(of: &Registrar<'_>) -> Self {
+        Self {
+            queue: of.histogram(
+                "request_queue_time_seconds",
+                "From a generation's submission to its first step.",
+                DURATION_BUCKETS,
+            ),
+            prefill: of.histogram(
+                "request_prefill_time_seconds",
+                "From a generation's first step to its first token.",
+                DURATION_BUCKETS,
+            ),
+            decode: of.histogram(
+                "request_decode_time_seconds",
+                "From a generation's first token to its last.",
+                DURATION_BUCKETS,
+            ),
+            inference: of.histogram(
+                "request_inference_time_seconds",
+                "From a generation's first step to its last token.",
+                DURATION_BUCKETS,
+            ),
+            per_token: of.histogram(
+                "request_time_per_output_token_seconds",
+                "Mean time between two tokens of one choice, one value for each generation.",
+                INTER_TOKEN_BUCKETS,
+            ),
+            prompt_tokens: of.histogram(
+                "request_prompt_tokens",
+                "Prompt tokens of a generation.",
+                LENGTH_BUCKETS,
+            ),
+            generation_tokens: of.histogram(
+                "request_generation_tokens",
+                "Sampled tokens of a generation.",
+                LENGTH_BUCKETS,
+            ),
+            max_tokens: of.histogram(
+                "request_params_max_tokens",
+                "Most tokens that a choice was allowed.",
+                LENGTH_BUCKETS,
+            ),
+            choices: of.histogram(
+                "request_params_n",
+                "Choices for each prompt, candidates included.",
+                CHOICES_BUCKETS,
+            ),
+            faulted: of.counter(
+                "requests_faulted_total",
+                "Generations that ended because the model's numbers were none.",
+            ),
+        }
+    }
+
+    fn observe(&self, timeline: &Timeline) {
+        let decoded = timeline.decoded();
+        for (histogram, took) in [
+            (&self.queue, timeline.queued()),
+            (&self.prefill, timeline.prefilled()),
+            (&self.decode, decoded),
+        ] {
+            if let Some(took) = took {
+                histogram.observe(took.as_secs_f64());
+            }
+        }
+        if let (Some(prefill), Some(decode)) = (timeline.prefilled(), decoded) {
+            self.inference.observe((prefill + decode).as_secs_f64());
+        }
+        let usage = &timeline.usage;
+        let num_choices = timeline.finishes.len().max(1) as f64;
+        let num_gaps = usage.completion as f64 / num_choices - 1.0;
+        if let (Some(decode), true) = (decoded, num_gaps > 0.0) {
+            self.per_token.observe(decode.as_secs_f64() / num_gaps);
+        }
+        // What was never read counts nowhere else either.
+        if usage.prompt > 0 {
+            self.prompt_tokens.observe(usage.prompt as f64);
+        }
+        if usage.completion > 0 {
+            self.generation_tokens.observe(usage.completion as f64);
+        }
+        if let Some(sampling) = &timeline.sampling {
+            self.max_tokens.observe(sampling.max_tokens.into());
+        }
+        self.choices.observe(timeline.num_choices as f64);
+    }
+}
+
+/// A histogram that somebody else keeps.
+fn step_tokens(steps: &StepTokens) -> MetricFamily {
+    let mut histogram = proto::Histogram::default();
+    let mut count = 0;
+    let bounds = StepTokens::BOUNDS.iter().zip(steps.counts);
+    let buckets = bounds.map(|(bound, num)| {
+        count += num;
+        let mut bucket = proto::Bucket::default();
+        bucket.set_upper_bound(*bound as f64);
+        bucket.set_cumulative_count(count);
+        bucket
+    });
+    histogram.set_bucket(buckets.collect());
+    histogram.set_sample_count(steps.counts.iter().sum());
+    histogram.set_sample_sum(steps.sum as f64);
+    let mut metric = proto::Metric::default();
+    metric.set_histogram(histogram);
+    let mut family = MetricFamily::default();
+    family.set_name("nemoserve_step_tokens".into());
+    family.set_help("Tokens of a step, over all sequences.".into());
+    family.set_field_type(MetricType::HISTOGRAM);
+    family.set_metric(vec![metric]);
+    family
 }
 
 /// Brings a counter up to a total that somebody else keeps.

@@ -25,11 +25,13 @@ use crate::api::{
 use crate::connection::RequestMark;
 use crate::cors;
 use crate::error::ApiError;
+use crate::flight;
 use crate::health::{self, NotReady};
 use crate::in_flight::{InFlight, Tracked};
 use crate::request_body;
 use crate::request_id;
 use crate::state::{AppState, RequestContext, Response};
+use crate::traces::Traces;
 use crate::{metrics, playground};
 
 /// One line per endpoint. `GET` implies `HEAD`.
@@ -80,6 +82,7 @@ const ROUTES: &[(&str, Endpoint, Flavour)] = {
         ("/ready", E::Ready, F::OpenAi),
         ("/metrics", E::Metrics, F::OpenAi),
         ("/debug/cache", E::DebugCache, F::OpenAi),
+        ("/debug/flight", E::DebugFlight, F::OpenAi),
     ]
 };
 
@@ -124,6 +127,7 @@ pub(crate) enum Endpoint {
     Ready,
     Metrics,
     DebugCache,
+    DebugFlight,
 }
 
 impl Endpoint {
@@ -144,7 +148,8 @@ impl Endpoint {
             | Self::Health
             | Self::Ready
             | Self::Metrics
-            | Self::DebugCache => "GET, HEAD, OPTIONS",
+            | Self::DebugCache
+            | Self::DebugFlight => "GET, HEAD, OPTIONS",
             Self::Chat
             | Self::Completions
             | Self::Run
@@ -200,10 +205,11 @@ impl Endpoint {
 pub(crate) struct Router {
     paths: Paths<&'static (&'static str, Endpoint, Flavour)>,
     state: Arc<AppState>,
+    traces: Arc<Traces>,
 }
 
 impl Router {
-    pub(crate) fn new(state: Arc<AppState>) -> Self {
+    pub(crate) fn new(state: Arc<AppState>, traces: Arc<Traces>) -> Self {
         let mut paths = Paths::new();
         let playground = state.config.playground;
         for route in ROUTES {
@@ -214,7 +220,11 @@ impl Router {
                 .insert(route.0, route)
                 .expect("the route table has no conflicts");
         }
-        Self { paths, state }
+        Self {
+            paths,
+            state,
+            traces,
+        }
     }
 
     /// Answers any request. Never fails: what goes wrong is an answer too.
@@ -257,9 +267,12 @@ impl Router {
             received,
             tokens: Arc::default(),
             generation: Arc::clone(&generation),
+            timeline: Arc::default(),
         };
         let generates = endpoint.is_some_and(Endpoint::generates);
-        let mut in_flight = InFlight::new(ctx.clone(), method.clone(), generates, mark);
+        let is_traced = endpoint.is_some_and(|endpoint| !endpoint.is_operational());
+        let trace = self.traces.begin(&headers, is_traced);
+        let mut in_flight = InFlight::new(ctx.clone(), method.clone(), generates, (mark, trace));
 
         let mut tenant = None;
         let answer = async {
@@ -463,6 +476,7 @@ impl Router {
             Endpoint::Ready => Ok(health::ready(&self.state)),
             Endpoint::Metrics => Ok(scrape(&self.state)),
             Endpoint::DebugCache => debug::cache(&ctx).await,
+            Endpoint::DebugFlight => flight::answer(&ctx),
         }
     }
 }

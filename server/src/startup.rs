@@ -52,6 +52,7 @@ pub fn assemble(
     let admission = Admission::new(&settings.server)
         .map_err(|error| ConfigError::Usage(format!("--api-key-file {error}")))?;
     let engine = start()?;
+    engine.limit_flight(settings.server.flight.max_bytes);
     grammars.warm_up();
     let responses = ResponseStore::new(settings.server.max_stored_bytes);
     Ok(AppState {

@@ -21,11 +21,14 @@ use crate::api::prices::Prices;
 use crate::api::responses::ResponseStore;
 use crate::api::types::Usage;
 use crate::chat::ChatTemplate;
+use crate::flight::FlightConfig;
 use crate::grammars::Grammars;
 use crate::kv_events::KvEvents;
 use crate::metrics::Metrics;
 use crate::receipts::Receipts;
 use crate::text::Tokenizer;
+use crate::timeline::Timeline;
+use crate::traces::TraceConfig;
 use crate::transport::Proxies;
 
 /// A response body, whole or streamed. Dropping it drops the engine's stream, which aborts.
@@ -97,6 +100,10 @@ pub struct ServerConfig {
     pub v1_flavour: Flavour,
     /// What tokens cost on routes that say so. Defaults: the providers' own.
     pub prices: Prices,
+    /// Where traces go. Default: nowhere.
+    pub traces: TraceConfig,
+    /// What is recorded of the scheduler's plans, and where it is written when the engine fails.
+    pub flight: FlightConfig,
 }
 
 impl Default for ServerConfig {
@@ -124,6 +131,8 @@ impl Default for ServerConfig {
             drain: Duration::from_secs(30),
             v1_flavour: Flavour::OpenAi,
             prices: Prices::default(),
+            traces: TraceConfig::default(),
+            flight: FlightConfig::default(),
         }
     }
 }
@@ -203,6 +212,8 @@ pub struct RequestContext {
     pub tokens: Arc<TokenCounts>,
     /// What it generates, once that has a name.
     pub generation: Arc<OnceLock<GenerationName>>,
+    /// What that went through, once it is over.
+    pub timeline: Arc<OnceLock<Timeline>>,
 }
 
 /// How clients call a generation.

@@ -14,7 +14,7 @@ fn nemoserve() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nemoserve"));
     // The environment of whoever runs the tests is not part of them.
     for (name, _) in std::env::vars() {
-        if name.starts_with("NEMOSERVE_") {
+        if name.starts_with("NEMOSERVE_") || name.starts_with("OTEL_") {
             command.env_remove(name);
         }
     }
@@ -712,6 +712,130 @@ fn key_files_are_checked_and_their_mistakes_named() {
         text.contains("1 names") && text.contains("a (1 keys, disabled)"),
         "{text}"
     );
+}
+
+/// Whatever clients write, a line is a request, and the words in it are ours.
+#[test]
+fn no_client_writes_a_line_of_the_log() {
+    let daemon = Daemon::start(&["--log-format", "json", "--log", "debug"]);
+    let traceparent = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n";
+    let forged = "EVIL\\n{\\\"level\\\":\\\"ERROR\\\",\\\"message\\\":\\\"EVIL\\\"}\\u001b[31m";
+    let good = r#"{"model":"nemoserve-demo","prompt":"Once","max_tokens":3,"ignore_eos":true}"#;
+    let bodies = [
+        format!(r#"{{"model":"{forged}","prompt":"{forged}"}}"#),
+        format!(
+            r#"{{"model":"nemoserve-demo","prompt":"{forged}","user":"{forged}","max_tokens":1}}"#
+        ),
+        good.to_owned(),
+    ];
+    for (n, body) in bodies.iter().enumerate() {
+        let headers = format!("{traceparent}x-request-id: id-{n}\r\nuser-agent: EVIL\"}}\t{{\r\n");
+        daemon.exchange(&post("/v1/completions", &headers, body));
+    }
+    for head in [
+        "GET /EVIL%0a%1b?EVIL HTTP/1.1\r\nhost: x\r\nx-request-id: EVIL {\"a\":1}\r\n",
+        "EVIL!'* / HTTP/1.1\r\nhost: x\r\nx-request-id: id-9\r\n",
+    ] {
+        daemon.exchange(&format!("{head}connection: close\r\n\r\n"));
+    }
+    daemon.signal("-TERM");
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0));
+    assert!(!log.contains('\u{1b}'), "{log}");
+    let read = |line: &str| -> serde_json::Value {
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    };
+    let (lines, others): (Vec<_>, Vec<_>) = log.lines().partition(|line| line.starts_with('{'));
+    assert!(
+        !others.iter().any(|line| line.contains("EVIL")),
+        "{others:?}"
+    );
+    let lines: Vec<_> = lines.into_iter().map(read).collect();
+    let requests = lines
+        .iter()
+        .filter(|line| line["target"] == "nemoserve::request");
+    // Probes came before.
+    let posts = requests.filter(|line| line["route"] != "/ready");
+    let posts: Vec<_> = posts.collect();
+    assert_eq!(posts.len(), 5, "{posts:?}");
+    assert!(
+        lines.iter().all(|line| line["level"] != "ERROR"),
+        "{lines:?}"
+    );
+    let evil = lines
+        .iter()
+        .filter(|line| line.to_string().contains("EVIL"));
+    // A method is a client's word, of letters that cannot do harm.
+    assert!(
+        evil.clone().all(|line| line["method"] == "EVIL!'*"),
+        "{lines:?}"
+    );
+    assert_eq!(evil.count(), 1);
+    let good = posts
+        .iter()
+        .find(|line| line["id"] == "id-2")
+        .expect("it is logged");
+    assert_eq!(good["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_eq!(good["finish"], "length");
+    assert_eq!(good["generated_tokens"], 3);
+    let ms = |field: &str| {
+        good[field]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no {field}: {good}"))
+    };
+    assert!(
+        ms("queue_ms") <= ms("ttft_ms") && ms("ttft_ms") <= ms("ms"),
+        "{good}"
+    );
+}
+
+#[test]
+fn a_recording_runs_again_and_top_sees_its_server() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let daemon = Daemon::start(&["--speculative-tokens", "2"]);
+    for n in 1..5 {
+        let body = format!(
+            r#"{{"model":"nemoserve-demo","prompt":"Once upon a time","max_tokens":{},"n":{n}}}"#,
+            10 * n
+        );
+        let answer = daemon.exchange(&post("/v1/completions", "", &body));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    let seen = run(&[
+        "top",
+        "--once",
+        "--interval",
+        "0.2",
+        &format!("http://{}", daemon.address),
+    ]);
+    let text = String::from_utf8_lossy(&seen.stdout);
+    assert_eq!(seen.status.code(), Some(0), "{seen:?}");
+    for part in [
+        "nemoserve-demo",
+        "KV blocks",
+        "first token",
+        "2xx",
+        "came true",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let recorded = daemon.exchange("GET /debug/flight HTTP/1.0\r\nhost: x\r\n\r\n");
+    let (head, lines) = recorded.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.contains(" 200 "), "{head}");
+    let file = folder.path().join("flight.jsonl");
+    std::fs::write(&file, lines).expect("it is written");
+    let file = file.to_str().expect("a path of letters");
+    let replayed = run(&["replay", file]);
+    let text = String::from_utf8_lossy(&replayed.stdout);
+    assert_eq!(replayed.status.code(), Some(0), "{replayed:?}");
+    assert!(
+        text.contains("plans are equal") && text.contains("4 requests"),
+        "{text}"
+    );
+    std::fs::write(file, "nonsense").expect("it is written");
+    refused(&["replay", file], 1, "line 1");
+    refused(&["replay", "/nonexistent"], 1, "/nonexistent");
+    refused(&["top", "http://127.0.0.1:1"], 1, "127.0.0.1:1");
 }
 
 #[test]

@@ -7,8 +7,8 @@ mod settle;
 use std::collections::VecDeque;
 use std::future::pending;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use constraint::Guide;
@@ -87,6 +87,10 @@ pub struct Generation {
     num_unfinished: usize,
     num_accepted_drafts: u64,
     num_rejected_drafts: u64,
+    submitted: Instant,
+    /// When each prompt's waiting was over.
+    begun: Vec<Arc<OnceLock<Instant>>>,
+    sampling: Option<Arc<SamplingParams>>,
     last_token: Vec<Option<Instant>>,
     first_token: Option<Instant>,
     streamed: bool,
@@ -123,6 +127,10 @@ impl Generation {
         let cache_salt = ctx.tenant.salt(&options.cache_salt);
         let mut events = SelectAll::new();
         let mut prompts = Vec::with_capacity(requests.len());
+        let (submitted, mut begun) = (Instant::now(), Vec::with_capacity(requests.len()));
+        let asked = requests
+            .first()
+            .map(|request| Arc::clone(&request.sampling));
         for (
             i,
             PromptRequest {
@@ -167,6 +175,7 @@ impl Generation {
                 num_cached: 0,
                 started: false,
             });
+            begun.push(stream.begun());
             events.push(events_of(i, stream));
         }
         let mut choices = Vec::new();
@@ -193,6 +202,9 @@ impl Generation {
             num_unfinished: choices.len(),
             num_accepted_drafts: 0,
             num_rejected_drafts: 0,
+            submitted,
+            begun,
+            sampling: asked,
             last_token: vec![None; choices.len()],
             choices,
             num_choices: options.num_choices as usize,
@@ -379,6 +391,7 @@ impl Generation {
                 return Err(ApiError::internal("the request was aborted"));
             }
             Some(FinishReason::Fault(fault)) => {
+                self.ctx.state.metrics.count_fault();
                 return Err(ApiError::internal(format!("the model failed: {fault:?}")));
             }
         }

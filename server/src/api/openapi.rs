@@ -289,6 +289,14 @@ fn describe(endpoint: Endpoint, flavour: Flavour, schemas: &mut Schemas) -> Opti
             "What the prefix cache holds",
             schemas.answer::<debug::CacheReport>(),
         ),
+        Endpoint::DebugFlight => Operation {
+            answer: ("application/jsonl", json!({"type": "string"})),
+            ..Operation::get(
+                "Operating",
+                "What the scheduler was told and planned, to be run again",
+                Value::Null,
+            )
+        },
         Endpoint::Metrics => Operation {
             answer: ("text/plain", json!({"type": "string"})),
             ..Operation::get("Operating", "Prometheus metrics", Value::Null)

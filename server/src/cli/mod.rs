@@ -9,4 +9,6 @@ mod manifest;
 mod perplexity;
 pub mod pull;
 pub mod quantize;
+pub mod replay;
+pub mod top;
 pub mod verify;

@@ -14,8 +14,9 @@ use futures_util::stream::{SelectAll, StreamExt as _};
 use tokio::task::unconstrained;
 
 use super::Generation;
-use crate::api::choice::Finish;
+use crate::api::choice::{Choice, Finish};
 use crate::receipts::Receipt;
+use crate::timeline::Timeline;
 
 impl Generation {
     /// The answer goes out in events.
@@ -59,6 +60,7 @@ impl Generation {
             metrics.count_finished(abort);
         }
         self.keep_receipt();
+        self.keep_timeline();
     }
 
     /// Counts a prompt of which choices were sampled before its own first output came.
@@ -67,6 +69,27 @@ impl Generation {
         if !std::mem::replace(&mut prompt.started, true) {
             self.ctx.count_prompt(prompt.ids.len() as u64, 0);
         }
+    }
+
+    fn keep_timeline(&self) {
+        let unfinished = if self.failed { "error" } else { "abort" };
+        let finish = |choice: &Choice| choice.ended().map_or(unfinished, Finish::as_str);
+        let begun = self.begun.iter().filter_map(|begun| begun.get());
+        let timeline = Timeline {
+            submitted: self.submitted,
+            begun: begun.min().copied(),
+            first_token: self.first_token,
+            last_token: self.last_token.iter().flatten().max().copied(),
+            chat: self.chat,
+            streamed: self.streamed,
+            usage: self.counted(),
+            finishes: self.choices.iter().map(finish).collect(),
+            sampling: self.sampling.clone(),
+            num_choices: self.num_choices,
+        };
+        self.ctx.state.metrics.observe_generation(&timeline);
+        // A request has one generation; were there more, the first is the one that it answers with.
+        self.ctx.timeline.get_or_init(|| timeline);
     }
 
     fn keep_receipt(&self) {
