@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use scheduler::{
-    CacheConfig, DraftCost, Request, RequestId, RowFault, SamplingParams, SchedulerConfig, StepTime,
+    CacheConfig, DraftCost, Request, RequestId, RowFault, SamplingParams, SchedulerConfig,
+    StepTime, TenantId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +59,8 @@ pub(super) struct AddLine {
     pub(super) salt: String,
     pub(super) boundaries: Vec<u32>,
     pub(super) priority: i8,
+    pub(super) tenant: u32,
+    pub(super) weight: u16,
 }
 
 /// What a step produced.
@@ -220,6 +223,8 @@ impl From<AddLine> for Request {
             cache_salt: line.salt.into(),
             boundaries: line.boundaries.into(),
             priority: line.priority,
+            tenant: TenantId(line.tenant),
+            tenant_weight: line.weight,
         }
     }
 }

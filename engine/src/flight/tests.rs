@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
-use scheduler::{RowFault, RowOutput, RowResult, SamplingParams, Scheduler, SequenceId, StepId};
+use scheduler::{
+    RowFault, RowOutput, RowResult, SamplingParams, Scheduler, SequenceId, StepId, TenantId,
+};
 
 use super::*;
 

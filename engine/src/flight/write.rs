@@ -128,6 +128,8 @@ impl<'a> Writer<'a> {
             salt,
             boundaries: request.boundaries.to_vec(),
             priority: request.priority,
+            tenant: request.tenant.0,
+            weight: request.tenant_weight,
         }
     }
 
