@@ -102,7 +102,7 @@ fn run(lines: impl BufRead, at: &mut u64) -> Result<Replayed, ReplayError> {
     let header: Header = parse(header)?;
     if header.flight != FORMAT {
         let what = format!("format {}, expected {FORMAT}", header.flight);
-        return Err(malformed(first, what));
+        return Err(malformed(first, &what));
     }
     if header.num_dropped > 0 {
         let num_dropped = header.num_dropped;
@@ -129,10 +129,10 @@ fn parse<T: serde::de::DeserializeOwned>(
     (line, text): (u64, std::io::Result<String>),
 ) -> Result<T, ReplayError> {
     let text = text.map_err(|source| ReplayError::Io { line, source })?;
-    serde_json::from_str(&text).map_err(|error| malformed(line, error))
+    serde_json::from_str(&text).map_err(|error| malformed(line, &error))
 }
 
-fn malformed(line: u64, what: impl ToString) -> ReplayError {
+fn malformed(line: u64, what: &(impl ToString + ?Sized)) -> ReplayError {
     let what = what.to_string();
     ReplayError::Malformed { line, what }
 }
@@ -192,7 +192,7 @@ impl Player {
             None => Ok(()),
             Some(plan) => Err(malformed(
                 line,
-                format!("step {} has no result", plan.step.0),
+                &format!("step {} has no result", plan.step.0),
             )),
         }
     }
@@ -206,7 +206,7 @@ impl Player {
         if result.rows.len() != plan.rows.len() {
             let (told, planned) = (result.rows.len(), plan.rows.len());
             let what = format!("{told} rows of a result for {planned} planned");
-            return Err(malformed(line, what));
+            return Err(malformed(line, &what));
         }
         let took = Duration::from_nanos(result.ns);
         self.done.longest_step = self.done.longest_step.max(took);

@@ -9,7 +9,7 @@ pub(super) struct Exposition {
 #[derive(Clone, Debug, PartialEq)]
 struct Sample {
     name: String,
-    labels: Vec<(String, String)>,
+    labels: Labels,
     value: f64,
 }
 
@@ -112,8 +112,10 @@ impl Sample {
     }
 }
 
+type Labels = Vec<(String, String)>;
+
 /// What is between the braces, and what follows them.
-fn parse_labels(mut rest: &str) -> Result<(Vec<(String, String)>, &str), String> {
+fn parse_labels(mut rest: &str) -> Result<(Labels, &str), String> {
     let mut labels = Vec::new();
     loop {
         rest = rest.trim_start_matches([' ', ',']);
