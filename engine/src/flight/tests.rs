@@ -300,7 +300,7 @@ fn the_oldest_go_first_and_it_is_said() {
 
 #[test]
 fn what_is_no_recording_is_told_by_its_line() {
-    let flight = Ride::new(8, 0).run(60);
+    let flight = Ride::new(8, 0).run(300);
     let text = written(&flight, Contents::Hidden);
     let header = text.lines().next().expect("a header");
     for (bad, number) in [
