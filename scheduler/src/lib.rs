@@ -90,8 +90,8 @@
 //!    lower one; nobody falls below its share by that. With a `grid`, after which nothing could go on,
 //!    nobody does. Where there is one tenant, nothing of this is to be seen.
 //! 10. *Pace.* With a `max_slowdown` prompts get what is left of a step's time, so learned from the times
-//!    told to `note_times`; which tokens run together changes, no token does. A time told is a call like
-//!    any other: same calls, same plans.
+//!     told to `note_times`; which tokens run together changes, no token does. A time told is a call like
+//!     any other: same calls, same plans.
 //!
 //! # What this crate does not know
 //!

@@ -28,6 +28,7 @@ pub(crate) struct Mark {
 
 /// What was there when a sequence started.
 #[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::struct_field_names)] // All are counts, and counts are called so.
 pub(crate) struct Known {
     /// Tokens that need no computing.
     pub(crate) num_hit: u32,

@@ -86,7 +86,7 @@ impl Tenant {
 /// All tenants.
 #[derive(Debug)]
 pub(crate) struct Tenants {
-    tenants: BTreeMap<TenantId, Tenant>,
+    entries: BTreeMap<TenantId, Tenant>,
     /// How many wait of each priority.
     priorities: BTreeMap<i8, u32>,
     num_waiting: usize,
@@ -99,7 +99,7 @@ impl Tenants {
     /// Steps take up to `max_num_batched_tokens`.
     pub(crate) fn new(max_num_batched_tokens: u32) -> Self {
         Self {
-            tenants: BTreeMap::new(),
+            entries: BTreeMap::new(),
             priorities: BTreeMap::new(),
             num_waiting: 0,
             last_served: 0,
@@ -110,7 +110,7 @@ impl Tenants {
     /// A request has come; its choices will [`wait`](Self::wait).
     pub(crate) fn welcome(&mut self, id: TenantId, weight: u16) {
         assert!(weight > 0, "{id:?} has a share");
-        self.tenants.entry(id).or_default().weight = weight;
+        self.entries.entry(id).or_default().weight = weight;
     }
 
     /// Somebody new waits.
@@ -146,7 +146,7 @@ impl Tenants {
         if !self.leave_line(id, place) {
             self.tenant_mut(place.tenant).num_running -= 1;
         }
-        if !self.tenants[&place.tenant].is_here() {
+        if !self.entries[&place.tenant].is_here() {
             self.forget();
         }
     }
@@ -169,19 +169,19 @@ impl Tenants {
     /// Of those who are not here, those stay whose counter says more than they would begin with. Where
     /// nobody is, nobody was served at another's cost.
     fn forget(&mut self) {
-        if !self.tenants.values().any(Tenant::is_here) {
-            self.tenants.clear();
+        if !self.entries.values().any(Tenant::is_here) {
+            self.entries.clear();
             self.last_served = 0;
             return;
         }
         let least = self.least_served().saturating_sub(self.credit);
-        self.tenants
+        self.entries
             .retain(|_, tenant| tenant.is_here() || tenant.served > least);
     }
 
     /// The lowest counter of those who wait; where nobody does, that of who did last.
     fn least_served(&self) -> u64 {
-        let waiting = self.tenants.values();
+        let waiting = self.entries.values();
         let waiting = waiting.filter(|tenant| tenant.waiting.len() > 0);
         let least = waiting.map(|tenant| tenant.served).min();
         least.unwrap_or(self.last_served)
@@ -194,18 +194,18 @@ impl Tenants {
 
     /// One that has somebody here.
     pub(crate) fn get(&self, id: TenantId) -> &Tenant {
-        self.tenants.get(&id).expect("a tenant with sequences")
+        self.entries.get(&id).expect("a tenant with sequences")
     }
 
     /// All that have somebody here.
     pub(crate) fn here(&self) -> impl Iterator<Item = (TenantId, &Tenant)> {
-        let all = self.tenants.iter().map(|(&id, tenant)| (id, tenant));
+        let all = self.entries.iter().map(|(&id, tenant)| (id, tenant));
         all.filter(|(_, tenant)| tenant.is_here())
     }
 
     /// Whether a second one is known.
     pub(crate) fn are_many(&self) -> bool {
-        self.tenants.len() > 1
+        self.entries.len() > 1
     }
 
     /// How many wait, of all tenants.
@@ -222,7 +222,7 @@ impl Tenants {
 
     /// Who waits first of each tenant.
     pub(crate) fn heads(&self) -> impl Iterator<Item = SequenceId> {
-        let firsts = self.tenants.values();
+        let firsts = self.entries.values();
         let firsts = firsts.filter_map(|tenant| tenant.waiting.first());
         firsts.map(|(_, id)| id)
     }
@@ -260,12 +260,12 @@ impl Tenants {
 
     /// Whether it waits.
     pub(crate) fn waits(&self, id: SequenceId, tenant: TenantId) -> bool {
-        let tenant = self.tenants.get(&tenant);
+        let tenant = self.entries.get(&tenant);
         tenant.is_some_and(|tenant| tenant.waiting.contains(id))
     }
 
     fn tenant_mut(&mut self, id: TenantId) -> &mut Tenant {
-        self.tenants.get_mut(&id).expect("a tenant with sequences")
+        self.entries.get_mut(&id).expect("a tenant with sequences")
     }
 
     /// Recounts everything but the counters, from those who wait and those who run.
@@ -287,9 +287,9 @@ impl Tenants {
         }
         assert_eq!(self.num_waiting, num_waiting, "who waits");
         assert_eq!(self.priorities, priorities, "priorities of those who wait");
-        let in_lines = self.tenants.values().map(|tenant| tenant.waiting.len());
+        let in_lines = self.entries.values().map(|tenant| tenant.waiting.len());
         assert_eq!(in_lines.sum::<usize>(), num_waiting, "who stands in line");
-        for (id, tenant) in &self.tenants {
+        for (id, tenant) in &self.entries {
             let num = num_running.remove(id).unwrap_or(0);
             assert_eq!(tenant.num_running, num, "{id:?}: who runs");
             assert!(tenant.weight > 0, "{id:?} has a share");
@@ -402,11 +402,11 @@ mod tests {
         assert_eq!(start(&mut tenants, 10), (A, 1));
         assert_eq!(start(&mut tenants, 500), (B, 2));
         tenants.end(SequenceId(1), place(A, 1));
-        assert_eq!(tenants.tenants.len(), 1, "B waits with a higher counter");
+        assert_eq!(tenants.entries.len(), 1, "B waits with a higher counter");
         for id in 2..=4 {
             tenants.end(SequenceId(id), place(B, id));
         }
-        assert_eq!((tenants.tenants.len(), tenants.last_served), (0, 0));
+        assert_eq!((tenants.entries.len(), tenants.last_served), (0, 0));
     }
 
     #[test]

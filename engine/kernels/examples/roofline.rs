@@ -76,6 +76,7 @@ mod x86 {
     /// Prints what the instruction sets that are here can do.
     pub(super) fn arithmetic(threads: usize) {
         let avx512 = is_x86_feature_detected!("avx512f");
+        #[allow(clippy::type_complexity)] // Said once, and here.
         let kinds: [(&str, bool, usize, fn()); 3] = [
             ("f32", avx512, 16, || {
                 // SAFETY: the machine has the instructions, or this is not called.

@@ -104,7 +104,7 @@ fn normed(
     );
     let name = if gate.is_some() { "gated norm" } else { "norm" };
     let _scope = profile::scope(name, [width, width / group], || Work {
-        bytes: size_of::<f32>() * x.len() * if gate.is_some() { 3 } else { 2 },
+        bytes: size_of_val(x) * if gate.is_some() { 3 } else { 2 },
         operations: 4 * x.len(),
     });
     let isa = isa();

@@ -150,8 +150,9 @@ impl Crew {
             Err(TryLockError::WouldBlock) => return false,
         };
         let hall = &*self.hall;
-        // SAFETY: only the lifetime of the borrow changes. It is over when this function returns; by
+        // SAFETY: only the lifetime of the borrow changes (a cast cannot lengthen it). It is over when this function returns; by
         // then the gate is closed and nobody inside, and whoever enters later enters another operation.
+        #[allow(clippy::transmute_ptr_to_ptr)]
         let erased = unsafe {
             std::mem::transmute::<
                 *const (dyn Fn(usize) + Sync + '_),
