@@ -573,12 +573,11 @@ fn kv_events(args: &ServeArgs) -> Result<Option<KvEvents>, ConfigError> {
     let Some(endpoint) = args.kv_events_endpoint.clone() else {
         return Ok(None);
     };
-    let topic = match &args.kv_events_topic {
-        Some(topic) => topic.clone(),
-        None => {
-            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-            format!("kv@{}@{}", host.trim(), model_names(args)?.ids[0])
-        }
+    let topic = if let Some(topic) = &args.kv_events_topic {
+        topic.clone()
+    } else {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        format!("kv@{}@{}", host.trim(), model_names(args)?.ids[0])
     };
     Ok(Some(KvEvents { endpoint, topic }))
 }

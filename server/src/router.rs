@@ -367,13 +367,10 @@ impl Router {
         };
         let late = ctx.clone();
         let answer = self.run(endpoint, ctx, id, &asked, body);
-        match timeout_at(deadline.at, answer).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                admission::count_shed(&late, Cause::Deadline);
-                Err(deadline.exceeded())
-            }
-        }
+        timeout_at(deadline.at, answer).await.unwrap_or_else(|_| {
+            admission::count_shed(&late, Cause::Deadline);
+            Err(deadline.exceeded())
+        })
     }
 
     /// All that is decided before a byte of the body is read.

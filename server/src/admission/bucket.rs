@@ -109,7 +109,7 @@ mod tests {
         let mut bucket = Bucket::new(later);
         bucket.take(60, 60, start);
         assert_eq!(bucket.remaining(60, start), 0);
-        assert_eq!(bucket.reset(60, start), Duration::from_secs(60));
+        assert_eq!(bucket.reset(60, start), Duration::from_mins(1));
         // What is owed stays, what may be owed changes.
         assert_eq!(bucket.remaining(120, start), 60);
         assert_eq!(bucket.wait(120, 60, start), Duration::ZERO);

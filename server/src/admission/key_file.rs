@@ -192,10 +192,8 @@ pub(crate) fn parse(text: &str) -> Result<Vec<KeyEntry>, String> {
 /// Where the mistake is and what it is, without the line itself.
 fn located(error: &toml::de::Error, text: &str) -> String {
     let start = error.span().map_or(0, |span| span.start.min(text.len()));
-    let line = text.as_bytes()[..start]
-        .iter()
-        .filter(|byte| **byte == b'\n')
-        .count();
+    let before = &text.as_bytes()[..start];
+    let line = before.split(|byte| *byte == b'\n').count() - 1;
     // The parser quotes strings where it expected something else.
     let message = error.message();
     let message = message.split('"').step_by(2).collect::<Vec<_>>().join("…");

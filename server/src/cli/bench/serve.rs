@@ -45,12 +45,11 @@ pub(super) fn run(args: &BenchServeArgs) -> Result<Report, BenchError> {
         Target::Engine { .. } => 0,
         Target::Url { .. } => now(),
     });
-    match &args.dataset {
-        Some(path) => report.about("dataset", path.display().to_string()),
-        None => {
-            report.about("input_tokens", args.input_len.clone());
-            report.about("output_tokens", args.output_len.clone());
-        }
+    if let Some(path) = &args.dataset {
+        report.about("dataset", path.display().to_string());
+    } else {
+        report.about("input_tokens", args.input_len.clone());
+        report.about("output_tokens", args.output_len.clone());
     }
     report.about("turns", args.turns);
     report.about("reused_share", args.reuse);
@@ -139,9 +138,9 @@ fn reach(
 ) -> Result<(Target, Report), BenchError> {
     let fail = BenchError::Failed;
     let server = Server::new(url, args.key.clone()).map_err(fail)?;
-    let names = args.serve.served_model_name.iter().flatten();
-    let model = match names.cloned().next() {
-        Some(name) => name,
+    let mut names = args.serve.served_model_name.iter().flatten();
+    let model = match names.next() {
+        Some(name) => name.clone(),
         None => runtime.block_on(server.first_model()).map_err(fail)?,
     };
     let mut report = Report::new("serve");

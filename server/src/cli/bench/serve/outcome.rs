@@ -189,7 +189,8 @@ impl Timing {
     /// The mean time between its tokens; `None` of one alone.
     fn mean_gap(&self) -> Option<Duration> {
         let num_gaps = self.num_tokens.checked_sub(1).filter(|num| *num > 0)?;
-        Some((self.total - self.ttft).div_f64(num_gaps as f64))
+        let after_first = self.total.saturating_sub(self.ttft);
+        Some(after_first.div_f64(num_gaps as f64))
     }
 
     pub(super) fn is_good(&self, objectives: Objectives) -> bool {
