@@ -216,6 +216,7 @@ impl<R: Runner> EngineCore<'_, R> {
             self.newspaper.publish(&mut self.scheduler);
             let paused = self.shared.drafts_paused.load(Ordering::Relaxed);
             self.scheduler.pause_drafts(paused);
+            self.shared.flight.lock().pause_drafts(paused);
             let Some(plan) = self.scheduler.schedule() else {
                 self.shared.flight.lock().idle();
                 self.beat();

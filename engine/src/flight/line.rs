@@ -37,6 +37,7 @@ pub(super) enum Line {
     Add(AddLine),
     Abort(u64),
     Finish(u64, u32),
+    PauseDrafts(bool),
     Times(Vec<TimeLine>),
     Idle(u32),
     Plan(PlanNote),

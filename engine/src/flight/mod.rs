@@ -41,6 +41,7 @@ pub(crate) struct Flight {
     num_dropped: u64,
     /// Sequences whose arrival was dropped.
     num_forgotten: u64,
+    drafts_paused: bool,
 }
 
 /// A copy of what a recorder holds.
@@ -68,6 +69,8 @@ enum Call {
     Add(Request),
     Abort(RequestId),
     FinishChoice(RequestId, u32),
+    /// Steps carry no drafts from here on, or do again.
+    PauseDrafts(bool),
     Times(Box<[StepTime]>),
     /// So many times in a row there was nothing to plan.
     Idle(u32),
@@ -88,6 +91,7 @@ impl Flight {
             max_bytes: DEFAULT_BYTES,
             num_dropped: 0,
             num_forgotten: 0,
+            drafts_paused: false,
         }
     }
 
@@ -109,6 +113,14 @@ impl Flight {
 
     pub(crate) fn finish_choice(&mut self, id: RequestId, choice: u32) {
         self.push(Call::FinishChoice(id, choice));
+    }
+
+    /// Told before every plan, noted when it changes.
+    pub(crate) fn pause_drafts(&mut self, paused: bool) {
+        if paused != self.drafts_paused {
+            self.drafts_paused = paused;
+            self.push(Call::PauseDrafts(paused));
+        }
     }
 
     /// What steps without anybody's tokens took.
@@ -187,7 +199,7 @@ impl Call {
                 Self::Plan(plan) => plan.num_bytes(),
                 Self::Result(result) => result.num_bytes(),
                 Self::Times(times) => size_of_val(&**times),
-                Self::Abort(_) | Self::FinishChoice(..) | Self::Idle(_) => 0,
+                Self::Abort(_) | Self::FinishChoice(..) | Self::PauseDrafts(_) | Self::Idle(_) => 0,
             }
     }
 }

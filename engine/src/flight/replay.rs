@@ -157,6 +157,7 @@ impl Player {
             }
             Line::Abort(id) => self.scheduler.abort(RequestId(id)),
             Line::Finish(id, choice) => self.scheduler.finish_choice(RequestId(id), choice),
+            Line::PauseDrafts(paused) => self.scheduler.pause_drafts(paused),
             Line::Times(times) => self.scheduler.note_times(0, &read(times)),
             Line::Idle(times) => {
                 for _ in 0..times {

@@ -177,6 +177,11 @@ impl Ride {
                         self.scheduler.abort(id);
                     }
                 }
+                4 if self.numbers.one_in(4) => {
+                    let paused = self.numbers.one_in(2);
+                    self.flight.pause_drafts(paused);
+                    self.scheduler.pause_drafts(paused);
+                }
                 3 if self.numbers.one_in(4) => {
                     if let Some(id) = self.alive.first().copied() {
                         self.flight.finish_choice(id, 0);

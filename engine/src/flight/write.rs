@@ -85,6 +85,7 @@ impl<'a> Writer<'a> {
             Call::Add(request) => Line::Add(self.add(request)),
             Call::Abort(id) => Line::Abort(id.0),
             Call::FinishChoice(id, choice) => Line::Finish(id.0, *choice),
+            Call::PauseDrafts(paused) => Line::PauseDrafts(*paused),
             Call::Times(times) => Line::Times(times.iter().map(Into::into).collect()),
             Call::Idle(times) => Line::Idle(*times),
             Call::Plan(plan) => {
