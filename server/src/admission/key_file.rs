@@ -241,7 +241,8 @@ impl Entry {
         }
         let max_priority = self.max_priority.unwrap_or(MOST_PRIORITY);
         let priority = self.priority.unwrap_or(max_priority.min(0));
-        for (field, value) in [("priority", priority), ("max-priority", max_priority)] {
+        // The default follows the cap, so a wrong cap is named first.
+        for (field, value) in [("max-priority", max_priority), ("priority", priority)] {
             if !(-MOST_PRIORITY..=MOST_PRIORITY).contains(&value) {
                 return fail(&format!(
                     "`{field}` is {value}, must be -{MOST_PRIORITY} to {MOST_PRIORITY}"

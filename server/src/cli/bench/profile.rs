@@ -130,6 +130,6 @@ mod tests {
             (&json!(0.5), &Value::Null)
         );
         assert_eq!(rows[2]["operation"], "everything else");
-        assert_eq!(rows[2]["ms"], json!(7.0));
+        assert_eq!(rows[2]["ms"], json!(6.0));
     }
 }
