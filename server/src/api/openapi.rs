@@ -27,7 +27,6 @@ use serde_json::{Map, Value, json};
 use super::debug;
 use super::flavour::Flavour;
 use super::priority;
-use crate::admission::deadline;
 use crate::router::{Endpoint, routes};
 use crate::state::Response;
 
@@ -350,14 +349,6 @@ impl Operation {
                 "schema": {"type": "integer", "minimum": -8, "maximum": 8},
             }));
         }
-        if endpoint.works() {
-            parameters.push(json!({
-                "name": deadline::HEADER, "in": "header", "required": false,
-                "description": "Milliseconds after which the answer is of no more use: then 504, or an error \
-                    event if it has begun. The operator may allow fewer.",
-                "schema": {"type": "integer", "minimum": 1, "maximum": deadline::MAX_MS},
-            }));
-        }
         if endpoint == Endpoint::DebugCache {
             parameters.push(json!({
                 "name": "limit", "in": "query", "required": false,
@@ -518,7 +509,13 @@ fn failures(endpoint: Endpoint, flavour: Flavour) -> Vec<(u16, &'static str)> {
     }
     if endpoint.works() {
         failures.push((403, "The key may not use this name of the model."));
-        failures.push((504, "The time that the request had is over."));
+        // Named here and not among the parameters: tools that make requests from those would send times
+        // that no answer can keep.
+        failures.push((
+            504,
+            "The time is over that the request had: `x-request-timeout-ms`, in milliseconds, or fewer that the \
+             operator allows.",
+        ));
     }
     if endpoint == Endpoint::DebugCache {
         failures.push((403, "The key is no operator's."));
