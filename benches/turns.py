@@ -36,7 +36,7 @@ def post(path, body):
     return urllib.request.urlopen(request)
 
 
-def ask(messages, thinking, out, salt=""):
+def ask(out, messages, thinking, salt=""):
     """One streamed chat completion: seconds to its first token, its answer, its usage."""
     body = {
         "model": MODEL, "messages": messages, "max_tokens": ANSWER_TOKENS, "temperature": 0, "ignore_eos": True,
@@ -64,7 +64,7 @@ def ask(messages, thinking, out, salt=""):
 
 def all_at_once(calls):
     outs = [[] for _ in calls]
-    threads = [threading.Thread(target=ask, args=(*call, out)) for call, out in zip(calls, outs)]
+    threads = [threading.Thread(target=ask, args=(out, *call)) for call, out in zip(calls, outs)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -104,14 +104,8 @@ def converse(args, history, streams, thinking):
             ([{"role": "user", "content": words(rng, max(1, int((count - args.overhead) / args.tokens_per_word)))}], thinking)
             for count in new
         ]
-        outs = [[] for _ in short]
-        threads = [
-            threading.Thread(target=ask, args=(*call, out, f"{turn} {at}"))
-            for at, (call, out) in enumerate(zip(short, outs))
-        ]
-        [thread.start() for thread in threads]
-        [thread.join() for thread in threads]
-        colds += [out[0][0] for out in outs]
+        salted = [(*call, f"{turn} {at}") for at, call in enumerate(short)]
+        colds += [first for first, _, _ in all_at_once(salted)]
     return statistics.median(news), statistics.median(times), statistics.median(colds), cached / prompts
 
 
@@ -150,7 +144,7 @@ def main():
             sample = words(random.Random(1), 2000)
             args.tokens_per_word = count(sample) / 2000
             out = []
-            ask([{"role": "user", "content": "a"}], False, out)
+            ask(out, [{"role": "user", "content": "a"}], False)
             args.overhead = out[0][2]["prompt_tokens"] - 1
             for history in histories:
                 for streams in [int(count) for count in args.streams.split(",")]:
