@@ -1,4 +1,5 @@
-//! Cases of bf16 arithmetic: the kernels that a GPU has for it alone, whatever the rest runs in.
+//! Cases of bf16 arithmetic, whatever the rest runs in: the kernels that a device has for it alone. A
+//! processor with dot products of bf16 has some, by which drafts are guessed in every arithmetic.
 
 use burn::tensor::{DType, Device, Tensor};
 
@@ -9,12 +10,9 @@ use super::{Outcome, Shapes, dense, mixture};
 use crate::ways::with_way;
 use crate::{Arithmetic, Format, ProductWay, with_f32};
 
-/// Products with rounded activations, and the scan of a long row. Nothing on a CPU, whose kernels do
-/// not depend on the arithmetic.
+/// Products with rounded activations, and on a GPU the scan of a long row: a CPU's does not depend on the
+/// arithmetic.
 pub fn rounded(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
-    if !crate::is_gpu(device) {
-        return Vec::new();
-    }
     let shapes = Shapes {
         arithmetic: Arithmetic::Bf16,
         ..shapes.clone()
@@ -28,7 +26,9 @@ pub fn rounded(device: &Device, shapes: &Shapes) -> Vec<Outcome> {
         named(dense::mlp(device, &shapes), "mlp_relu2 in bf16"),
         named(mixture::experts(device, &shapes), "moe_experts in bf16"),
     ];
-    outcomes.extend(long_row(device, &shapes));
+    if crate::is_gpu(device) {
+        outcomes.extend(long_row(device, &shapes));
+    }
     let (format, seed) = (shapes.format, shapes.seed);
     let ways = crate::reordering_ways(device);
     if !ways.is_empty() {

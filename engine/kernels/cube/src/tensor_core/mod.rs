@@ -146,19 +146,19 @@ pub fn tensor_linear(
         has_bias: bias.is_some(),
         epilogue,
     };
-    run(match choice::mode() {
-        Mode::Forced(way) => way,
-        Mode::Choosing => CHOICES.settle(case, t, || {
+    let chosen = match choice::mode() {
+        Mode::Forced(way) => return run(way),
+        Mode::Choosing => Some(CHOICES.settle(case, t, || {
             let tried = ways
                 .iter()
                 .map(|&way| (way, time(client, out, || run(way))));
             fastest(&tried.collect::<Vec<_>>()).unwrap_or(ways[0])
-        }),
-        Mode::Chosen => {
-            let chosen = CHOICES.nearest(case, t);
-            chosen.filter(|way| ways.contains(way)).unwrap_or(ways[0])
-        }
-    });
+        })),
+        Mode::Chosen => CHOICES.nearest(case, t),
+    };
+    // Chosen on another device of this process perhaps, or refused since.
+    let way = chosen.filter(|way| ways.contains(way));
+    run(way.unwrap_or(ways[0]));
 }
 
 /// Seconds that `run` takes to fill `out`, the shortest of some runs after one that compiles and

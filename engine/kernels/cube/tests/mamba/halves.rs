@@ -53,14 +53,14 @@ pub(crate) fn scramble(mut x: u32) -> u32 {
 
 /// Rounds a head's state `[rows, columns]` as it is after the token at `position`.
 pub(crate) fn round(state: &mut [f64], columns: usize, seed: u32, head: usize, position: usize) {
-    let stream = scramble(scramble(seed) + head as u32);
+    assert!(columns.is_multiple_of(2), "words of a row");
+    let stream = scramble(scramble(seed).wrapping_add(head as u32));
     let key = scramble(stream.wrapping_add(scramble(position as u32)));
     for (at, x) in state.iter_mut().enumerate() {
         let word = scramble(key.wrapping_add(at as u32 / 2));
         let noise = (word >> (at % 2 * 16) & 0xffff) >> 3;
         *x = rounded(*x, noise);
     }
-    assert!(columns.is_multiple_of(2), "words of a row");
 }
 
 /// Up if the part of a step that is left and the noise make one together.
@@ -143,20 +143,12 @@ fn cuts_and_company_are_not_seen() {
             .with_small_steps(numbers)
             .in_halves(2);
         let (whole, whole_pool) = case.got(&client, &rows);
-        let mut pool = case.pool.clone();
-        let mut together = Vec::new();
-        for (row, tokens) in rows.iter().zip(states::spans(&rows)) {
-            for token in tokens.clone() {
-                let mut alone = case.part(token..token + 1);
-                alone.pool = pool;
-                let mut row = row.clone();
-                row.start += token - tokens.start;
-                row.num_tokens = 1;
-                let (out, after) = alone.got(&client, &[row]);
-                together.extend(out);
-                pool = after;
-            }
-        }
+        let each = rows.iter().zip(states::spans(&rows));
+        let each = each.flat_map(|(row, tokens)| {
+            let first = tokens.start;
+            tokens.map(move |token| (row, row.start + token - first, token..token + 1))
+        });
+        let (together, pool) = case.got_in_parts(&client, each);
         assert_eq!(bits(&together), bits(&whole), "{shape:?}");
         assert_eq!(bits(&pool), bits(&whole_pool), "{shape:?}");
     }

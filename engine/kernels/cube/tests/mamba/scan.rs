@@ -185,6 +185,29 @@ impl Case {
         (out.read(client), halves::read(client, &pool, self.state))
     }
 
+    /// The kernel in steps of one row each: parts of rows, where they start and which tokens they are.
+    pub(crate) fn got_in_parts<'a>(
+        &self,
+        client: &Client,
+        parts: impl IntoIterator<Item = (&'a RowIndex, usize, std::ops::Range<usize>)>,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let mut pool = self.pool.clone();
+        let mut together = Vec::new();
+        for (row, start, tokens) in parts {
+            let row = RowIndex {
+                num_tokens: tokens.len(),
+                start,
+                ..row.clone()
+            };
+            let mut alone = self.part(tokens);
+            alone.pool = pool;
+            let (out, after) = alone.got(client, &[row]);
+            together.extend(out);
+            pool = after;
+        }
+        (together, pool)
+    }
+
     fn check(&self, client: &Client, rows: &[RowIndex], name: &str) {
         let (want, want_pool) = self.want(rows);
         let (got, got_pool) = self.got(client, rows);
@@ -293,15 +316,9 @@ fn company_is_not_seen() {
     let (rows, num_slots) = states::rows(&[1, 7, 1], numbers);
     let case = Case::new(SMALL, &rows, num_slots, numbers);
     let (whole, whole_pool) = case.got(&client, &rows);
-    let mut pool = case.pool.clone();
-    let mut together = Vec::new();
-    for (row, tokens) in rows.iter().zip(states::spans(&rows)) {
-        let mut alone = case.part(tokens);
-        alone.pool = pool;
-        let (out, after) = alone.got(&client, std::slice::from_ref(row));
-        together.extend(out);
-        pool = after;
-    }
+    let each = rows.iter().zip(states::spans(&rows));
+    let each = each.map(|(row, tokens)| (row, row.start, tokens));
+    let (together, pool) = case.got_in_parts(&client, each);
     assert_eq!(bits(&together), bits(&whole));
     assert_eq!(bits(&pool), bits(&whole_pool));
 }
@@ -317,20 +334,9 @@ fn cuts_of_a_short_row_are_not_seen() {
     case.check(&client, &rows, "small steps");
     let (whole, whole_pool) = case.got(&client, &rows);
     for cut in [1, 4, 8] {
-        let mut pool = case.pool.clone();
-        let mut together = Vec::new();
-        for (from, to) in [(0, cut), (cut, 9)] {
-            let mut part = case.part(from..to);
-            part.pool = pool;
-            let row = RowIndex {
-                num_tokens: to - from,
-                start: rows[0].start + from,
-                ..rows[0].clone()
-            };
-            let (out, after) = part.got(&client, &[row]);
-            together.extend(out);
-            pool = after;
-        }
+        let parts = [0..cut, cut..9];
+        let parts = parts.map(|tokens| (&rows[0], rows[0].start + tokens.start, tokens));
+        let (together, pool) = case.got_in_parts(&client, parts);
         assert_eq!(bits(&together), bits(&whole), "cut at {cut}");
         assert_eq!(bits(&pool), bits(&whole_pool), "cut at {cut}");
     }
