@@ -136,7 +136,7 @@ fn draw(model: &NemotronH, hidden: &Tensor<2>, guessers: &[Guesser<'_>]) -> Vec<
     let mut guesses = Vec::with_capacity(all.len());
     let at_once = logits_at_once(&hidden.device(), all.len(), 0);
     for (places, samples) in all.chunks(at_once).zip(samples.chunks(at_once)) {
-        let logits = model.logits(hidden, places);
+        let logits = model.draft_logits(hidden, places);
         let positions: Vec<Position<'_>> = samples
             .iter()
             .map(|sample| Position::draw(sample, None))

@@ -57,7 +57,7 @@ pub(crate) struct WarmUp {
     pub(crate) len: u32,
     /// Blocks of each row, if more than the tokens need.
     pub(crate) num_blocks: usize,
-    /// What of it are drafts, and how many each row makes.
+    /// What of it are drafts, how many each row makes, and how many come before it.
     pub(crate) drafting: Drafting,
     /// How rows draw.
     pub(crate) params: SamplingParams,
@@ -334,7 +334,8 @@ fn num_drafts(rows: &[Row]) -> usize {
 /// zeroed behind it. For a time when no slot has an owner; rows of one step may not share one.
 fn padding_step(warm_up: &WarmUp, block_size: usize, vocab_size: usize) -> SchedulerOutput {
     let len = warm_up.len as usize;
-    let num_positions = len + warm_up.drafting.max_drafts as usize;
+    let start = warm_up.drafting.num_pending;
+    let num_positions = start as usize + len + warm_up.drafting.max_drafts as usize;
     let num_blocks = num_positions.div_ceil(block_size).max(warm_up.num_blocks);
     let params = Arc::new(warm_up.params.clone());
     // Tokens that want other experts than their neighbours, as in service.
@@ -342,7 +343,7 @@ fn padding_step(warm_up: &WarmUp, block_size: usize, vocab_size: usize) -> Sched
     let row = |at: u32| Row {
         sequence: SequenceId(at.into()),
         input_ids: (0..len).map(|nth| id(at as usize * len + nth)).collect(),
-        start: 0,
+        start,
         block_table: vec![BlockId(0); num_blocks],
         slot: SlotId(at + 1),
         saves: Vec::new(),

@@ -416,6 +416,7 @@ impl Opened {
             progress,
             weights.num_bytes(),
         );
+        loader.draft_arithmetic = kernels::fast_arithmetic(device, arithmetic);
         // A recorded step would have to hold what ranks say to each other.
         let graphs = peers
             .is_none()
@@ -468,6 +469,7 @@ impl Opened {
             .flat_map(|num_rows| [step(num_rows), with_drafts(num_rows, 1)])
             .map(|warm_up| WarmUp {
                 is_timed: true,
+                drafting: after_drafts(warm_up.drafting),
                 ..warm_up
             });
         if device::is_cpu(device) {
@@ -501,6 +503,18 @@ impl Opened {
             }))
             .chain(timed)
             .collect()
+    }
+}
+
+/// As it is behind a step whose drafts all came true: they are to be absorbed.
+fn after_drafts(drafting: Drafting) -> Drafting {
+    match drafting.num_drafts {
+        0 => drafting,
+        num_drafts => Drafting {
+            num_pending: 1 + num_drafts,
+            is_drafted: true,
+            ..drafting
+        },
     }
 }
 

@@ -120,7 +120,7 @@ pub use isa::{Isa, isa, set_isa, with_isa};
 pub use kernel_cache::KernelFolder;
 pub use kv_pool::{KvFormat, KvPool, KvTensor};
 pub use layout::{Arithmetic, Layout, MambaShape, RowLayout, StatePool, StateSave, TokenIds};
-pub use linear::{linear, mlp_relu2};
+pub use linear::{fast_arithmetic, linear, mlp_relu2};
 pub use matrix::{Format, Matrix, NVFP4_BLOCK, Stack};
 pub use moe_experts::{ExpertMatrices, moe_experts};
 pub use paged_attention::paged_attention;

@@ -12,6 +12,8 @@
 //! KV pool of its own, so that a block of a prompt holds the same for everybody who shares the prompt.
 //! There is no pair at position 0, and nobody looks there. A guess is paired with the block's own `h'`
 //! in place of `h`.
+//!
+//! What it computes is a guess, whatever its last bits: its products have an arithmetic of their own.
 
 use burn::tensor::Tensor;
 use kernels::{Layout, TokenIds};
@@ -80,7 +82,8 @@ impl Draft {
         let eps = config.norm_eps;
         let heads = config.attention.as_ref().expect("the block has attention");
         let moe = config.moe.as_ref().expect("the block has experts");
-        Self {
+        let of_tokens = std::mem::replace(&mut loader.arithmetic, loader.draft_arithmetic);
+        let block = Self {
             token_norm: Norm::load(&weights.token_norm, eps, loader),
             hidden_norm: Norm::load(&weights.hidden_norm, eps, loader),
             projection: Linear::load_matrix(&weights.projection, loader),
@@ -89,7 +92,9 @@ impl Draft {
             experts_norm: Norm::load(&weights.experts_norm, eps, loader),
             experts: Moe::load(&weights.experts, moe, loader),
             norm: Norm::load(&weights.norm, eps, loader),
-        }
+        };
+        loader.arithmetic = of_tokens;
+        block
     }
 
     /// Remembers all pairs; `h'` of those that are asked, `[A, H]`, or `None` if there are none. Only

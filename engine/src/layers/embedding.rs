@@ -9,14 +9,12 @@ use crate::model::weights::Weight;
 /// The table, `[V, H]`, as stored.
 pub(crate) struct Embedding {
     table: Tensor<2>,
-    arithmetic: Arithmetic,
 }
 
 impl Embedding {
     pub(crate) fn load(table: &Weight, loader: &mut Loader) -> Self {
         Self {
             table: loader.tensor(table),
-            arithmetic: loader.arithmetic,
         }
     }
 
@@ -26,7 +24,7 @@ impl Embedding {
     }
 
     /// Logits `[T, V]` of a model whose head is this table.
-    pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        kernels::linear(hidden, &self.table.clone().into(), None, self.arithmetic)
+    pub(crate) fn logits(&self, arithmetic: Arithmetic, hidden: Tensor<2>) -> Tensor<2> {
+        kernels::linear(hidden, &self.table.clone().into(), None, arithmetic)
     }
 }

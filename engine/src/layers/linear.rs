@@ -34,7 +34,12 @@ impl Linear {
 
     /// `[T, K]` to `[T, N]`.
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        kernels::linear(x, &self.weight, self.bias.as_ref(), self.arithmetic)
+        self.forward_in(self.arithmetic, x)
+    }
+
+    /// The same in another arithmetic.
+    pub(crate) fn forward_in(&self, arithmetic: Arithmetic, x: Tensor<2>) -> Tensor<2> {
+        kernels::linear(x, &self.weight, self.bias.as_ref(), arithmetic)
     }
 
     /// `down @ relu(up @ x)^2` as one operation.

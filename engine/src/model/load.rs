@@ -20,6 +20,8 @@ pub(crate) struct Loader {
     pub(crate) device: Device,
     /// Of the products with these weights.
     pub(crate) arithmetic: Arithmetic,
+    /// Of those that only guess.
+    pub(crate) draft_arithmetic: Arithmetic,
     num_threads: usize,
     progress: LoadProgress,
     loaded_bytes: u64,
@@ -38,6 +40,7 @@ impl Loader {
         Self {
             device,
             arithmetic,
+            draft_arithmetic: arithmetic,
             num_threads,
             progress,
             loaded_bytes: 0,

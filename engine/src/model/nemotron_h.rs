@@ -1,8 +1,8 @@
 //! The forward pass: embedding, a stack of one norm, one mixer and one addition each, final norm,
 //! head.
 
-use burn::tensor::{Int, Tensor, TensorData};
-use kernels::{Layout, TokenIds};
+use burn::tensor::Tensor;
+use kernels::{Arithmetic, Layout, TokenIds};
 
 use super::config::{LayerKind, ModelConfig};
 use super::load::Loader;
@@ -29,6 +29,9 @@ pub(crate) struct NemotronH {
     /// `None`: nobody drafts.
     draft: Option<Draft>,
     vocab_size: usize,
+    /// Of the head, for tokens and for guesses at them.
+    arithmetic: Arithmetic,
+    draft_arithmetic: Arithmetic,
     /// The other ranks, if this is a share.
     peers: Option<Peers>,
     /// Beaten by every layer.
@@ -85,6 +88,8 @@ impl NemotronH {
                 )
             }),
             vocab_size: config.vocab_size,
+            arithmetic: loader.arithmetic,
+            draft_arithmetic: loader.draft_arithmetic,
             peers,
             heart: loader.heart(),
         }
@@ -149,7 +154,8 @@ impl NemotronH {
     }
 
     /// Lets the draft block remember pairs of a token and the hidden state before it; its own hidden
-    /// states of those asked, `[A, H]`, which [`logits`](Self::logits) reads, or `None` if none are.
+    /// states of those asked, `[A, H]`, which [`draft_logits`](Self::draft_logits) reads, or `None` if none
+    /// are.
     pub(crate) fn draft(
         &self,
         pairs: Pairs<'_>,
@@ -163,11 +169,19 @@ impl NemotronH {
 
     /// Logits `[positions, V]` at some positions of `hidden`, `[T, H]`.
     pub(crate) fn logits(&self, hidden: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
+        self.logits_in(self.arithmetic, select(hidden, positions))
+    }
+
+    /// The same of the draft block's hidden states, by which nothing but a guess is drawn.
+    pub(crate) fn draft_logits(&self, hidden: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
+        self.logits_in(self.draft_arithmetic, select(hidden, positions))
+    }
+
+    fn logits_in(&self, arithmetic: Arithmetic, hidden: Tensor<2>) -> Tensor<2> {
         self.heart.beat();
-        let chosen = select(hidden, positions);
         let logits = match &self.head {
-            Some(head) => head.forward(chosen),
-            None => self.embedding.logits(chosen),
+            Some(head) => head.forward_in(arithmetic, hidden),
+            None => self.embedding.logits(arithmetic, hidden),
         };
         match &self.peers {
             None => logits,
@@ -187,11 +201,9 @@ pub(crate) fn select(rows: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
 
 /// Rows of a matrix in any order.
 pub(crate) fn gather(rows: &Tensor<2>, positions: &[usize]) -> Tensor<2> {
-    let indices: Vec<i64> = positions.iter().map(|at| *at as i64).collect();
-    let shape = [indices.len()];
-    let indices: Tensor<1, Int> =
-        Tensor::from_data(TensorData::new(indices, shape), &rows.device());
-    rows.clone().select(0, indices)
+    // A row of a matrix is looked up like a token's vector.
+    let positions: Vec<u32> = positions.iter().map(|at| *at as u32).collect();
+    kernels::embedding(rows, &positions.into())
 }
 
 impl Layer {

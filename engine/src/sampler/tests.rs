@@ -65,6 +65,34 @@ fn weights(temperature: f64) -> Vec<f64> {
 }
 
 #[test]
+fn what_is_no_number_is_found_in_any_place() {
+    for len in 1..50 {
+        assert_eq!(finite_max(&vec![-1.5; len]), Ok(-1.5));
+        for at in 0..len {
+            let with = |logit| {
+                let mut logits = vec![-1.5; len];
+                logits[at] = logit;
+                finite_max(&logits)
+            };
+            assert_eq!(with(2.0), Ok(2.0));
+            let of_the_others = if len > 1 {
+                Ok(-1.5)
+            } else {
+                Err(RowFault::BadLogits)
+            };
+            assert_eq!(with(f32::NEG_INFINITY), of_the_others);
+            for bad in [f32::NAN, f32::INFINITY] {
+                assert_eq!(
+                    with(bad),
+                    Err(RowFault::BadLogits),
+                    "{bad} at {at} of {len}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn draws_follow_the_softmax() {
     // 5 degrees of freedom: 20.5 is passed by one seed in a thousand.
     check_distribution(&LOGITS, &hot(), &weights(1.0), 20.5);
