@@ -5,7 +5,9 @@
 //! NEMOSERVE_LONG_PROMPT=1000000 cargo test --workspace --test long_prompt -- --nocapture
 //! ```
 //!
-//! prints how long that took and what it did to the streams; the default length takes seconds.
+//! prints how long that took and what it did to the streams; the default length takes seconds. Beside
+//! streams a prompt gets what they leave, hours for a million tokens: with `NEMOSERVE_LONG_PROMPT_BESIDE=N`
+//! only its last N tokens are computed beside them, where each costs most, and the rest is cached.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +26,8 @@ const NUM_STREAMS: usize = 8;
 const SLOWDOWN: u32 = 2;
 /// Of a stream that ends and begins again until the prompt is done.
 const STREAM_LEN: u32 = 2000;
+/// The default.
+const BLOCK_SIZE: u32 = 32;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Answer {
@@ -61,18 +65,23 @@ fn ask(prompt: Vec<u32>, max_tokens: u32) -> Ask {
     }
 }
 
-async fn answer(handle: &EngineHandle, prompt_len: u32) -> (Answer, Duration) {
-    let begin = Instant::now();
-    let prompt = (0..prompt_len)
+fn prompt(len: u32) -> Vec<u32> {
+    (0..len)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 7) % VOCABULARY)
-        .collect();
-    let mut stream = ask(prompt, 8).submit(handle);
+        .collect()
+}
+
+/// What the model says to the prompt, of which `num_cached` tokens or up to a block less are known.
+async fn answer(handle: &EngineHandle, prompt_len: u32, num_cached: u32) -> (Answer, Duration) {
+    let begin = Instant::now();
+    let mut stream = ask(prompt(prompt_len), 8).submit(handle);
     let (mut tokens, mut logprobs, mut first) = (Vec::new(), Vec::new(), None);
     while let Some(event) = stream.next().await {
         let StreamEvent::Output(output) = event else {
             panic!("{event:?}");
         };
-        assert_eq!(output.num_cached_tokens, 0, "nothing is known beforehand");
+        let known = num_cached.saturating_sub(BLOCK_SIZE)..=num_cached;
+        assert!(known.contains(&output.num_cached_tokens), "{output:?}");
         first.get_or_insert(begin.elapsed());
         tokens.extend(output.tokens);
         logprobs.extend(output.logprobs.iter().map(|of| of.logprob.to_bits()));
@@ -124,14 +133,20 @@ async fn beside<T>(
     (outcome, all)
 }
 
+/// A length in the environment.
+fn length(name: &str) -> Option<u32> {
+    let length = std::env::var(name).ok()?;
+    Some(length.parse().expect("a number of tokens"))
+}
+
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted[(sorted.len() - 1) * percent / 100]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_long_prompt_is_the_same_in_any_chunks_and_company() {
-    let len = std::env::var("NEMOSERVE_LONG_PROMPT").ok();
-    let len = len.map_or(DEFAULT_LEN, |len| len.parse().expect("a number of tokens"));
+    let len = length("NEMOSERVE_LONG_PROMPT").unwrap_or(DEFAULT_LEN);
+    let beside_len = length("NEMOSERVE_LONG_PROMPT_BESIDE").unwrap_or(len);
 
     let folder = tiny::folder(tiny::LONG_CONTEXT);
     let folder = folder.path();
@@ -140,7 +155,7 @@ async fn a_long_prompt_is_the_same_in_any_chunks_and_company() {
     for budget in [8192, 512] {
         let handle = start(folder, len, |config| config.max_num_batched_tokens = budget);
         handle.ready().await.expect("it loads");
-        let (got, time) = answer(&handle, len).await;
+        let (got, time) = answer(&handle, len, 0).await;
         println!("{len} tokens, {budget} a step: first token after {time:.1?}");
         let expect = expect.get_or_insert_with(|| got.clone());
         assert_eq!(*expect, got, "{budget} tokens a step");
@@ -150,15 +165,22 @@ async fn a_long_prompt_is_the_same_in_any_chunks_and_company() {
         config.max_decode_slowdown = Some(SLOWDOWN);
     });
     handle.ready().await.expect("it loads");
+    let num_cached = len.saturating_sub(beside_len);
+    if num_cached > 0 {
+        let mut stream = ask(prompt(num_cached), 1).submit(&handle);
+        while stream.next().await.is_some() {}
+    }
     let quiet = tokio::time::sleep(Duration::from_secs(2));
     let ((), alone) = beside(&handle, quiet).await;
     let ((got, time), busy) = beside(&handle, async {
         // All streams are under way.
         tokio::time::sleep(Duration::from_millis(500)).await;
-        answer(&handle, len).await
+        answer(&handle, len, num_cached).await
     })
     .await;
-    println!("beside {NUM_STREAMS} streams: first token after {time:.1?}");
+    println!(
+        "beside {NUM_STREAMS} streams, {num_cached} tokens cached: first token after {time:.1?}"
+    );
     for (percent, name) in [(50, "median"), (99, "p99"), (100, "longest")] {
         let (alone, busy) = (percentile(&alone, percent), percentile(&busy, percent));
         let times = busy.as_secs_f64() / alone.as_secs_f64();
