@@ -299,7 +299,6 @@ impl<R: Runner> EngineCore<'_, R> {
                 outputs,
                 begun,
             } => {
-                self.shared.num_in_channel.fetch_sub(1, Ordering::Relaxed);
                 let (id, num_choices) = (request.id, request.num_choices);
                 // Cheap: what is long in it is shared.
                 let noted = request.clone();
@@ -315,6 +314,8 @@ impl<R: Runner> EngineCore<'_, R> {
                     Err(error) => drop(outputs.try_send(StreamEvent::Failed(error.to_string()))),
                 }
                 self.beat();
+                // It is in the queue that others see: nobody takes its place meanwhile.
+                self.shared.num_in_channel.fetch_sub(1, Ordering::Release);
             }
             Command::Abort(id) => {
                 self.abort(id);

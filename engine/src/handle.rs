@@ -206,15 +206,15 @@ impl EngineHandle {
             EngineStatus::Failed(why) => return Err(SubmitError::Failed(why.to_string())),
         }
         self.check_contents(&request)?;
-        self.check_limits(&request)?;
+        let was_idle = self.still_for().is_none();
+        self.take_place(&request)?;
         let id = request.id;
         let (outputs, receiver) = mpsc::channel(STREAM_CAPACITY);
-        if self.still_for().is_none() {
+        if was_idle {
             // Whoever had nothing to do is late from now on, not since it last said so.
             self.shared.heart.beat();
         }
         let begun = Arc::default();
-        self.shared.num_in_channel.fetch_add(1, Ordering::Relaxed);
         if self
             .commands
             .send(Command::Add {
@@ -244,9 +244,11 @@ impl EngineHandle {
 
     /// Who waits, as of now.
     pub fn queue(&self) -> Queue {
+        // In this order: who passes from one to the other in between counts twice, not never.
+        let in_channel = self.shared.num_in_channel.load(Ordering::Acquire);
         let queued = u64::from(self.shared.stats.read().num_queued);
         Queue {
-            num_waiting: queued + self.shared.num_in_channel.load(Ordering::Relaxed),
+            num_waiting: queued + in_channel,
             max_waiting: self.shared.limits.config.max_queue.into(),
         }
     }
@@ -363,11 +365,16 @@ impl EngineHandle {
         }
     }
 
-    fn check_limits(&self, request: &Request) -> Result<(), AdmissionError> {
+    /// Counts the request among those that wait, if it may. The scheduler would refuse it late: what it
+    /// says then is a failure.
+    fn take_place(&self, request: &Request) -> Result<(), AdmissionError> {
         let Limits { config, cache, .. } = &self.shared.limits;
         check_size(request, config, cache)?;
+        // Counted first: of many who come at once no more get in than may.
+        self.shared.num_in_channel.fetch_add(1, Ordering::AcqRel);
         let queue = self.queue();
-        if queue.num_waiting >= queue.max_waiting {
+        if queue.num_waiting > queue.max_waiting {
+            self.shared.num_in_channel.fetch_sub(1, Ordering::Release);
             let max = config.max_queue;
             return Err(AdmissionError::QueueFull { max });
         }

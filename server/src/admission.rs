@@ -47,6 +47,7 @@ use crate::state::{AppState, RequestContext, ServerConfig};
 
 use key_file::{KeyEntry, Terms};
 use key_ring::KeyRing;
+use ladder::Held;
 use memory::Memory;
 use ticket::House;
 
@@ -296,16 +297,16 @@ pub(crate) fn begin(ctx: &RequestContext, tokens: u64, choices: u64) -> Result<(
 pub(crate) async fn watch(state: Arc<AppState>) -> Infallible {
     let mut tick = interval(WATCH_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut before = Level::Normal;
+    let mut held = Held::new(Instant::now());
     loop {
         tick.tick().await;
-        let level = state.admission.level(&state.engine, Instant::now());
-        state.engine.pause_drafts(!level.allows_drafts());
-        if level != before {
-            let (from, to) = (before.number(), level.number());
+        let now = Instant::now();
+        let level = state.admission.level(&state.engine, now);
+        if let Some((from, to)) = held.look(level, now) {
+            let (from, to) = (from.number(), to.number());
             tracing::warn!(from, to, "the level of what is given up has changed");
-            before = level;
         }
+        state.engine.pause_drafts(!held.level().allows_drafts());
     }
 }
 

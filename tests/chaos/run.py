@@ -36,6 +36,9 @@ NUM_WITNESSES = 3
 # One life of the daemon in a long run, and the share of it that counts as warming up.
 LIFE_SECONDS = 120
 PATIENCE = 60
+# What must not be more than before.
+COUNTED = ["descriptors", "threads"]
+THREAD_SECONDS = 20
 
 
 def questions():
@@ -99,6 +102,15 @@ class Daemon:
         field = lambda name: int(re.search(rf"^{name}:\s+(\d+)", status, re.M)[1])
         return {"descriptors": len(os.listdir(f"/proc/{pid}/fd")), "threads": field("Threads"),
                 "rss_mib": field("VmRSS") / 1024}
+
+    async def settled(self, before):
+        """Threads for what blocks end when they have had nothing to do for ten seconds."""
+        deadline = time.monotonic() + THREAD_SECONDS
+        while True:
+            after = self.vitals()
+            if all(after[what] <= before[what] for what in COUNTED) or time.monotonic() > deadline:
+                return after
+            await asyncio.sleep(0.1)
 
     async def metrics(self):
         begin = time.monotonic()
@@ -218,11 +230,11 @@ class Run:
             before = daemon.vitals()
             await self.storm(daemon, number, 2 * seconds / 3)
             samples = await daemon.rest()
-            after = daemon.vitals()
+            after = await daemon.settled(before)
             for key in ("nemoserve_preemptions_total", "nemoserve_requests_cancelled_total"):
                 self.counts[key] += int(samples[key])
             print(f"life {number}: {before} -> {after}", flush=True)
-            for what in ("descriptors", "threads"):
+            for what in COUNTED:
                 assert after[what] <= before[what], f"{what}: {before[what]} before, {after[what]} after"
             room = 1.1 * before["rss_mib"] + 16
             assert after["rss_mib"] <= room, f"memory: {before['rss_mib']:.0f} MiB before, {after['rss_mib']:.0f} after"

@@ -2,7 +2,8 @@ use std::sync::Arc;
 
 use crossbeam::channel::{bounded, unbounded};
 use scheduler::{
-    RowMasks, RowOutput, RowResult, SamplingParams, SchedulerOutput, StepResult, TenantId,
+    AdmissionError, RowMasks, RowOutput, RowResult, SamplingParams, SchedulerOutput, StepResult,
+    TenantId,
 };
 
 use super::*;
@@ -356,4 +357,40 @@ async fn what_cannot_run_is_refused_at_once() {
     );
     let too_long = refused(&|r| r.prompt = vec![1; 8000].into());
     assert!(matches!(too_long, SubmitError::Admission(_)), "{too_long}");
+}
+
+/// Those who come while the engine counts those before them: nobody is let in and refused later.
+#[test]
+fn a_flood_is_refused_at_the_door() {
+    let handle = start(|_| Ok(()));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
+    runtime
+        .block_on(handle.ready())
+        .expect("loading is nothing");
+    let flood = |handle: EngineHandle| {
+        let (mut served, mut refused) = (Vec::new(), 0);
+        for _ in 0..2000 {
+            match handle.submit(request(&handle, 3, 1), None) {
+                Ok(stream) => served.push(stream),
+                Err(SubmitError::Admission(AdmissionError::QueueFull { max: 8 })) => refused += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        (served, refused)
+    };
+    let threads = [0; 4].map(|_| {
+        let handle = handle.clone();
+        std::thread::spawn(move || flood(handle))
+    });
+    let mut num_refused = 0;
+    for thread in threads {
+        let (served, refused) = thread.join().expect("no thread fails");
+        num_refused += refused;
+        for mut stream in served {
+            assert_eq!(runtime.block_on(drain(&mut stream)), (3, vec![0], None));
+        }
+    }
+    assert!(num_refused > 0, "it was no flood");
 }

@@ -9,7 +9,7 @@
 //!
 //! The longest wait is `--max-queue-age`; without it, waiting alone costs nobody anything.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How much is given up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,20 +96,89 @@ impl Level {
     }
 }
 
+/// A level that rises at once and falls when it has been lower for a while: what is switched by it should
+/// not be switched four times a second.
+#[derive(Debug)]
+pub(crate) struct Held {
+    level: Level,
+    /// When it was last as high.
+    seen: Instant,
+}
+
+/// For so long a level is held.
+const CALM: Duration = Duration::from_secs(5);
+
+impl Held {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            level: Level::Normal,
+            seen: now,
+        }
+    }
+
+    /// What holds before and after a look, if that is not the same.
+    pub(crate) fn look(&mut self, level: Level, now: Instant) -> Option<(Level, Level)> {
+        if level >= self.level {
+            self.seen = now;
+        }
+        let changes = level > self.level || now.duration_since(self.seen) >= CALM;
+        if !changes || level == self.level {
+            return None;
+        }
+        self.seen = now;
+        Some((std::mem::replace(&mut self.level, level), level))
+    }
+
+    pub(crate) fn level(&self) -> Level {
+        self.level
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const CALM: Pressure = Pressure {
+    const QUIET: Pressure = Pressure {
         free_blocks: 1.0,
         free_slots: 1.0,
         somebody_waits: false,
         queue_age: Duration::ZERO,
         memory_bytes: 8 << 30,
     };
+    #[test]
+    fn a_level_rises_at_once_and_falls_after_a_while() {
+        let begin = Instant::now();
+        let mut held = Held::new(begin);
+        let mut look = |level, ms| held.look(level, begin + Duration::from_millis(ms));
+        assert_eq!(look(Level::Normal, 0), None);
+        assert_eq!(
+            look(Level::Trimmed, 10),
+            Some((Level::Normal, Level::Trimmed))
+        );
+        for ms in (20..20_000).step_by(500) {
+            assert_eq!(look(Level::Normal, ms), None, "{ms}");
+            assert_eq!(look(Level::Trimmed, ms + 250), None, "{ms}");
+        }
+        assert_eq!(
+            look(Level::Closed, 20_000),
+            Some((Level::Trimmed, Level::Closed))
+        );
+        assert_eq!(look(Level::Trimmed, 24_900), None);
+        assert_eq!(
+            look(Level::Trimmed, 25_000),
+            Some((Level::Closed, Level::Trimmed))
+        );
+        assert_eq!(look(Level::Normal, 29_900), None);
+        assert_eq!(
+            look(Level::Normal, 30_000),
+            Some((Level::Trimmed, Level::Normal))
+        );
+        assert_eq!(held.level(), Level::Normal);
+    }
+
     const WAITING: Pressure = Pressure {
         somebody_waits: true,
-        ..CALM
+        ..QUIET
     };
 
     #[track_caller]
@@ -124,12 +193,12 @@ mod tests {
 
     #[test]
     fn every_signal_has_its_rungs() {
-        check(CALM, 0);
+        check(QUIET, 0);
         check(WAITING, 0);
         let blocks = |free_blocks, somebody_waits| Pressure {
             free_blocks,
             somebody_waits,
-            ..CALM
+            ..QUIET
         };
         check(blocks(0.0, false), 0);
         check(blocks(0.05, true), 0);
@@ -138,7 +207,7 @@ mod tests {
         let slots = |free_slots, somebody_waits| Pressure {
             free_slots,
             somebody_waits,
-            ..CALM
+            ..QUIET
         };
         check(slots(0.0, false), 0);
         check(slots(0.05, true), 0);
@@ -161,7 +230,7 @@ mod tests {
         }
         let slow = Pressure {
             queue_age: Duration::from_hours(1),
-            ..CALM
+            ..QUIET
         };
         check(slow, 0);
         for (mib, level) in [(64, 0), (63, 1), (32, 1), (31, 2), (16, 2), (15, 3), (0, 3)] {
@@ -169,7 +238,7 @@ mod tests {
             check(
                 Pressure {
                     memory_bytes,
-                    ..CALM
+                    ..QUIET
                 },
                 level,
             );
