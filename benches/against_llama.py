@@ -83,7 +83,8 @@ class Server:
             event = json.loads(line[6:])
             if event.get("usage"):
                 used = event["usage"]["completion_tokens"]
-            if event.get("choices"):
+            # nemoserve says at once that it has begun, in an event without text.
+            if any(choice.get("text") or choice.get("finish_reason") for choice in event.get("choices") or []):
                 times.append(time.perf_counter())
         writer.close()
         assert used == num_tokens, f"{self.name}: {used} tokens of {num_tokens}"

@@ -124,7 +124,7 @@ NONSENSE = [
     b'{"model":"nemoserve-demo","prompt":"a","n":100000}', b'{"model":"nemoserve-demo","prompt":"a","logit_bias":{"99999999":1}}',
     b'{"model":"nemoserve-demo","prompt":"a","stop":[' + b'"x",' * 2000 + b'"x"]}',
     b'{"model":"nemoserve-demo","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"http://127.0.0.1/x"}}]}]}',
-    b'{"model":"nemoserve-demo","prompt":"a","response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"$ref":"http://127.0.0.1/x"}}}}',
+    b'{"model":"nemoserve-demo","messages":[{"role":"user","content":"a"}],"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"$ref":"http://127.0.0.1/x"}}}}',
     b'{"model":"nemoserve-demo","prompt":"' + b"a" * 300_000 + b'"}',
 ]
 

@@ -2,7 +2,7 @@
 """Everything at once against the real daemon, and then: has anything leaked, has anybody else noticed?
 
 Usage: run.py PATH/TO/nemoserve [--seconds 60] [--seed N] [--keep-log FILE]
-       Not in CI yet; 1800 seconds make the long run. A failure prints its seed.
+       1800 seconds make the long run. A failure prints its seed.
 
 Clients that leave, read slowly or not at all, flood, send nonsense, half-close and dawdle, on a cache
 that is too small for them, so that sequences are preempted; every while a `kill -9`. Witnesses ask the
