@@ -201,8 +201,21 @@ impl Admission {
         }
         // Those who are about to run are no queue yet.
         let max_queued = queue.max_waiting + u64::from(state.info.max_num_seqs);
+        if self.is_shared() {
+            let room = max_queued.saturating_sub(self.house.queued().0);
+            let room = room.min(queue.max_waiting - queue.num_waiting);
+            tenant.check_share(room)?;
+        }
         let tokens = arrival.num_bytes / BYTES_PER_TOKEN;
         Ticket::to_generate(&self.house, tenant, tokens, max_queued, now)
+    }
+
+    /// Whether more than one key opens the door.
+    fn is_shared(&self) -> bool {
+        let ring = self.ring.read();
+        let mut tenants = ring.keys.iter().map(|(_, tenant)| tenant.number());
+        let first = tenants.next();
+        tenants.any(|number| Some(number) != first)
     }
 
     /// How crowded it is.

@@ -132,6 +132,16 @@ impl Refusal {
         )
     }
 
+    pub(crate) fn share_full(queued: u64, room: u64) -> Self {
+        Self::new(
+            Cause::Queue,
+            A_MOMENT,
+            format!(
+                "this key has {queued} requests in the queue; the room for {room} more is left to other keys"
+            ),
+        )
+    }
+
     pub(crate) fn too_many_queued_tokens(max: u64) -> Self {
         Self::new(
             Cause::QueuedTokens,

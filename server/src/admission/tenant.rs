@@ -165,6 +165,17 @@ impl Tenant {
         Ok(())
     }
 
+    /// Whether another of its requests may wait where there is room for so many more: as long as fewer wait
+    /// than that. So one key fills half of a queue at most and two a third each, and whoever has nothing in
+    /// it finds room (dynamic thresholds, Choudhury and Hahne 1998, with a factor of one).
+    pub(crate) fn check_share(&self, room: u64) -> Result<(), Refusal> {
+        let queued = self.load().queued;
+        if queued < room {
+            return Ok(());
+        }
+        Err(Refusal::share_full(queued, room))
+    }
+
     /// Its prompt has `tokens` rather than `before`.
     pub(crate) fn recount(&self, before: u64, tokens: u64, now: Instant) -> Result<(), Refusal> {
         let terms = self.terms();

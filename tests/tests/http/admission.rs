@@ -366,6 +366,53 @@ async fn a_flood_by_one_key_is_its_own_affair() {
 }
 
 #[tokio::test]
+async fn a_flood_without_limits_leaves_room_in_the_queue() {
+    let file = KeyFile::new(&(entry("noisy", "") + &entry("quiet", "")));
+    let plan = || Plan {
+        max_num_seqs: 1,
+        max_queue: 8,
+        config: file.config(),
+        ..Plan::default()
+    };
+    let server = Server::with(plan()).await;
+    server.script.hold();
+    let mut inside = Vec::new();
+    let refusal = loop {
+        assert!(inside.len() < 8, "it fills the queue");
+        let mut wire = server.wire().await;
+        let body = completion(1, true);
+        wire.send(request("POST", "/v1/completions", &key("noisy"), &body))
+            .await;
+        match wire.head().await {
+            (200, _) => inside.push(wire),
+            _ => break ask(&server, "noisy", &body).await,
+        }
+    };
+    // Half of the queue, and the one that runs.
+    assert!((4..=5).contains(&inside.len()), "{}", inside.len());
+    refused(&refusal, 429, "rate_limit_exceeded");
+    assert_eq!(shed(&server, "noisy", "queue").await, Some(2.0));
+    inside.push(stream(&server, &key("quiet"), &completion(1, true)).await);
+    server.script.release();
+    for wire in &mut inside {
+        assert!(rest(wire).await.ends_with("data: [DONE]\n\n"));
+    }
+
+    // Where there is but one key, it may have all of it.
+    file.write(&entry("noisy", ""));
+    let server = Server::with(plan()).await;
+    server.script.hold();
+    let mut inside = Vec::new();
+    for _ in 0..8 {
+        inside.push(stream(&server, &key("noisy"), &completion(1, true)).await);
+    }
+    server.script.release();
+    for wire in &mut inside {
+        assert!(rest(wire).await.ends_with("data: [DONE]\n\n"));
+    }
+}
+
+#[tokio::test]
 async fn a_key_sees_and_uses_its_models_only() {
     let terms = format!("models = [\"{MODEL}\"]");
     let file = KeyFile::new(&(entry("one", &terms) + &entry("all", "")));
