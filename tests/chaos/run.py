@@ -30,11 +30,13 @@ from faults import FAULTS, Client
 
 # Room for a handful of sequences of the demo: those that are asked for need more.
 FLAGS = ["--max-num-seqs", "8", "--max-queue", "24", "--max-body", "256KiB", "--cache-memory", "3MiB",
-         "--log-format", "json", "--log", "warn", "--drain-seconds", "5"]
+         "--log-format", "json", "--log", "warn", "--drain-seconds", "5",
+         # What is recorded of steps would grow for an hour, to 64 MiB.
+         "--flight-memory", "1MiB"]
 NUM_ANTAGONISTS = 10
 NUM_WITNESSES = 3
 # One life of the daemon in a long run, and the share of it that counts as warming up.
-LIFE_SECONDS = 120
+LIFE_SECONDS = 300
 PATIENCE = 60
 # What must not be more than before.
 COUNTED = ["descriptors", "threads"]
