@@ -10,13 +10,18 @@
 //! ```
 //!
 //! A prompt's share grows where waiting for weights is most of a step, and shrinks with the context that
-//! its attention must read. Where the overhead alone would fill the time, tokens for as long as that
-//! are taken: a prompt that came in one by one would never be done.
+//! its attention must read. Where the overhead alone would fill the time, or a single token behind a very
+//! long context takes longer, steps go without prompts until what they might have taken is enough for a
+//! chunk that is worth its overhead: so many times as long on average, in few steps instead of in all.
+//! Where that is short, it is so few that 99 of 100 tokens do not notice.
 
 /// Steps of 1, 2, 4, .. rows.
 const NUM_BUCKETS: usize = 16;
 /// After so many steps with prompts one is made without, to see what it takes by now.
 const MAX_MIXED: u32 = 128;
+/// Steps without prompts before one with saved time, where that makes no longer a pause than this.
+const MANY_STEPS: f64 = 128.0;
+const SHORT_PAUSE_NANOS: f64 = 50e6;
 /// What an observation keeps of those before it.
 const MEMORY: f64 = 0.95;
 
@@ -30,6 +35,8 @@ pub(crate) struct Pace {
     mixed: Line,
     /// Of steps without rows that generate, which carry the cost of a whole step.
     prompts: Line,
+    /// Steps with rows that generate since the last with prompts.
+    num_without: u32,
 }
 
 /// Steps of about as many rows.
@@ -51,6 +58,9 @@ pub(crate) struct Mixture {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Allowance {
     left: f64,
+    /// What could be taken for the steps that went without, and the least of it that is worth it.
+    saved: f64,
+    worthy: f64,
     context_cost: f64,
     taken: f64,
 }
@@ -71,34 +81,52 @@ impl Pace {
             plain: [Plain::default(); NUM_BUCKETS],
             mixed: Line::default(),
             prompts: Line::default(),
+            num_without: 0,
         }
     }
 
     /// For a step in which `num_rows` rows generate.
     pub(crate) fn allowance(&self, num_rows: u32) -> Allowance {
-        let left = match self.max_slowdown {
+        let (left, saved, worthy) = match self.max_slowdown {
             Some(times) if num_rows > 0 => {
                 let Plain { nanos, num_mixed } = self.plain[bucket(num_rows)];
                 match nanos.filter(|_| num_mixed < MAX_MIXED) {
                     Some(nanos) => self.work_within(nanos * f64::from(times - 1)),
-                    None => 0.0,
+                    None => (0.0, 0.0, 0.0),
                 }
             }
-            _ => f64::INFINITY,
+            _ => (f64::INFINITY, 0.0, 0.0),
         };
         Allowance {
             left,
+            saved,
+            worthy,
             context_cost: self.context_cost,
             taken: 0.0,
         }
     }
 
-    fn work_within(&self, nanos: f64) -> f64 {
+    /// Work of every step, where all may take so many nanoseconds for prompts; what was saved by steps that
+    /// took none, and how much of it at once is worth the overhead.
+    fn work_within(&self, nanos: f64) -> (f64, f64, f64) {
         let Some((overhead, rate)) = self.mixed.fit().or(self.prompts.through_origin()) else {
             // Nothing is known: whatever comes out of a token will tell.
-            return 1.0;
+            return (1.0, f64::INFINITY, 1.0);
         };
-        (nanos - overhead).max(overhead) / rate
+        let work = |nanos: f64| (nanos - overhead) / rate;
+        let usual = if nanos < 2.0 * overhead {
+            0.0
+        } else {
+            work(nanos)
+        };
+        let rare = MANY_STEPS * nanos;
+        let worthy = if rare > SHORT_PAUSE_NANOS {
+            2.0 * overhead
+        } else {
+            rare.max(2.0 * overhead)
+        };
+        let saved = nanos * (1.0 + f64::from(self.num_without));
+        (usual, work(saved), work(worthy))
     }
 
     /// The step in flight took so long.
@@ -114,10 +142,12 @@ impl Pace {
         let plain = &mut self.plain[bucket(step.num_rows)];
         if step.work > 0.0 {
             plain.num_mixed = plain.num_mixed.saturating_add(1);
+            self.num_without = 0;
             if let Some(plain) = plain.nanos {
                 self.mixed.note(step.work, (nanos - plain).max(0.0));
             }
         } else {
+            self.num_without = self.num_without.saturating_add(1);
             let before = plain.nanos.unwrap_or(nanos);
             // A step that somebody else's work on the machine stretched counts as a few.
             let now = nanos.min(4.0 * before);
@@ -128,13 +158,18 @@ impl Pace {
 }
 
 impl Allowance {
-    /// How many tokens from `start` on fit, at least a line of the `grid` if anything does.
+    /// How many tokens from `start` on fit: lines of the `grid` at least, or none.
     pub(crate) fn tokens(&self, start: u32, grid: u32) -> u32 {
-        if self.left <= 0.0 {
+        let each = 1.0 + f64::from(start) / self.context_cost;
+        let least = f64::from(grid.max(1)) * each;
+        if self.left >= least {
+            return (self.left / each) as u32;
+        }
+        let worthy = self.worthy.max(least);
+        if self.saved < worthy {
             return 0;
         }
-        let each = 1.0 + f64::from(start) / self.context_cost;
-        ((self.left / each) as u32).max(grid)
+        ((worthy / each) as u32).max(grid)
     }
 
     /// Takes them.
@@ -142,6 +177,8 @@ impl Allowance {
         let context = f64::from(start) + f64::from(num_tokens) / 2.0;
         let work = f64::from(num_tokens) * (1.0 + context / self.context_cost);
         self.left -= work;
+        self.saved -= work;
+        self.worthy -= work;
         self.taken += work;
     }
 
@@ -264,10 +301,40 @@ mod tests {
         let mut pace = Pace::new(Some(2), 0);
         // What prompts cost alone is known.
         machine.run(&mut pace, 0, 0, 1);
-        let lens: Vec<u32> = (0..100)
-            .map(|_| machine.run(&mut pace, 4, 0, 1).0)
+        let runs: Vec<(u32, f64)> = (0..400).map(|_| machine.run(&mut pace, 4, 0, 1)).collect();
+        // Twice the time, of which half is overhead.
+        let slowdown = runs.iter().map(|(_, slowdown)| slowdown).sum::<f64>() / 400.0;
+        assert!((1.8..=2.1).contains(&slowdown), "{slowdown}");
+        let num_tokens: u32 = runs.iter().map(|(len, _)| len).sum();
+        assert!(num_tokens > 400 * 40, "{num_tokens}");
+    }
+
+    /// One token behind a million takes thirty times as long as a step without it.
+    #[test]
+    fn what_no_step_has_time_for_is_saved_up() {
+        let machine = Machine {
+            plain: 2e5,
+            overhead: 5e6,
+            rate: 1e3,
+        };
+        let mut pace = Pace::new(Some(2), 1000);
+        let mut runs: Vec<(u32, f64)> = (0..20_000)
+            .map(|_| machine.run(&mut pace, 8, 1_000_000, 1))
             .collect();
-        assert!(lens[90..].iter().all(|len| *len >= 50), "{lens:?}");
+        let mut runs = runs.split_off(10_000);
+        let num_tokens: u32 = runs.iter().map(|(len, _)| len).sum();
+        let nanos: f64 = runs
+            .iter()
+            .map(|(_, slowdown)| slowdown * machine.plain)
+            .sum();
+        let slowdown = nanos / machine.plain / 10_000.0;
+        assert!((1.8..=2.1).contains(&slowdown), "{slowdown}");
+        runs.sort_by(|a, b| a.1.total_cmp(&b.1));
+        assert_eq!(runs[9_900].0, 0, "99 of 100 steps are as without it");
+        let longest = runs[9_999].1 * machine.plain;
+        assert!(longest < 40e6, "{longest}");
+        // A token takes a millisecond and its share of the overhead; half of the time is theirs.
+        assert!(f64::from(num_tokens) > 0.3 * nanos / 1e6, "{num_tokens}");
     }
 
     #[test]
