@@ -169,8 +169,8 @@ pub struct EngineConfig {
     /// Tokens in one step over all sequences. Large values make running streams wait for other
     /// requests' prompts. Default 512.
     pub max_num_batched_tokens: u32,
-    /// While sequences generate, a step with prompt tokens takes at most so many times what one without
-    /// takes, 2 to 1000; 0: no such bound. `None`: 4 on a CPU, where a full step of prompt takes a
+    /// While sequences generate, steps with prompt tokens take at most so many times what one without
+    /// takes, on average where one token takes longer, 2 to 1000; 0: no such bound. `None`: 4 on a CPU, where a full step of prompt takes a
     /// second; no bound elsewhere.
     pub max_decode_slowdown: Option<u32>,
     /// Tokens per cache block. Default 32.

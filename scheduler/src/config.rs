@@ -22,8 +22,8 @@ pub struct SchedulerConfig {
     pub max_num_seqs: u32,
     /// Requests (not choices) that may wait. Default 1024.
     pub max_queue: u32,
-    /// While sequences generate, a step with prompt tokens takes at most so many times what one without
-    /// takes, by the times told to [`Scheduler::note_times`](crate::Scheduler::note_times); at least 2. `None`:
+    /// While sequences generate, steps with prompt tokens take at most so many times what one without
+    /// takes, on average where one token takes longer, by the times told to [`Scheduler::note_times`](crate::Scheduler::note_times); at least 2. `None`:
     /// `max_num_batched_tokens` alone bounds it. Default `None`.
     pub max_slowdown: Option<u32>,
     /// Positions of context that cost a prompt's token as much again as itself; 0 if none ever do.

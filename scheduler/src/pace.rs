@@ -1,7 +1,7 @@
 //! How much of prompts a step takes beside sequences that generate.
 //!
 //! Who generates gets a token a step, so a step that takes long because of somebody else's prompt is a
-//! pause in every stream. [`SchedulerConfig::max_slowdown`](crate::SchedulerConfig) bounds it: a step
+//! pause in every stream. [`SchedulerConfig::max_slowdown`](crate::SchedulerConfig) bounds it: steps
 //! with prompt tokens may take so many times what one without takes. How long steps take is told from
 //! outside, and three numbers are learned from it:
 //!

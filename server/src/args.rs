@@ -210,8 +210,9 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_MAX_NUM_BATCHED_TOKENS", value_name = "TOKENS")]
     pub max_num_batched_tokens: Option<u32>,
 
-    /// While answers are written, a step that reads prompts too takes at most so many times as long, 2
-    /// to 1000; 0: as long as it takes [default: 4 on a CPU, 0 elsewhere]
+    /// While answers are written, steps that read prompts too take at most so many times as long, on
+    /// average where a single token takes longer, 2 to 1000; 0: as long as it takes [default: 4 on a
+    /// CPU, 0 elsewhere]
     #[arg(long, env = "NEMOSERVE_MAX_DECODE_SLOWDOWN", value_name = "TIMES")]
     pub max_decode_slowdown: Option<u32>,
 
