@@ -23,7 +23,8 @@ pub struct SchedulerConfig {
     /// Requests (not choices) that may wait. Default 1024.
     pub max_queue: u32,
     /// While sequences generate, steps with prompt tokens take at most so many times what one without
-    /// takes, on average where one token takes longer, by the times told to [`Scheduler::note_times`](crate::Scheduler::note_times); at least 2. `None`:
+    /// takes, on average where one token takes longer, by the times told to
+    /// [`Scheduler::note_times`](crate::Scheduler::note_times); at least 2. `None`:
     /// `max_num_batched_tokens` alone bounds it. Default `None`.
     pub max_slowdown: Option<u32>,
     /// Positions of context that cost a prompt's token as much again as itself; 0 if none ever do.
