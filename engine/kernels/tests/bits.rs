@@ -178,9 +178,11 @@ proptest! {
     #[test]
     fn attention(
         (kv_heads, group) in (1_usize..4, 1_usize..7), head_dim in 1_usize..40,
-        block_size in 1_usize..35, len in 1_usize..60, format in kv_format(), cuts in cuts(),
+        block_size in 1_usize..80, len in 1_usize..200, format in kv_format(),
+        arithmetic in prop_oneof![Just(Arithmetic::F32), Just(Arithmetic::Bf16)], cuts in cuts(),
     ) {
-        check_attention(kv_heads, group, head_dim, block_size, len, format, &cuts)?;
+        let shape = (kv_heads, group, head_dim, block_size);
+        check_attention(shape, len, format, arithmetic, &cuts)?;
     }
 
     #[test]
@@ -211,12 +213,10 @@ fn spoilt(shape: [usize; 4], format: KvFormat, scale: f32) -> KvTensor {
 
 /// Writes and attends one prompt in pieces, beside a stranger's row, against all at once.
 fn check_attention(
-    kv_heads: usize,
-    group: usize,
-    head_dim: usize,
-    block_size: usize,
+    (kv_heads, group, head_dim, block_size): (usize, usize, usize, usize),
     len: usize,
     format: KvFormat,
+    arithmetic: Arithmetic,
     cuts: &[usize],
 ) -> TestCaseResult {
     let blocks = len.div_ceil(block_size);
@@ -248,7 +248,7 @@ fn check_attention(
                 q.clone(),
                 &pool,
                 heads,
-                Arithmetic::F32,
+                arithmetic,
                 &layout,
             ));
 
@@ -270,7 +270,7 @@ fn check_attention(
                 }
                 let layout = Layout::new(rows, block_size);
                 pool = cache_write(pool, beside(&k), beside(&v), &layout);
-                let out = paged_attention(beside(&q), &pool, heads, Arithmetic::F32, &layout);
+                let out = paged_attention(beside(&q), &pool, heads, arithmetic, &layout);
                 pieces.extend(bits(&tokens(&out, strangers..strangers + piece.len())));
             }
             prop_assert!(whole == pieces, "{isa:?} cut at {cuts:?}");

@@ -18,17 +18,18 @@ use crate::flex;
 use crate::profile::{self, Work};
 use crate::simd;
 use crate::team::{self, SharedMut};
-use crate::{KvPool, KvTensor, Layout, RowLayout, isa};
+use crate::{Arithmetic, KvPool, KvTensor, Layout, RowLayout, isa};
 
-/// Numbers of the queries of a job: enough rows to reuse a block that was turned for them, few enough
-/// to stay in the first-level cache with it.
-const JOB_NUMBERS: usize = 4096;
+/// Numbers of the queries of a job: enough rows to reuse a span that was laid out for them, few enough
+/// to stay in the second-level cache with it.
+const JOB_NUMBERS: usize = 8192;
 
 /// See [`paged_attention`](super::paged_attention()).
 pub(super) fn paged_attention(
     q: Tensor<2>,
     pool: &KvPool,
     heads: usize,
+    arithmetic: Arithmetic,
     layout: &Layout,
 ) -> Tensor<2> {
     let [num_tokens, width] = q.dims();
@@ -46,6 +47,7 @@ pub(super) fn paged_attention(
         kv_heads,
         head_dim,
         block_size: layout.block_size,
+        rounded: arithmetic.is_rounded(),
         first_position: layout.first_position,
         out: SharedMut::new(&mut out),
     };

@@ -5,6 +5,7 @@ mod cpu;
 mod cube;
 mod online;
 pub(crate) mod reference;
+mod words;
 
 use burn::tensor::Tensor;
 
@@ -17,7 +18,8 @@ use crate::{Arithmetic, KvPool, Layout, route::route};
 /// `i / (heads / kv_heads)`; scale `head_dim^-0.5`; softmax in f32; no positions enter.
 /// Nobody looks at positions before the layout's `first_position`, whose values must be numbers
 /// in plain tensor operations only.
-/// With [`Arithmetic::Bf16`] a GPU may round queries and the weights of values to bf16.
+/// Without [`Arithmetic::F32`] queries and the weights of values may be rounded to bf16: on a GPU, and on
+/// a CPU with dot products of bf16 where the pool holds it.
 pub fn paged_attention(
     q: Tensor<2>,
     pool: &KvPool,
@@ -34,7 +36,7 @@ pub fn paged_attention(
     layout.check_blocks(num_blocks);
     route!(
         &q,
-        cpu: cpu::paged_attention(q, pool, heads, layout),
+        cpu: cpu::paged_attention(q, pool, heads, arithmetic, layout),
         cube: cube::paged_attention(&q, pool, heads, arithmetic, layout),
         reference: reference::paged_attention(&q, pool, heads, layout),
     )

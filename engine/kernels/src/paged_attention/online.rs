@@ -1,19 +1,32 @@
 //! The online softmax of one job.
 //!
-//! Lanes are neighbouring keys: a block's keys are turned, once for all rows of a job, so that a
-//! vector holds one of their numbers each, and a score is a chain of multiply-adds along `head_dim`.
-//! (Lanes along `head_dim` need the sum of a vector per score, which at 32 numbers takes four times as
-//! long as its products.) Sums have one order, whatever the number of rows.
+//! It goes from span to span of some 64 positions, on a grid of absolute positions: a row looks for its
+//! largest score and touches its sums once a span. The span's keys and values are laid out once for all
+//! rows of a job, see [`words`](super::words).
+//!
+//! Lanes are neighbouring keys: they are turned, so that a vector holds one word of each, and a score is
+//! a chain of multiply-adds along `head_dim`. (Lanes along `head_dim` need the sum of a vector per score,
+//! which at 32 numbers takes four times as long as its products.) Sums have one order, whatever the
+//! number of rows.
 #![allow(unsafe_code)]
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use half::bf16;
 
+use super::words::{Pairs, Single, Words};
 use crate::RowLayout;
 use crate::e4m3::E4m3;
-use crate::simd::{Kernel, LANES, Simd, Stored, math};
+use crate::simd::{Kernel, LANES, Simd, math};
 use crate::team::SharedMut;
+
+/// Positions of a span, unless a block has more: enough to hide what is done once a span, few enough
+/// that its keys and values stay in the first-level cache.
+const SPAN: usize = 64;
+
+/// Rows that are multiplied at once, at most.
+const TILE: usize = 8;
 
 /// What all jobs of a call share.
 pub(super) struct Attend<'a> {
@@ -28,6 +41,8 @@ pub(super) struct Attend<'a> {
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
     pub(super) block_size: usize,
+    /// Whether queries and the weights of values may be rounded to bf16.
+    pub(super) rounded: bool,
     /// Nobody looks at positions before it.
     pub(super) first_position: usize,
     /// Like the queries.
@@ -81,87 +96,106 @@ impl Kernel for (&Attend<'_>, &Job<'_>) {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (attend, job) = self;
-        let online = Online::new(s, attend, job);
+        let pairs = attend.rounded && S::BF16_DOT && attend.head_dim.is_multiple_of(2);
         match attend.cached {
-            Cached::F32(keys, values) => online.run(s, keys, values),
-            Cached::Bf16(keys, values) => online.run(s, keys, values),
-            Cached::Fp8(keys, values) => online.run(s, keys, values),
+            Cached::F32(keys, values) => {
+                Online::<Single<f32>>::new(attend, job).run(s, keys, values);
+            }
+            Cached::Bf16(keys, values) if pairs => {
+                Online::<Pairs>::new(attend, job).run(s, keys, values);
+            }
+            Cached::Bf16(keys, values) => {
+                Online::<Single<bf16>>::new(attend, job).run(s, keys, values);
+            }
+            Cached::Fp8(keys, values) => {
+                Online::<Single<E4m3>>::new(attend, job).run(s, keys, values);
+            }
         }
     }
 }
 
 /// Running state of a job; rows are queries times heads, heads inside.
-struct Online<'a> {
+struct Online<'a, W> {
     attend: &'a Attend<'a>,
     job: &'a Job<'a>,
-    /// Scaled queries, `[rows, head_dim]`.
-    queries: Vec<f32>,
-    /// Keys of a block, `[head_dim, padded]`.
-    turned: Vec<f32>,
-    /// Scores of a block, then their exponentials, `[rows, padded]`.
-    scores: Vec<f32>,
-    /// Block size in whole lanes.
+    /// Positions: whole blocks.
+    span: usize,
+    /// The span in whole pairs of vectors.
     padded: usize,
+    /// `head_dim` in whole vectors.
+    width: usize,
+    /// Words of a query.
+    num_words: usize,
+    /// Scaled queries, words `[rows, num_words]`.
+    queries: Vec<f32>,
+    /// Where the positions of a span begin in the pools.
+    places: Vec<usize>,
+    /// Keys of a span, words `[num_words, padded]`.
+    keys: Vec<f32>,
+    /// Values of a span, words `[span / PER_WORD, width]`.
+    values: Vec<f32>,
+    /// Scores of a tile, then words of their exponentials, `[TILE, padded]`.
+    scores: Vec<f32>,
     /// Largest score so far, per row.
     largest: Vec<f32>,
     /// Sums of exponentials, `[rows, LANES]`.
     weights: Vec<f32>,
-    /// Weighted values, `[rows, head_dim]`.
+    /// Weighted values, `[rows, width]`.
     sums: Vec<f32>,
+    words: PhantomData<W>,
 }
 
-impl<'a> Online<'a> {
+impl<'a, W: Words> Online<'a, W> {
     #[inline(always)]
-    fn new<S: Simd>(_: S, attend: &'a Attend<'a>, job: &'a Job<'a>) -> Self {
+    fn new(attend: &'a Attend<'a>, job: &'a Job<'a>) -> Self {
         let (heads, head_dim) = (job.heads.len(), attend.head_dim);
         let rows = job.tokens.len() * heads;
         let scale = (head_dim as f32).sqrt().recip() * attend.key_scale;
-        let mut queries = Vec::with_capacity(rows * head_dim);
+        let num_words = head_dim / W::PER_WORD;
+        let mut queries = Vec::with_capacity(rows * num_words);
         for token in job.tokens.clone() {
             let start = (token * attend.heads + job.heads.start) * head_dim;
-            queries.extend(
-                attend.q[start..start + heads * head_dim]
-                    .iter()
-                    .map(|q| q * scale),
-            );
+            let numbers = attend.q[start..start + heads * head_dim].chunks_exact(W::PER_WORD);
+            queries.extend(numbers.map(|numbers| W::query(numbers, scale)));
         }
-        let padded = attend.block_size.next_multiple_of(LANES);
+        let block_size = attend.block_size;
+        let span = block_size * (SPAN / block_size).max(1);
+        let padded = span.next_multiple_of(2 * LANES);
+        let width = head_dim.next_multiple_of(LANES);
         Self {
             attend,
             job,
-            queries,
-            turned: vec![0.0; head_dim * padded],
-            scores: vec![0.0; rows * padded],
+            span,
             padded,
+            width,
+            num_words,
+            queries,
+            places: vec![0; span],
+            keys: vec![0.0; num_words * padded],
+            values: vec![0.0; span.div_ceil(W::PER_WORD) * width],
+            scores: vec![0.0; TILE * padded],
             largest: vec![f32::NEG_INFINITY; rows],
             weights: vec![0.0; rows * LANES],
-            sums: vec![0.0; rows * head_dim],
+            sums: vec![0.0; rows * width],
+            words: PhantomData,
         }
     }
 
     #[inline(always)]
-    fn run<S: Simd, E: Stored>(mut self, s: S, keys: &[E], values: &[E]) {
-        let Attend {
-            kv_heads,
-            head_dim,
-            block_size,
-            first_position,
-            ..
-        } = *self.attend;
+    fn run<S: Simd>(mut self, s: S, keys: &[W::Stored], values: &[W::Stored]) {
         let job = self.job;
         let context = job.position(job.tokens.end);
-        let stride = kv_heads * head_dim;
-        for (index, start) in (0..context).step_by(block_size).enumerate() {
-            let block = job.row.blocks[index] as usize;
-            let from = block * block_size * stride + job.kv_head * head_dim;
-            let len = block_size.min(context - start);
-            let keys = &keys[from..from + (len - 1) * stride + head_dim];
-            let values = &values[from..from + (len - 1) * stride + head_dim];
-            self.turn(s, keys, stride, len);
-            self.score(s);
-            let skipped = first_position.saturating_sub(start).min(len);
-            if skipped == 0 && job.position(job.tokens.start) + 1 >= start + len {
-                self.accumulate(s, 0..self.largest.len(), 0..len, values, stride);
+        for start in (0..context).step_by(self.span) {
+            let len = self.span.min(context - start);
+            let skipped = self.attend.first_position.saturating_sub(start).min(len);
+            if skipped == len {
+                continue;
+            }
+            self.find(start, len);
+            self.lay_keys(s, keys, len);
+            self.lay_values(s, values, skipped..len);
+            if job.position(job.tokens.start) + 1 >= start + len {
+                self.add_rows(s, 0..self.largest.len(), skipped..len);
                 continue;
             }
             for (number, token) in job.tokens.clone().enumerate() {
@@ -170,37 +204,54 @@ impl<'a> Online<'a> {
                 let limit = (job.position(token) + 1).saturating_sub(start).min(len);
                 if limit > skipped {
                     let rows = number * job.heads.len()..(number + 1) * job.heads.len();
-                    self.accumulate(s, rows, skipped..limit, values, stride);
+                    self.add_rows(s, rows, skipped..limit);
                 }
             }
         }
         self.finish(s);
     }
 
-    /// Keys of a block with lanes along positions; those beyond `len` are zero.
+    /// Finds the places of the `len` positions from `start` on.
     #[inline(always)]
-    fn turn<S: Simd, E: Stored>(&mut self, s: S, keys: &[E], stride: usize, len: usize) {
-        let (head_dim, padded) = (self.attend.head_dim, self.padded);
-        assert!((len - 1) * stride + head_dim <= keys.len() && len <= padded);
-        for first in (0..padded).step_by(LANES) {
-            let num_keys = LANES.min(len.saturating_sub(first));
-            for from in (0..head_dim).step_by(LANES) {
-                let n = LANES.min(head_dim - from);
+    fn find(&mut self, start: usize, len: usize) {
+        let Attend {
+            kv_heads,
+            head_dim,
+            block_size,
+            ..
+        } = *self.attend;
+        let blocks = &self.job.row.blocks[start / block_size..];
+        let stride = kv_heads * head_dim;
+        for (places, &block) in self.places[..len].chunks_mut(block_size).zip(blocks) {
+            let first = block as usize * block_size * stride + self.job.kv_head * head_dim;
+            for (offset, place) in places.iter_mut().enumerate() {
+                *place = first + offset * stride;
+            }
+        }
+    }
+
+    /// Turns keys so that lanes are positions; those from `len` on are zero.
+    #[inline(always)]
+    fn lay_keys<S: Simd>(&mut self, s: S, keys: &[W::Stored], len: usize) {
+        let (num_words, padded) = (self.num_words, self.padded);
+        for &place in &self.places[..len] {
+            assert!(place + self.attend.head_dim <= keys.len());
+        }
+        for first in (0..len).step_by(LANES) {
+            let num_keys = LANES.min(len - first);
+            for from in (0..num_words).step_by(LANES) {
+                let n = LANES.min(num_words - from);
                 let mut lanes = [s.splat(0.0); LANES];
-                // SAFETY: `num_keys` keys from `first` on lie in the block, each with `n` numbers from
-                // `from` on; `turned` has a whole vector of positions at `first` for each of them.
+                // SAFETY: a place has `head_dim` numbers behind it, checked above, which are
+                // `num_words` words; `keys` has a whole vector of positions at `first` for each.
                 unsafe {
                     for i in 0..num_keys {
-                        let p = keys.as_ptr().add((first + i) * stride + from);
-                        lanes[i] = if n == LANES {
-                            E::load(s, p)
-                        } else {
-                            E::load_part(s, p, n)
-                        };
+                        let place = *self.places.get_unchecked(first + i);
+                        lanes[i] = W::key(s, keys.as_ptr().add(place + from * W::PER_WORD), n);
                     }
                     let columns = s.transpose(lanes);
                     for i in 0..n {
-                        let p = self.turned.as_mut_ptr().add((from + i) * padded + first);
+                        let p = self.keys.as_mut_ptr().add((from + i) * padded + first);
                         s.store(columns[i], p);
                     }
                 }
@@ -208,38 +259,81 @@ impl<'a> Online<'a> {
         }
     }
 
-    /// Scores of all rows against the block.
+    /// Copies the values that somebody sees; where a word holds others, they are zero.
     #[inline(always)]
-    fn score<S: Simd>(&mut self, s: S) {
-        let rows = self.largest.len();
-        let mut row = 0;
-        while row < rows {
-            let left = rows - row;
+    fn lay_values<S: Simd>(&mut self, s: S, values: &[W::Stored], seen: Range<usize>) {
+        let (head_dim, width) = (self.attend.head_dim, self.width);
+        for &place in &self.places[seen.clone()] {
+            assert!(place + head_dim <= values.len());
+        }
+        let nothing = [W::Stored::default(); LANES];
+        for word in words_of::<W>(&seen) {
+            for at in (0..head_dim).step_by(LANES) {
+                let n = LANES.min(head_dim - at);
+                let part = |position: usize| {
+                    if seen.contains(&position) {
+                        let place = self.places[position] + at;
+                        values[place..].as_ptr()
+                    } else {
+                        nothing.as_ptr()
+                    }
+                };
+                let first = part(word * W::PER_WORD);
+                let last = part(word * W::PER_WORD + W::PER_WORD - 1);
+                // SAFETY: both have `n` numbers; a row of `values` is whole vectors.
+                unsafe {
+                    let laid = W::values(s, first, last, n);
+                    s.store(laid, self.values.as_mut_ptr().add(word * width + at));
+                }
+            }
+        }
+    }
+
+    /// Adds positions of the span to rows that see the same of it.
+    #[inline(always)]
+    fn add_rows<S: Simd>(&mut self, s: S, rows: Range<usize>, seen: Range<usize>) {
+        let mut row = rows.start;
+        while row < rows.end {
+            let left = rows.end - row;
             if S::WIDE && left >= 8 {
-                self.score_rows::<S, 8>(s, row);
+                self.add_tile::<S, 8>(s, row, &seen);
                 row += 8;
             } else if S::WIDE && left >= 4 {
-                self.score_rows::<S, 4>(s, row);
+                self.add_tile::<S, 4>(s, row, &seen);
                 row += 4;
             } else if left >= 2 {
-                self.score_rows::<S, 2>(s, row);
+                self.add_tile::<S, 2>(s, row, &seen);
                 row += 2;
             } else {
-                self.score_rows::<S, 1>(s, row);
+                self.add_tile::<S, 1>(s, row, &seen);
                 row += 1;
             }
         }
     }
 
+    /// The same for `MR` rows.
     #[inline(always)]
-    fn score_rows<S: Simd, const MR: usize>(&mut self, s: S, row: usize) {
+    fn add_tile<S: Simd, const MR: usize>(&mut self, s: S, row: usize, seen: &Range<usize>) {
+        let whole = seen.end.next_multiple_of(2 * LANES);
+        for at in (0..whole).step_by(2 * LANES) {
+            if S::WIDE {
+                self.score::<S, MR, 2>(s, row, at);
+            } else {
+                self.score::<S, MR, 1>(s, row, at);
+                self.score::<S, MR, 1>(s, row, at + LANES);
+            }
+        }
+        let mut corrections = [s.splat(0.0); MR];
+        for i in 0..MR {
+            corrections[i] = self.exponentials(s, i, row + i, seen);
+        }
         let mut at = 0;
-        while at < self.padded {
-            if S::WIDE && self.padded - at >= 2 * LANES {
-                self.score_tile::<S, MR, 2>(s, row, at);
+        while at < self.width {
+            if S::WIDE && self.width - at >= 2 * LANES {
+                self.add_values::<S, MR, 2>(s, row, seen, at, &corrections);
                 at += 2 * LANES;
             } else {
-                self.score_tile::<S, MR, 1>(s, row, at);
+                self.add_values::<S, MR, 1>(s, row, seen, at, &corrections);
                 at += LANES;
             }
         }
@@ -247,28 +341,23 @@ impl<'a> Online<'a> {
 
     /// Scores of `MR` rows against `NV` vectors of keys.
     #[inline(always)]
-    fn score_tile<S: Simd, const MR: usize, const NV: usize>(
-        &mut self,
-        s: S,
-        row: usize,
-        at: usize,
-    ) {
-        let (head_dim, padded) = (self.attend.head_dim, self.padded);
-        let queries = &self.queries[row * head_dim..(row + MR) * head_dim];
-        let scores = &mut self.scores[row * padded..(row + MR) * padded];
-        assert!(at + NV * LANES <= padded && self.turned.len() == head_dim * padded);
+    fn score<S: Simd, const MR: usize, const NV: usize>(&mut self, s: S, row: usize, at: usize) {
+        let (num_words, padded) = (self.num_words, self.padded);
+        let queries = &self.queries[row * num_words..(row + MR) * num_words];
+        assert!(at + NV * LANES <= padded && self.keys.len() == num_words * padded);
+        let scores = &mut self.scores[..MR * padded];
         let mut sums = [[s.splat(0.0); NV]; MR];
-        // SAFETY: `NV` vectors from `at` on lie in each row of `turned` and of the scores.
+        // SAFETY: `NV` vectors from `at` on lie in each row of the keys and of the scores.
         unsafe {
-            for d in 0..head_dim {
+            for word in 0..num_words {
                 let mut keys = [s.splat(0.0); NV];
                 for j in 0..NV {
-                    keys[j] = s.load(self.turned.as_ptr().add(d * padded + at + j * LANES));
+                    keys[j] = s.load(self.keys.as_ptr().add(word * padded + at + j * LANES));
                 }
                 for i in 0..MR {
-                    let query = s.splat(*queries.get_unchecked(i * head_dim + d));
+                    let query = s.splat(*queries.get_unchecked(i * num_words + word));
                     for j in 0..NV {
-                        sums[i][j] = s.fma(query, keys[j], sums[i][j]);
+                        sums[i][j] = W::multiply_add(s, query, keys[j], sums[i][j]);
                     }
                 }
             }
@@ -281,154 +370,24 @@ impl<'a> Online<'a> {
         }
     }
 
-    /// Adds positions of a block to rows that see the same of it.
+    /// Turns the scores of what a row sees into words of exponentials over the running maximum, adds
+    /// them to its weight, and returns what earlier sums must be multiplied with.
     #[inline(always)]
-    fn accumulate<S: Simd, E: Stored>(
-        &mut self,
-        s: S,
-        rows: Range<usize>,
-        seen: Range<usize>,
-        values: &[E],
-        stride: usize,
-    ) {
-        let mut row = rows.start;
-        while row < rows.end {
-            let left = rows.end - row;
-            if S::WIDE && left >= 8 {
-                self.accumulate_rows::<S, E, 8>(s, row, seen.clone(), values, stride);
-                row += 8;
-            } else if S::WIDE && left >= 4 {
-                self.accumulate_rows::<S, E, 4>(s, row, seen.clone(), values, stride);
-                row += 4;
-            } else if left >= 2 {
-                self.accumulate_rows::<S, E, 2>(s, row, seen.clone(), values, stride);
-                row += 2;
-            } else {
-                self.accumulate_rows::<S, E, 1>(s, row, seen.clone(), values, stride);
-                row += 1;
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn accumulate_rows<S: Simd, E: Stored, const MR: usize>(
-        &mut self,
-        s: S,
-        row: usize,
-        seen: Range<usize>,
-        values: &[E],
-        stride: usize,
-    ) {
-        let mut corrections = [s.splat(0.0); MR];
-        for i in 0..MR {
-            corrections[i] = self.exponentials(s, row + i, seen.clone());
-        }
-        let head_dim = self.attend.head_dim;
-        let mut at = 0;
-        while at < head_dim {
-            if S::WIDE && head_dim - at >= 2 * LANES {
-                self.add_values::<S, E, MR, 2>(
-                    s,
-                    row,
-                    seen.clone(),
-                    values,
-                    stride,
-                    at,
-                    &corrections,
-                );
-                at += 2 * LANES;
-            } else {
-                self.add_values::<S, E, MR, 1>(
-                    s,
-                    row,
-                    seen.clone(),
-                    values,
-                    stride,
-                    at,
-                    &corrections,
-                );
-                at += LANES;
-            }
-        }
-    }
-
-    /// The part of the sums of `MR` rows that lies in `NV` vectors from `at` on; the last one may be a
-    /// part of a vector.
-    #[allow(clippy::too_many_arguments)]
-    #[inline(always)]
-    fn add_values<S: Simd, E: Stored, const MR: usize, const NV: usize>(
-        &mut self,
-        s: S,
-        row: usize,
-        seen: Range<usize>,
-        values: &[E],
-        stride: usize,
-        at: usize,
-        corrections: &[S::V; MR],
-    ) {
-        let (head_dim, padded) = (self.attend.head_dim, self.padded);
-        assert!((seen.end - 1) * stride + head_dim <= values.len());
-        let scores = &self.scores[row * padded..(row + MR) * padded];
-        let sums = &mut self.sums[row * head_dim..(row + MR) * head_dim];
-        let last = LANES.min(head_dim - at - (NV - 1) * LANES);
-        // SAFETY: `NV` vectors, of which the last has `last` elements, are left in each row of the sums
-        // and in each of the values that are seen; a row of scores holds at least as many.
-        unsafe {
-            let mut lanes = [[s.splat(0.0); NV]; MR];
-            for i in 0..MR {
-                for j in 0..NV {
-                    let n = if j + 1 == NV { last } else { LANES };
-                    let old = s.load_part(sums.as_ptr().add(i * head_dim + at + j * LANES), n);
-                    lanes[i][j] = s.mul(old, corrections[i]);
-                }
-            }
-            for position in seen {
-                let mut value = [s.splat(0.0); NV];
-                for j in 0..NV {
-                    let p = values.as_ptr().add(position * stride + at + j * LANES);
-                    value[j] = if j + 1 < NV || last == LANES {
-                        E::load(s, p)
-                    } else {
-                        E::load_part(s, p, last)
-                    };
-                }
-                for i in 0..MR {
-                    let weight = s.splat(*scores.get_unchecked(i * padded + position));
-                    for j in 0..NV {
-                        lanes[i][j] = s.fma(weight, value[j], lanes[i][j]);
-                    }
-                }
-            }
-            for i in 0..MR {
-                for j in 0..NV {
-                    let n = if j + 1 == NV { last } else { LANES };
-                    let p = sums.as_mut_ptr().add(i * head_dim + at + j * LANES);
-                    s.store_part(lanes[i][j], p, n);
-                }
-            }
-        }
-    }
-
-    /// Turns a row's scores of what is seen into exponentials over the running maximum, adds them to
-    /// its weight, and returns what earlier sums must be multiplied with.
-    #[inline(always)]
-    fn exponentials<S: Simd>(&mut self, s: S, row: usize, seen: Range<usize>) -> S::V {
-        let whole = seen.end.next_multiple_of(LANES);
-        let scores = &mut self.scores[row * self.padded..][..whole];
+    fn exponentials<S: Simd>(&mut self, s: S, i: usize, row: usize, seen: &Range<usize>) -> S::V {
+        let whole = seen.end.next_multiple_of(2 * LANES);
+        let scores = &mut self.scores[i * self.padded..][..whole];
         // Other positions weigh nothing.
         scores[..seen.start].fill(f32::NEG_INFINITY);
         scores[seen.end..].fill(f32::NEG_INFINITY);
         let before = self.largest[row];
         let mut largest = s.splat(before);
-        let mut at = 0;
-        while at < whole {
+        for at in (0..whole).step_by(LANES) {
             // SAFETY: whole lanes of the row.
             largest = s.max(unsafe { s.load(scores.as_ptr().add(at)) }, largest);
-            at += LANES;
         }
         let now = s.largest(largest);
         self.largest[row] = now;
-        // Most blocks have no new maximum, and `exp(0)` is one to the bit.
+        // Most spans have no new maximum, and `exp(0)` is one to the bit.
         let unmoved = now == before;
         let now = s.splat(now);
         let correction = if unmoved {
@@ -436,21 +395,70 @@ impl<'a> Online<'a> {
         } else {
             math::exp(s, s.sub(s.splat(before), now))
         };
-        // SAFETY: a row of weights is one vector; scores as above.
+        // SAFETY: a row of weights is one vector; scores as above, of which a pair of vectors is read
+        // before its words, not more, are written at or before it.
         unsafe {
             let weight = self.weights.as_mut_ptr().add(row * LANES);
             let mut sum = s.mul(s.load(weight), correction);
-            let mut at = 0;
-            while at < whole {
-                let score = s.load(scores.as_ptr().add(at));
-                let exponential = math::exp(s, s.sub(score, now));
-                s.store(exponential, scores.as_mut_ptr().add(at));
-                sum = s.add(sum, exponential);
-                at += LANES;
+            for at in (0..whole).step_by(2 * LANES) {
+                let first = s.load(scores.as_ptr().add(at));
+                let second = s.load(scores.as_ptr().add(at + LANES));
+                let exponentials = [
+                    math::exp(s, s.sub(first, now)),
+                    math::exp(s, s.sub(second, now)),
+                ];
+                let p = scores.as_mut_ptr().add(at / W::PER_WORD);
+                sum = W::weights(s, exponentials, p, sum);
             }
             s.store(sum, weight);
         }
         correction
+    }
+
+    /// The part of the sums of `MR` rows that lies in `NV` vectors from `at` on.
+    #[inline(always)]
+    fn add_values<S: Simd, const MR: usize, const NV: usize>(
+        &mut self,
+        s: S,
+        row: usize,
+        seen: &Range<usize>,
+        at: usize,
+        corrections: &[S::V; MR],
+    ) {
+        let (width, padded) = (self.width, self.padded);
+        let words = words_of::<W>(seen);
+        assert!(at + NV * LANES <= width && words.end * width <= self.values.len());
+        let scores = &self.scores[..MR * padded];
+        let sums = &mut self.sums[row * width..(row + MR) * width];
+        // SAFETY: `NV` vectors from `at` on lie in each row of the sums and of the values; a row of
+        // scores has at least as many words as are seen.
+        unsafe {
+            let mut lanes = [[s.splat(0.0); NV]; MR];
+            for i in 0..MR {
+                for j in 0..NV {
+                    let old = s.load(sums.as_ptr().add(i * width + at + j * LANES));
+                    lanes[i][j] = s.mul(old, corrections[i]);
+                }
+            }
+            for word in words {
+                let mut values = [s.splat(0.0); NV];
+                for j in 0..NV {
+                    values[j] = s.load(self.values.as_ptr().add(word * width + at + j * LANES));
+                }
+                for i in 0..MR {
+                    let weight = s.splat(*scores.get_unchecked(i * padded + word));
+                    for j in 0..NV {
+                        lanes[i][j] = W::multiply_add(s, weight, values[j], lanes[i][j]);
+                    }
+                }
+            }
+            for i in 0..MR {
+                for j in 0..NV {
+                    let p = sums.as_mut_ptr().add(i * width + at + j * LANES);
+                    s.store(lanes[i][j], p);
+                }
+            }
+        }
     }
 
     /// Divides and writes.
@@ -470,9 +478,14 @@ impl<'a> Online<'a> {
                         .slice((token * self.attend.heads + head) * head_dim, head_dim),
                 )
             };
-            for (out, sum) in out.iter_mut().zip(&self.sums[row * head_dim..]) {
+            for (out, sum) in out.iter_mut().zip(&self.sums[row * self.width..]) {
                 *out = sum * self.attend.value_scale / total;
             }
         }
     }
+}
+
+/// The words that hold these positions.
+fn words_of<W: Words>(positions: &Range<usize>) -> Range<usize> {
+    positions.start / W::PER_WORD..positions.end.div_ceil(W::PER_WORD)
 }

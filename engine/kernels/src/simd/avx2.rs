@@ -370,14 +370,4 @@ impl Simd for Avx2 {
             }
         }
     }
-
-    #[inline(always)]
-    unsafe fn load_pairs(self, _: *const bf16) -> Self::Pairs {
-        unreachable!("no bf16 dot products here")
-    }
-
-    #[inline(always)]
-    unsafe fn dot_pairs(self, (): Self::Pairs, (): Self::Pairs, _: V) -> V {
-        unreachable!("no bf16 dot products here")
-    }
 }

@@ -330,4 +330,31 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
             )
         }
     }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const bf16, n: usize) -> __m512 {
+        // SAFETY: `n` readable words, unaligned load; `self` proves the features.
+        unsafe { _mm512_maskz_loadu_ps(mask(n), p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn zip_words(self, p: *const bf16, q: *const bf16) -> __m512 {
+        // SAFETY: sixteen readable bf16 each, unaligned loads; `self` proves the features.
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(q.cast()));
+            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn round_words(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller has BF16 conversions; both types are 512 plain bits.
+        unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(b, a)) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_words(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the caller has BF16 dot products.
+        unsafe { self.dot_pairs(_mm512_castps_si512(a), _mm512_castps_si512(b), c) }
+    }
 }

@@ -107,13 +107,51 @@ pub(crate) trait Simd: Copy {
 
     /// # Safety
     /// Thirty-two readable bf16 at `p`, and [`BF16_DOT`](Self::BF16_DOT).
-    unsafe fn load_pairs(self, p: *const bf16) -> Self::Pairs;
+    unsafe fn load_pairs(self, _p: *const bf16) -> Self::Pairs {
+        unreachable!("{NO_DOT}")
+    }
     /// Adds the products of neighbouring pairs to the lanes of `c`.
     ///
     /// # Safety
     /// [`BF16_DOT`](Self::BF16_DOT).
-    unsafe fn dot_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::V) -> Self::V;
+    unsafe fn dot_pairs(self, _a: Self::Pairs, _b: Self::Pairs, _c: Self::V) -> Self::V {
+        unreachable!("{NO_DOT}")
+    }
+
+    // Words: lanes that hold two bf16 each, the first in the low half.
+
+    /// `n` words, at most 16; other lanes are zero.
+    ///
+    /// # Safety
+    /// `2 * n` readable bf16 at `p`, and [`BF16_DOT`](Self::BF16_DOT).
+    unsafe fn load_words(self, _p: *const bf16, _n: usize) -> Self::V {
+        unreachable!("{NO_DOT}")
+    }
+    /// Words of one number of `p` and one of `q` each.
+    ///
+    /// # Safety
+    /// Sixteen readable bf16 at `p` and at `q`, and [`BF16_DOT`](Self::BF16_DOT).
+    unsafe fn zip_words(self, _p: *const bf16, _q: *const bf16) -> Self::V {
+        unreachable!("{NO_DOT}")
+    }
+    /// Words of neighbouring numbers, those of `a` before those of `b`, rounded to nearest even; what is
+    /// below the smallest normal number becomes zero.
+    ///
+    /// # Safety
+    /// [`BF16_DOT`](Self::BF16_DOT).
+    unsafe fn round_words(self, _a: Self::V, _b: Self::V) -> Self::V {
+        unreachable!("{NO_DOT}")
+    }
+    /// Adds the two products of the words of `a` and `b` to the lanes of `c`.
+    ///
+    /// # Safety
+    /// [`BF16_DOT`](Self::BF16_DOT).
+    unsafe fn dot_words(self, _a: Self::V, _b: Self::V, _c: Self::V) -> Self::V {
+        unreachable!("{NO_DOT}")
+    }
 }
+
+const NO_DOT: &str = "no bf16 dot products here";
 
 /// A stored number format that widens exactly to f32 lanes.
 #[allow(unsafe_code)]

@@ -201,14 +201,4 @@ impl Simd for Portable {
         // SAFETY: sixteen writable f16.
         unsafe { p.cast::<[f16; LANES]>().write(a.map(f16::from_f32)) };
     }
-
-    #[inline(always)]
-    unsafe fn load_pairs(self, _: *const bf16) -> Self::Pairs {
-        unreachable!("no bf16 dot products here")
-    }
-
-    #[inline(always)]
-    unsafe fn dot_pairs(self, (): Self::Pairs, (): Self::Pairs, _: Self::V) -> Self::V {
-        unreachable!("no bf16 dot products here")
-    }
 }
