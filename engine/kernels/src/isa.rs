@@ -17,7 +17,7 @@ pub enum Isa {
     /// AVX-512 F, BW, DQ and VL.
     Avx512 = 3,
     /// AVX-512 with BF16 dot products, used where [`Arithmetic::Bf16`](crate::Arithmetic) meets
-    /// bf16 weights.
+    /// bf16 weights, keys and values.
     Avx512Bf16 = 4,
 }
 

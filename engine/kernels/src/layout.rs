@@ -351,7 +351,7 @@ impl MambaShape {
     }
 }
 
-/// Arithmetic of the weight products on devices that have a choice.
+/// Arithmetic of the weight products, and of attention over bf16, on devices that have a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Arithmetic {
     /// Activations stay f32, weights are widened exactly.

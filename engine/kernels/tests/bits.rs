@@ -179,10 +179,12 @@ proptest! {
     fn attention(
         (kv_heads, group) in (1_usize..4, 1_usize..7), head_dim in 1_usize..40,
         block_size in 1_usize..80, len in 1_usize..200, format in kv_format(),
-        arithmetic in prop_oneof![Just(Arithmetic::F32), Just(Arithmetic::Bf16)], cuts in cuts(),
+        arithmetic in arithmetic(), first in prop_oneof![Just(0), 0_usize..200],
+        nan in prop::option::of(0_usize..200), cuts in cuts(),
     ) {
         let shape = (kv_heads, group, head_dim, block_size);
-        check_attention(shape, len, format, arithmetic, &cuts)?;
+        let nan = nan.map(|nan| nan % len);
+        check_attention(shape, len, (format, arithmetic), (first, nan), &cuts)?;
     }
 
     #[test]
@@ -211,12 +213,13 @@ fn spoilt(shape: [usize; 4], format: KvFormat, scale: f32) -> KvTensor {
     }
 }
 
-/// Writes and attends one prompt in pieces, beside a stranger's row, against all at once.
+/// Writes and attends one prompt in pieces, beside a stranger's row, against all at once; `nan` has a
+/// value that is none.
 fn check_attention(
     (kv_heads, group, head_dim, block_size): (usize, usize, usize, usize),
     len: usize,
-    format: KvFormat,
-    arithmetic: Arithmetic,
+    (format, arithmetic): (KvFormat, Arithmetic),
+    (first_position, nan): (usize, Option<usize>),
     cuts: &[usize],
 ) -> TestCaseResult {
     let blocks = len.div_ceil(block_size);
@@ -226,6 +229,18 @@ fn check_attention(
         random([len, kv_heads * head_dim]),
         random([len, kv_heads * head_dim]),
     );
+    let v = nan.map_or(v.clone(), |nan| {
+        let spoilt = Tensor::full([1, kv_heads * head_dim], f32::NAN, &Device::flex());
+        let mut parts: Vec<_> = (0..len).map(|token| tokens(&v, token..token + 1)).collect();
+        parts[nan] = spoilt;
+        Tensor::cat(parts, 0)
+    });
+    // Whoever sees nothing divides zero by zero, and NaN has many forms.
+    let bits = |x: &Tensor<2>| -> Vec<u32> {
+        let is_nan = |bits: u32| f32::from_bits(bits).is_nan();
+        let one = |bits| if is_nan(bits) { u32::MAX } else { bits };
+        bits(x).into_iter().map(one).collect()
+    };
     let pool_shape = [2 * blocks + 2, block_size, kv_heads, head_dim];
     let new_pool = || KvPool {
         keys: spoilt(pool_shape, format, 0.003),
@@ -240,9 +255,14 @@ fn check_attention(
             .collect(),
         ..RowLayout::default()
     };
+    let from_first = |rows| {
+        let mut layout = Layout::new(rows, block_size);
+        layout.first_position = first_position;
+        layout
+    };
     for isa in Isa::available() {
         with_isa(isa, || {
-            let layout = Layout::new(vec![row(0..len, 0, 1)], block_size);
+            let layout = from_first(vec![row(0..len, 0, 1)]);
             let pool = cache_write(new_pool(), k.clone(), v.clone(), &layout);
             let whole = bits(&paged_attention(
                 q.clone(),
@@ -268,12 +288,18 @@ fn check_attention(
                 if strangers > 0 {
                     rows.insert(0, row(0..strangers, 0, 2));
                 }
-                let layout = Layout::new(rows, block_size);
+                let layout = from_first(rows);
                 pool = cache_write(pool, beside(&k), beside(&v), &layout);
                 let out = paged_attention(beside(&q), &pool, heads, arithmetic, &layout);
                 pieces.extend(bits(&tokens(&out, strangers..strangers + piece.len())));
             }
             prop_assert!(whole == pieces, "{isa:?} cut at {cuts:?}");
+            // Who sees numbers alone gets numbers.
+            let sees_nan = |token| nan.is_some_and(|nan| (first_position..=token).contains(&nan));
+            for (token, out) in whole.chunks(heads * head_dim).enumerate() {
+                let is_nan = out.contains(&u32::MAX);
+                prop_assert_eq!(is_nan, token < first_position || sees_nan(token));
+            }
             Ok(())
         })?;
     }
@@ -414,6 +440,11 @@ fn number_of_threads_changes_nothing() {
         keys: random([40, 16, 2, 64]).into(),
         values: random([40, 16, 2, 64]).into(),
     };
+    let bf16 = || random([40, 16, 2, 64]).cast(FloatDType::BF16);
+    let bf16_pool = KvPool {
+        keys: bf16().into(),
+        values: bf16().into(),
+    };
     let layout = Layout::new(
         vec![RowLayout {
             tokens: 0..1,
@@ -430,13 +461,10 @@ fn number_of_threads_changes_nothing() {
         for w in &each {
             all.extend(bits(&linear(x.clone(), w, None, Arithmetic::F32)));
         }
-        all.extend(bits(&paged_attention(
-            q.clone(),
-            &pool,
-            32,
-            Arithmetic::F32,
-            &layout,
-        )));
+        for (pool, arithmetic) in [(&pool, Arithmetic::F32), (&bf16_pool, Arithmetic::Bf16)] {
+            let out = paged_attention(q.clone(), pool, 32, arithmetic, &layout);
+            all.extend(bits(&out));
+        }
         all
     };
     let one = run(1);

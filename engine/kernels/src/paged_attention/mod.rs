@@ -15,7 +15,7 @@ use crate::{Arithmetic, KvPool, Layout, route::route};
 /// keys and values included (write them first).
 ///
 /// Shapes: `q` F32 `[T, heads * head_dim]`, result the same. Query head `i` reads kv head
-/// `i / (heads / kv_heads)`; scale `head_dim^-0.5`; softmax in f32; no positions enter.
+/// `i / (heads / kv_heads)`; scale `head_dim^-0.5`; exponentials in f32; no positions enter.
 /// Nobody looks at positions before the layout's `first_position`, whose values must be numbers
 /// in plain tensor operations only.
 /// Without [`Arithmetic::F32`] queries and the weights of values may be rounded to bf16: on a GPU, and on

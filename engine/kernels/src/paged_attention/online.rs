@@ -22,8 +22,11 @@ use crate::simd::{Kernel, LANES, Simd, math};
 use crate::team::SharedMut;
 
 /// Positions of a span, unless a block has more: enough to hide what is done once a span, few enough
-/// that its keys and values stay in the first-level cache.
+/// that its keys and values stay in a core's own caches.
 const SPAN: usize = 64;
+
+/// Bytes.
+const CACHE_LINE: usize = 64;
 
 /// Rows that are multiplied at once, at most.
 const TILE: usize = 8;
@@ -130,6 +133,8 @@ struct Online<'a, W> {
     queries: Vec<f32>,
     /// Where the positions of a span begin in the pools.
     places: Vec<usize>,
+    /// Those of the next span.
+    ahead: Vec<usize>,
     /// Keys of a span, words `[num_words, padded]`.
     keys: Vec<f32>,
     /// Values of a span, words `[span / PER_WORD, width]`.
@@ -170,7 +175,8 @@ impl<'a, W: Words> Online<'a, W> {
             width,
             num_words,
             queries,
-            places: vec![0; span],
+            places: Vec::with_capacity(span),
+            ahead: Vec::with_capacity(span),
             keys: vec![0.0; num_words * padded],
             values: vec![0.0; span.div_ceil(W::PER_WORD) * width],
             scores: vec![0.0; TILE * padded],
@@ -185,14 +191,15 @@ impl<'a, W: Words> Online<'a, W> {
     fn run<S: Simd>(mut self, s: S, keys: &[W::Stored], values: &[W::Stored]) {
         let job = self.job;
         let context = job.position(job.tokens.end);
-        for start in (0..context).step_by(self.span) {
-            let len = self.span.min(context - start);
+        // Spans that nobody looks at are not gone through.
+        let first = self.attend.first_position / self.span * self.span;
+        self.find_ahead(first, context);
+        for start in (first..context).step_by(self.span) {
+            std::mem::swap(&mut self.places, &mut self.ahead);
+            self.find_ahead(start + self.span, context);
+            let len = self.places.len();
             let skipped = self.attend.first_position.saturating_sub(start).min(len);
-            if skipped == len {
-                continue;
-            }
-            self.find(start, len);
-            self.lay_keys(s, keys, len);
+            self.lay_keys(s, keys);
             self.lay_values(s, values, skipped..len);
             if job.position(job.tokens.start) + 1 >= start + len {
                 self.add_rows(s, 0..self.largest.len(), skipped..len);
@@ -211,34 +218,52 @@ impl<'a, W: Words> Online<'a, W> {
         self.finish(s);
     }
 
-    /// Finds the places of the `len` positions from `start` on.
+    /// Finds the places of the span that begins at `start`.
     #[inline(always)]
-    fn find(&mut self, start: usize, len: usize) {
+    fn find_ahead(&mut self, start: usize, context: usize) {
         let Attend {
             kv_heads,
             head_dim,
             block_size,
             ..
         } = *self.attend;
-        let blocks = &self.job.row.blocks[start / block_size..];
         let stride = kv_heads * head_dim;
-        for (places, &block) in self.places[..len].chunks_mut(block_size).zip(blocks) {
-            let first = block as usize * block_size * stride + self.job.kv_head * head_dim;
-            for (offset, place) in places.iter_mut().enumerate() {
-                *place = first + offset * stride;
-            }
+        self.ahead.clear();
+        for start in (start..context.min(start + self.span)).step_by(block_size) {
+            let block = self.job.row.blocks[start / block_size] as usize;
+            let first = block * block_size * stride + self.job.kv_head * head_dim;
+            let len = block_size.min(context - start);
+            let places = (0..len).map(|offset| first + offset * stride);
+            self.ahead.extend(places);
         }
     }
 
-    /// Turns keys so that lanes are positions; those from `len` on are zero.
+    /// Asks for the numbers that the next span has in the place of this one's position: a head's are too
+    /// short a piece of the pool for the machine to foresee the next.
     #[inline(always)]
-    fn lay_keys<S: Simd>(&mut self, s: S, keys: &[W::Stored], len: usize) {
-        let (num_words, padded) = (self.num_words, self.padded);
-        for &place in &self.places[..len] {
+    fn prefetch<S: Simd>(&self, s: S, pool: &[W::Stored], position: usize) {
+        if let Some(&place) = self.ahead.get(position) {
+            let numbers = CACHE_LINE / size_of::<W::Stored>();
+            let last = self.attend.head_dim - 1;
+            for at in (0..last).step_by(numbers) {
+                s.prefetch(pool.as_ptr().wrapping_add(place + at));
+            }
+            s.prefetch(pool.as_ptr().wrapping_add(place + last));
+        }
+    }
+
+    /// Turns keys so that lanes are positions. Those beyond the last hold anything.
+    #[inline(always)]
+    fn lay_keys<S: Simd>(&mut self, s: S, keys: &[W::Stored]) {
+        let (num_words, padded, len) = (self.num_words, self.padded, self.places.len());
+        for &place in &self.places {
             assert!(place + self.attend.head_dim <= keys.len());
         }
         for first in (0..len).step_by(LANES) {
             let num_keys = LANES.min(len - first);
+            for position in first..first + num_keys {
+                self.prefetch(s, keys, position);
+            }
             for from in (0..num_words).step_by(LANES) {
                 let n = LANES.min(num_words - from);
                 let mut lanes = [s.splat(0.0); LANES];
@@ -268,6 +293,9 @@ impl<'a, W: Words> Online<'a, W> {
         }
         let nothing = [W::Stored::default(); LANES];
         for word in words_of::<W>(&seen) {
+            for position in word * W::PER_WORD..(word + 1) * W::PER_WORD {
+                self.prefetch(s, values, position);
+            }
             for at in (0..head_dim).step_by(LANES) {
                 let n = LANES.min(head_dim - at);
                 let part = |position: usize| {
@@ -395,8 +423,8 @@ impl<'a, W: Words> Online<'a, W> {
         } else {
             math::exp(s, s.sub(s.splat(before), now))
         };
-        // SAFETY: a row of weights is one vector; scores as above, of which a pair of vectors is read
-        // before its words, not more, are written at or before it.
+        // SAFETY: a row of weights is one vector; scores as above. Words go to where their scores were or
+        // before that, after both vectors were read.
         unsafe {
             let weight = self.weights.as_mut_ptr().add(row * LANES);
             let mut sum = s.mul(s.load(weight), correction);
@@ -441,9 +469,12 @@ impl<'a, W: Words> Online<'a, W> {
                 }
             }
             for word in words {
+                // Its second number is a later token's: even with no weight an infinite one would be seen.
+                let is_half = (word + 1) * W::PER_WORD > seen.end;
                 let mut values = [s.splat(0.0); NV];
                 for j in 0..NV {
-                    values[j] = s.load(self.values.as_ptr().add(word * width + at + j * LANES));
+                    let value = s.load(self.values.as_ptr().add(word * width + at + j * LANES));
+                    values[j] = if is_half { W::first(s, value) } else { value };
                 }
                 for i in 0..MR {
                     let weight = s.splat(*scores.get_unchecked(i * padded + word));

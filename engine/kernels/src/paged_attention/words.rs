@@ -39,6 +39,9 @@ pub(super) trait Words {
         n: usize,
     ) -> S::V;
 
+    /// The first numbers of words; zeros for their second ones.
+    fn first<S: Simd>(s: S, words: S::V) -> S::V;
+
     /// Writes the words of 32 weights to `p` and adds what they hold to the lanes of `sum`.
     ///
     /// # Safety
@@ -80,6 +83,11 @@ impl<E: Stored> Words for Single<E> {
     }
 
     #[inline(always)]
+    fn first<S: Simd>(_: S, words: S::V) -> S::V {
+        words
+    }
+
+    #[inline(always)]
     unsafe fn weights<S: Simd>(s: S, weights: [S::V; 2], p: *mut f32, sum: S::V) -> S::V {
         // SAFETY: the caller's promise: 32 words.
         unsafe {
@@ -96,7 +104,7 @@ impl<E: Stored> Words for Single<E> {
 }
 
 /// A word is two numbers in bf16, the first in the low half: neighbours along `head_dim` in queries and
-/// keys, neighbouring positions in weights and values. Only with [`Simd::BF16_DOT`].
+/// keys, neighbouring positions in weights and values. Panics without [`Simd::BF16_DOT`].
 pub(super) struct Pairs;
 
 impl Words for Pairs {
@@ -111,12 +119,14 @@ impl Words for Pairs {
 
     #[inline(always)]
     unsafe fn key<S: Simd>(s: S, p: *const bf16, n: usize) -> S::V {
+        assert!(S::BF16_DOT);
         // SAFETY: the caller's promise; the set has words.
         unsafe { s.load_words(p, n) }
     }
 
     #[inline(always)]
     unsafe fn values<S: Simd>(s: S, first: *const bf16, last: *const bf16, n: usize) -> S::V {
+        assert!(S::BF16_DOT);
         // SAFETY: the caller's promise, or copies that are long enough; the set has words.
         unsafe {
             if n == LANES {
@@ -129,10 +139,18 @@ impl Words for Pairs {
         }
     }
 
+    #[inline(always)]
+    fn first<S: Simd>(s: S, words: S::V) -> S::V {
+        assert!(S::BF16_DOT);
+        // SAFETY: the set has words.
+        unsafe { s.first_of_words(words) }
+    }
+
     // The sum is that of the rounded weights, so that equal values average to themselves.
     #[inline(always)]
     unsafe fn weights<S: Simd>(s: S, weights: [S::V; 2], p: *mut f32, sum: S::V) -> S::V {
         const ONES: f32 = f32::from_bits(0x3f80_3f80);
+        assert!(S::BF16_DOT);
         // SAFETY: the caller's promise: 16 words; the set has words.
         unsafe {
             let words = s.round_words(weights[0], weights[1]);
@@ -143,6 +161,7 @@ impl Words for Pairs {
 
     #[inline(always)]
     fn multiply_add<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
+        assert!(S::BF16_DOT);
         // SAFETY: the set has words.
         unsafe { s.dot_words(a, b, c) }
     }

@@ -1,6 +1,7 @@
 //! Sixteen lanes as one AVX-512 register, with or without bf16 dot products.
 //!
-//! Every intrinsic here needs AVX-512 F, BW, DQ or VL, and `dot_pairs` AVX-512-BF16: an [`Avx512`]
+//! Every intrinsic here needs AVX-512 F, BW, DQ or VL, and `dot_pairs`,
+//! `dot_words` and `round_words` AVX-512-BF16: an [`Avx512`]
 //! exists only inside [`enter`] and [`enter_bf16`], which have them.
 #![allow(unsafe_code)]
 
@@ -330,6 +331,7 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
             )
         }
     }
+
     #[inline(always)]
     unsafe fn load_words(self, p: *const bf16, n: usize) -> __m512 {
         // SAFETY: `n` readable words, unaligned load; `self` proves the features.
@@ -343,6 +345,15 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
             let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(q.cast()));
             _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn first_of_words(self, a: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let low = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0xffff));
+            _mm512_castsi512_ps(low)
         }
     }
 

@@ -134,6 +134,13 @@ pub(crate) trait Simd: Copy {
     unsafe fn zip_words(self, _p: *const bf16, _q: *const bf16) -> Self::V {
         unreachable!("{NO_DOT}")
     }
+    /// The first numbers of words; zeros for their second ones.
+    ///
+    /// # Safety
+    /// [`BF16_DOT`](Self::BF16_DOT).
+    unsafe fn first_of_words(self, _a: Self::V) -> Self::V {
+        unreachable!("{NO_DOT}")
+    }
     /// Words of neighbouring numbers, those of `a` before those of `b`, rounded to nearest even; what is
     /// below the smallest normal number becomes zero.
     ///
@@ -142,7 +149,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn round_words(self, _a: Self::V, _b: Self::V) -> Self::V {
         unreachable!("{NO_DOT}")
     }
-    /// Adds the two products of the words of `a` and `b` to the lanes of `c`.
+    /// Adds the two products of the words of `a` and `b` to the lanes of `c`; what is below the smallest
+    /// normal number counts as zero.
     ///
     /// # Safety
     /// [`BF16_DOT`](Self::BF16_DOT).
