@@ -30,10 +30,11 @@ pub enum ModelSource {
 }
 
 /// Arithmetic of the weight products, and of the KV cache where nothing else says. Weights stay as stored;
-/// recurrences, norms, softmax and routing are f32 always.
+/// recurrences, norms, exponentials and routing are f32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DtypeChoice {
-    /// What the device is best at: f32 on the CPU, bf16 elsewhere.
+    /// What the device is best at: bf16 on a GPU, and on a CPU with dot products of it for weights that are
+    /// mostly bf16; else f32.
     #[default]
     Auto,
     /// 32 bits.

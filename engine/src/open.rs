@@ -110,7 +110,9 @@ impl Engine {
         if let Some(split) = split {
             split.check(&model)?;
         }
-        let dtype = resolve_dtype(config.dtype, &devices[0]);
+        let is_bf16 = 2 * inventory.num_bf16_bytes > inventory.num_bytes;
+        let dtype = resolve_dtype(config.dtype, is_bf16, &devices[0]);
+        config.dtype = dtype;
         let has_fp8_cache = model.quantization.has_fp8_cache();
         let kv_format = resolve_kv_format(config.kv_cache_dtype, has_fp8_cache, dtype);
         let kv_scales = weights.kv_scales()?;
@@ -348,7 +350,7 @@ impl Opened {
     }
 
     fn arithmetic(&self, device: &Device) -> Arithmetic {
-        match resolve_dtype(self.config.dtype, device) {
+        match self.config.dtype {
             DtypeChoice::Bf16 if !self.config.deterministic && may_reorder(device) => {
                 Arithmetic::Bf16AnyOrder
             }
@@ -709,11 +711,19 @@ fn config_text(source: &ModelSource) -> Result<(String, PathBuf), EngineError> {
     }
 }
 
-/// Auto is f32 on the CPU, where bf16 halves only the cache, and bf16 elsewhere.
-fn resolve_dtype(choice: DtypeChoice, device: &Device) -> DtypeChoice {
+/// Auto is bf16 on a GPU, and on a CPU with dot products of it for weights that are mostly bf16: f32 is
+/// no more exact there than what the model was trained in, and takes twice the time.
+fn resolve_dtype(choice: DtypeChoice, is_bf16: bool, device: &Device) -> DtypeChoice {
     match choice {
-        DtypeChoice::Auto if device::is_cpu(device) => DtypeChoice::F32,
-        DtypeChoice::Auto => DtypeChoice::Bf16,
+        DtypeChoice::Auto if !device::is_cpu(device) => DtypeChoice::Bf16,
+        DtypeChoice::Auto => {
+            let is_fast = kernels::fast_arithmetic(device, Arithmetic::F32).is_rounded();
+            if is_bf16 && is_fast {
+                DtypeChoice::Bf16
+            } else {
+                DtypeChoice::F32
+            }
+        }
         chosen => chosen,
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use constraint::Guide;
 use engine::{
-    DeviceChoice, Engine, EngineConfig, EngineHandle, ModelSource, Opened, RequestStream,
-    StreamEvent,
+    DeviceChoice, DtypeChoice, Engine, EngineConfig, EngineHandle, ModelSource, Opened,
+    RequestStream, StreamEvent,
 };
 use scheduler::{FinishReason, Request, SamplingParams, TenantId, TokenLogprobs};
 use tempfile::TempDir;
@@ -155,6 +155,8 @@ impl Model {
     pub fn config(&self) -> EngineConfig {
         EngineConfig {
             device: DeviceChoice::Cpu,
+            // The same on every machine.
+            dtype: DtypeChoice::F32,
             max_num_seqs: 16,
             max_num_batched_tokens: 512,
             block_size: 16,

@@ -429,6 +429,8 @@ pub(crate) struct Inventory {
     pub(crate) num_parameters: u64,
     /// Bytes as stored of the weights but the draft block's.
     pub(crate) num_bytes: u64,
+    /// Those of them that are bf16.
+    pub(crate) num_bf16_bytes: u64,
     /// Where those lie that are in files.
     pub(crate) stored: Vec<Bytes>,
     /// One line per tensor: name, element type, shape, a sample of its bytes. For the fingerprint.

@@ -273,6 +273,9 @@ impl Finder {
     /// Counts a weight's bytes and writes its line.
     fn listed(&mut self, name: &str, weight: Weight) -> Weight {
         self.inventory.num_bytes += weight.num_bytes();
+        if weight.dtype() == Dtype::BF16 {
+            self.inventory.num_bf16_bytes += weight.num_bytes();
+        }
         let line = format!(
             "{name} {} {:?} {:x}\n",
             weight.dtype(),

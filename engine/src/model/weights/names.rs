@@ -241,7 +241,7 @@ impl Finder {
     /// The draft block: an attention layer and one of experts. Its bytes do not count: who does not
     /// draft does not load it.
     fn draft(&mut self, config: &ModelConfig) -> Result<DraftWeights, EngineError> {
-        let main = self.inventory.num_bytes;
+        let main = (self.inventory.num_bytes, self.inventory.num_bf16_bytes);
         let hidden = config.hidden_size;
         let place = |at: usize| Place {
             name: format!("mtp.layers.{at}"),
@@ -263,7 +263,7 @@ impl Finder {
             experts: self.moe(config, &place(1))?,
             norm: self.norm("mtp.layers.1.final_layernorm", hidden)?,
         };
-        self.inventory.num_bytes = main;
+        (self.inventory.num_bytes, self.inventory.num_bf16_bytes) = main;
         Ok(weights)
     }
 
