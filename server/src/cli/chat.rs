@@ -63,7 +63,7 @@ impl<'a> Input<'a> {
 impl Chat {
     async fn new(args: ChatArgs) -> Result<Self, String> {
         let mut chat = Self {
-            server: Server::new(&args.url, args.api_key)?,
+            server: Server::new(&args.url, args.api_key, args.cacert.as_deref())?,
             model: String::new(),
             think: args.think,
             messages: Vec::new(),

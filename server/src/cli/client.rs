@@ -1,36 +1,39 @@
 //! A client of a running server, ours or another: knows it only by its URL.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{Method, Request, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
+
+use crate::transport::{Client, client, why};
 
 /// One server.
 pub(super) struct Server {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client,
     base: String,
     api_key: Option<String>,
 }
 
 impl Server {
-    /// `url` with or without `/v1`.
-    pub(super) fn new(url: &str, api_key: Option<String>) -> Result<Self, String> {
+    /// `url` with or without `/v1`; `cacert` holds certificates to trust besides the public authorities'.
+    pub(super) fn new(
+        url: &str,
+        api_key: Option<String>,
+        cacert: Option<&Path>,
+    ) -> Result<Self, String> {
         let base = url.trim_end_matches('/').trim_end_matches("/v1");
         let uri: Uri = base
             .parse()
             .map_err(|error| format!("--url {url}: {error}"))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(format!(
-                "--url {url}: only http:// is spoken here; let a proxy speak TLS"
-            ));
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(format!("--url {url}: expected http:// or https://"));
         }
         Ok(Self {
-            client: Client::builder(TokioExecutor::new()).build_http(),
+            client: client("--cacert", cacert)?,
             base: base.to_owned(),
             api_key,
         })
@@ -71,10 +74,8 @@ impl Server {
         let request = request
             .body(Full::from(body))
             .map_err(|error| error.to_string())?;
-        let response = self.client.request(request).await.map_err(|error| {
-            let why = std::error::Error::source(&error).map(ToString::to_string);
-            format!("{}: {}", self.base, why.unwrap_or(error.to_string()))
-        })?;
+        let response = self.client.request(request).await;
+        let response = response.map_err(|error| format!("{}: {}", self.base, why(&error)))?;
         if response.status().is_success() {
             return Ok(response.into_body());
         }

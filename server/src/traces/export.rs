@@ -4,14 +4,12 @@
 //! fills, and what does not fit is counted and gone: serving goes on as if nothing were.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{
@@ -21,10 +19,12 @@ use opentelemetry_otlp::{
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter as _, SpanProcessor};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::metrics::SpanCounts;
+use crate::transport::{Client, why};
 
 /// Spans that wait for the collector; a request has four at most.
 const QUEUE_LEN: usize = 8192;
@@ -91,12 +91,18 @@ pub(super) struct Exporter {
 impl Exporter {
     pub(super) fn start(
         endpoint: &str,
+        client: Client,
         resource: &Resource,
         counts: SpanCounts,
     ) -> Result<(Queue, Self), ExporterBuildError> {
+        let trouble = Trouble::default();
+        let collector = Collector {
+            client,
+            trouble: Arc::clone(&trouble),
+        };
         let mut exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Collector::new())
+            .with_http_client(collector)
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
             .with_timeout(PATIENCE)
@@ -112,6 +118,7 @@ impl Exporter {
             waiting,
             finish,
             counts: counts.clone(),
+            trouble,
             backoff: Duration::ZERO,
         };
         tokio::spawn(async move {
@@ -134,6 +141,7 @@ struct Task {
     waiting: mpsc::Receiver<SpanData>,
     finish: watch::Receiver<bool>,
     counts: SpanCounts,
+    trouble: Trouble,
     /// Nothing while the collector listens.
     backoff: Duration,
 }
@@ -187,7 +195,7 @@ impl Task {
         let spans = std::mem::take(batch);
         let failure = match timeout(PATIENCE, self.exporter.export(spans)).await {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
+            Ok(Err(error)) => Some(self.trouble.lock().take().unwrap_or(error.to_string())),
             Err(_) => Some("no answer in time".to_owned()),
         };
         let Some(why) = failure else {
@@ -215,14 +223,14 @@ async fn finishing(finish: &watch::Receiver<bool>) {
     let _ = finish.clone().wait_for(|finish| *finish).await;
 }
 
+/// Why the last request did not come through: the exporter says no more than that it did not.
+type Trouble = Arc<Mutex<Option<String>>>;
+
 /// Speaks HTTP to the collector.
 #[derive(Debug)]
-struct Collector(Client<HttpConnector, Full<Bytes>>);
-
-impl Collector {
-    fn new() -> Self {
-        Self(Client::builder(TokioExecutor::new()).build_http())
-    }
+struct Collector {
+    client: Client,
+    trouble: Trouble,
 }
 
 impl HttpClient for Collector {
@@ -235,7 +243,8 @@ impl HttpClient for Collector {
         Self: 'b,
     {
         Box::pin(async move {
-            let answer = self.0.request(request.map(Full::new)).await?;
+            let answer = self.client.request(request.map(Full::new)).await;
+            let answer = answer.inspect_err(|error| *self.trouble.lock() = Some(why(error)))?;
             let (parts, body) = answer.into_parts();
             let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
             Ok(Response::from_parts(parts, body))

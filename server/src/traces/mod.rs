@@ -14,6 +14,7 @@
 mod export;
 mod spans;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,12 +29,16 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use self::export::{Exporter, Queue};
 pub(crate) use self::spans::Exchange;
 use crate::metrics::SpanCounts;
+use crate::transport::{self, Client};
 
 /// Where traces go, and how many.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceConfig {
     /// The collector's OTLP endpoint, to which `/v1/traces` is added. `None`: no traces. Default `None`.
     pub endpoint: Option<String>,
+    /// PEM of certificates to trust besides the public authorities', if the endpoint is https. Default
+    /// `None`.
+    pub certificate: Option<PathBuf>,
     /// Share of requests to trace among those whose caller leaves it open. Default 1.
     pub ratio: f64,
 }
@@ -42,6 +47,7 @@ impl Default for TraceConfig {
     fn default() -> Self {
         Self {
             endpoint: None,
+            certificate: None,
             ratio: 1.0,
         }
     }
@@ -62,13 +68,17 @@ impl TraceConfig {
         let uri: Uri = endpoint
             .parse()
             .map_err(|error| format!("--otlp-endpoint {endpoint}: {error}"))?;
-        if uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()) {
-            return Ok(());
+        let is_spoken = matches!(uri.scheme_str(), Some("http" | "https"));
+        if !is_spoken || uri.host().is_none_or(str::is_empty) {
+            return Err(format!(
+                "--otlp-endpoint {endpoint}: expected http://HOST:PORT or https://HOST:PORT"
+            ));
         }
-        Err(format!(
-            "--otlp-endpoint {endpoint}: expected http://HOST:PORT; a collector nearby can speak TLS to \
-             those far away"
-        ))
+        self.client().map(drop)
+    }
+
+    fn client(&self) -> Result<Client, String> {
+        transport::client("--otlp-certificate", self.certificate.as_deref())
     }
 }
 
@@ -97,10 +107,14 @@ impl Traces {
             return none;
         };
         let resource = export::resource();
-        let (queue, exporter) = match Exporter::start(endpoint, &resource, counts) {
+        let started = config.client().and_then(|client| {
+            let started = Exporter::start(endpoint, client, &resource, counts);
+            started.map_err(|error| error.to_string())
+        });
+        let (queue, exporter) = match started {
             Ok(started) => started,
             Err(error) => {
-                tracing::error!(%error, "no traces: the exporter cannot be set up");
+                tracing::error!(error, "no traces: the exporter cannot be set up");
                 return none;
             }
         };
@@ -160,19 +174,25 @@ mod tests {
     fn endpoints_and_shares_are_checked() {
         let check = |endpoint: Option<&str>, ratio| {
             let endpoint = endpoint.map(str::to_owned);
-            TraceConfig { endpoint, ratio }.check()
+            let config = TraceConfig {
+                endpoint,
+                ratio,
+                ..TraceConfig::default()
+            };
+            config.check()
         };
         for good in [
             None,
             Some("http://127.0.0.1:4318"),
             Some("http://otel:4318/"),
+            Some("https://otel:4318"),
         ] {
             assert_eq!(check(good, 0.5), Ok(()), "{good:?}");
         }
         for bad in [
             "",
             "127.0.0.1:4318",
-            "https://x:4318",
+            "ftp://x:4318",
             "http://",
             "http://a b",
             "grpc://x",

@@ -7,13 +7,16 @@
 //! | `tls` | certificates, and their replacement while connections run |
 //! | `proxies` | whose word about a client's address is taken |
 //! | `opening` | a connection's first bytes: PROXY header, handshake |
+//! | `dial` | connections that we open ourselves |
 
+mod dial;
 mod listen;
 mod opening;
 mod proxies;
 mod socket;
 mod tls;
 
+pub(crate) use self::dial::{Client, client, why};
 pub(crate) use self::listen::Listening;
 pub use self::listen::{Activated, ListenAddress, ListenError, Listeners, activated};
 pub(crate) use self::opening::{Opened, Stream, open};

@@ -82,7 +82,11 @@ impl TlsFiles {
     }
 }
 
-fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+/// At least one, out of PEM. `flag` is what names the file.
+pub(super) fn certificates(
+    flag: &str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, String> {
     let fail = |what: String| format!("{flag} {}: {what}", path.display());
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let read: Vec<_> = read.map_err(|error| fail(error.to_string()))?;

@@ -1,7 +1,9 @@
 //! Traces: what a collector is sent, for whom, and that nobody waits for it.
 
 use std::convert::Infallible;
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -19,40 +21,60 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message as _;
+use rcgen::CertifiedKey;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use crate::harness::{Server, completion, eventually, soon};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 
+type Exports = Arc<Mutex<Vec<ExportTraceServiceRequest>>>;
+
 /// Takes whatever is sent.
 struct Collector {
+    scheme: &'static str,
     address: SocketAddr,
-    exports: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+    exports: Exports,
 }
 
 impl Collector {
     async fn start() -> Self {
+        Self::behind(None).await
+    }
+
+    async fn behind(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let collector = Self {
+            scheme: if tls.is_some() { "https" } else { "http" },
             address: listener.local_addr().expect("it is bound"),
             exports: Arc::default(),
         };
         let exports = Arc::clone(&collector.exports);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let exports = Arc::clone(&exports);
-                let service = service_fn(move |request| take(request, Arc::clone(&exports)));
-                let server = hyper::server::conn::http1::Builder::new();
-                tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+                let (tls, exports) = (tls.clone(), Arc::clone(&exports));
+                tokio::spawn(async move {
+                    let Some(tls) = tls else {
+                        return answer(stream, exports).await;
+                    };
+                    // Who does not know the certificate leaves.
+                    if let Ok(stream) = tls.accept(stream).await {
+                        answer(stream, exports).await;
+                    }
+                });
             }
         });
         collector
     }
 
     fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     fn spans(&self) -> Vec<Span> {
@@ -69,9 +91,16 @@ impl Collector {
     }
 }
 
+async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: S, exports: Exports) {
+    let service = service_fn(move |request| take(request, Arc::clone(&exports)));
+    let server = hyper::server::conn::http1::Builder::new();
+    // Servers leave when they end.
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+}
+
 async fn take(
     request: Request<Incoming>,
-    exports: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+    exports: Exports,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     assert_eq!(request.uri().path(), "/v1/traces");
     assert_eq!(request.headers()["content-type"], "application/x-protobuf");
@@ -91,6 +120,7 @@ async fn traced(endpoint: String, ratio: f64) -> Server {
         traces: TraceConfig {
             endpoint: Some(endpoint),
             ratio,
+            ..TraceConfig::default()
         },
         ..ServerConfig::default()
     })
@@ -328,4 +358,47 @@ async fn exports_are_counted() {
     server
         .metric_becomes("nemoserve_trace_spans_exported_total", 4.0)
         .await;
+}
+
+/// A certificate that has signed itself, written to `path`.
+fn signed_by_itself(path: &Path) -> TlsAcceptor {
+    let names = vec!["127.0.0.1".to_owned()];
+    let CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(names).expect("a certificate");
+    fs::write(path, cert.pem()).expect("writable");
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider has suites")
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .expect("the key is the certificate's");
+    TlsAcceptor::from(Arc::new(config))
+}
+
+#[tokio::test]
+async fn a_collector_over_tls_is_sent_spans_if_its_certificate_is_known() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("collector.pem");
+    let collector = Collector::behind(Some(signed_by_itself(&path))).await;
+    let dropped = "nemoserve_trace_spans_dropped_total{reason=\"collector\"}";
+    for (certificate, counter) in [
+        (Some(path), "nemoserve_trace_spans_exported_total"),
+        (None, dropped),
+    ] {
+        let server = Server::configured(ServerConfig {
+            traces: TraceConfig {
+                endpoint: Some(collector.endpoint()),
+                certificate,
+                ..TraceConfig::default()
+            },
+            ..ServerConfig::default()
+        })
+        .await;
+        let reply = server.post("/v1/completions", &completion(2, false)).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        server.metric_becomes(counter, 4.0).await;
+        end(server).await;
+        assert_eq!(collector.spans().len(), 4, "{counter}");
+    }
 }

@@ -137,7 +137,7 @@ fn reach(
     runtime: &Runtime,
 ) -> Result<(Target, Report), BenchError> {
     let fail = BenchError::Failed;
-    let server = Server::new(url, args.key.clone()).map_err(fail)?;
+    let server = Server::new(url, args.key.clone(), args.cacert.as_deref()).map_err(fail)?;
     let mut names = args.serve.served_model_name.iter().flatten();
     let model = match names.next() {
         Some(name) => name.clone(),

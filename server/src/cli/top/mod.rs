@@ -47,7 +47,7 @@ async fn watch(args: &TopArgs) -> Result<(), String> {
     }
     let interval = Duration::from_secs_f64(args.interval);
     let mut eye = Eye {
-        server: Server::new(&args.url, None)?,
+        server: Server::new(&args.url, None, args.cacert.as_deref())?,
         seen: None,
         reading: Reading::default(),
         history: History::default(),
