@@ -72,20 +72,21 @@ impl LoadProgress {
 
     fn to(shared: Arc<Shared>) -> Self {
         Self::new(shared.heart.clone(), move |loaded_bytes, total_bytes| {
-            shared.status.send_replace(EngineStatus::Loading {
+            shared.reach(EngineStatus::Loading {
                 loaded_bytes,
                 total_bytes,
             });
         })
     }
 
-    /// To be beaten inside long steps, so that a slow one is not taken for one that hangs.
+    /// To be beaten inside long steps and large weights, so that what is slow is not taken for what hangs.
     pub fn heart(&self) -> Heart {
         self.heart.clone()
     }
 
-    /// Publishes a new count.
+    /// Publishes a new count, which is a sign of life.
     pub fn set(&self, loaded_bytes: u64, total_bytes: u64) {
+        self.heart.beat();
         (self.tell)(loaded_bytes, total_bytes);
     }
 }
@@ -145,7 +146,7 @@ where
                 }
                 shared.flight.lock().times(&times);
                 scheduler.note_times(0, &times);
-                shared.status.send_replace(EngineStatus::Ready);
+                shared.reach(EngineStatus::Ready);
                 EngineCore {
                     scheduler,
                     runner,
@@ -181,7 +182,8 @@ fn warm_up<R: Runner>(runner: &mut R, shared: &Shared) -> Result<(), EngineError
     runner
         .warm_up(&mut |num_done, num_total| {
             num_shapes = num_total;
-            shared.status.send_replace(EngineStatus::WarmingUp {
+            shared.heart.beat();
+            shared.reach(EngineStatus::WarmingUp {
                 num_done,
                 num_total,
             });

@@ -46,6 +46,13 @@ pub enum EngineStatus {
     Failed(Failure),
 }
 
+impl EngineStatus {
+    /// Whether it is not ready and may become so.
+    pub fn is_on_its_way(&self) -> bool {
+        matches!(self, Self::Loading { .. } | Self::WarmingUp { .. })
+    }
+}
+
 /// Why a request did not get in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
@@ -76,7 +83,8 @@ pub enum SubmitError {
 pub struct EngineStats {
     /// The scheduler's, as of the last step.
     pub scheduler: SchedulerStats,
-    /// Since the step loop turned or a layer was done. Large while work waits: the engine hangs.
+    /// Since a weight was loaded, the step loop turned or a layer was done. Large while work waits: the
+    /// engine hangs.
     pub heartbeat_age: Duration,
     /// How large steps were.
     pub step_tokens: StepTokens,
@@ -157,6 +165,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The next stage, unless the engine was given up: what hung and goes on after all brings nobody back.
+    pub(crate) fn reach(&self, stage: EngineStatus) {
+        self.status.send_if_modified(|status| {
+            let goes_on = !matches!(status, EngineStatus::Failed(_));
+            if goes_on {
+                *status = stage;
+            }
+            goes_on
+        });
+    }
+
     /// For good; the first reason stays.
     pub(crate) fn fail(&self, why: Failure) {
         self.status.send_if_modified(|status| {
@@ -297,13 +316,18 @@ impl EngineHandle {
         }
     }
 
-    /// For how long nothing was done although work waits or runs; `None` while there is no such work, and
-    /// before the engine is ready and after it has failed.
+    /// For how long nothing was done although weights load, the model warms up, or work waits or runs;
+    /// `None` while there is nothing to do, and after the engine has failed. How long is too long depends
+    /// on [`status`](Self::status): ask for that first, or an age of loading may be taken for one of work.
     pub fn still_for(&self) -> Option<Duration> {
-        if *self.shared.status.borrow() != EngineStatus::Ready {
-            return None;
-        }
+        let (is_on_its_way, is_ready) = {
+            let status = self.shared.status.borrow();
+            (status.is_on_its_way(), *status == EngineStatus::Ready)
+        };
         let age = self.shared.heart.age();
+        if !is_ready {
+            return is_on_its_way.then_some(age);
+        }
         let stats = self.shared.stats.read();
         let in_channel = self.shared.num_in_channel.load(Ordering::Relaxed);
         let has_work = stats.num_running + stats.num_waiting + stats.num_queued > 0;

@@ -1,7 +1,7 @@
 //! A sign of life: beaten wherever work goes on, read by whoever decides that it does not.
 //!
 //! One step of a large model on a CPU takes many seconds, so a beat per step would not tell a slow step
-//! from one that hangs. Each layer beats.
+//! from one that hangs. Each layer beats, and while weights load each piece of them that was read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -100,7 +100,7 @@ pub use handle::{
 pub use heart::{Heart, LastStep};
 pub use kernels::ProfileRow;
 pub use machine::{Machine, TestedPart, TimedProduct, TimedProducts};
-pub use memory::MAX_MODEL_LEN;
+pub use memory::{MAX_MODEL_LEN, available_memory};
 pub use model::ModelConfig;
 pub use news::CacheNews;
 pub use open::{Engine, Opened};

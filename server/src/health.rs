@@ -21,7 +21,7 @@ pub enum NotReady {
     },
     /// The model runs for the first time.
     WarmingUp,
-    /// Work waits and nothing is computed.
+    /// Work waits and nothing is computed, or weights load and none comes.
     Stalled,
     /// A stop signal has come.
     Draining,
@@ -35,7 +35,8 @@ impl NotReady {
         match state.engine.status() {
             EngineStatus::Failed(_) => Some(Self::Failed),
             _ if state.is_draining() => Some(Self::Draining),
-            EngineStatus::Ready => is_stalled(state).then_some(Self::Stalled),
+            _ if is_stalled(state) => Some(Self::Stalled),
+            EngineStatus::Ready => None,
             EngineStatus::WarmingUp { .. } => Some(Self::WarmingUp),
             EngineStatus::Loading {
                 loaded_bytes,
@@ -97,16 +98,20 @@ pub(crate) fn is_well(state: &AppState) -> bool {
 fn ailment(state: &AppState) -> Option<&'static str> {
     match state.engine.status() {
         EngineStatus::Failed(_) => Some("failed"),
-        // Loading has its own measure of progress and no heart to beat.
         _ => is_stalled(state).then_some("stalled"),
     }
 }
 
-/// Work waits or runs, and nothing of it was computed for too long. Every layer of a step is a sign of
-/// life, so a slow step is none of this.
+/// Work waits or runs, or weights load, and nothing came of it for too long. Every layer of a step and
+/// every piece of a weight is a sign of life, so what is slow is none of this.
 fn is_stalled(state: &AppState) -> bool {
-    let still_for = state.engine.still_for();
-    still_for.is_some_and(|age| age > state.config.stall_timeout)
+    // Asked for before the age: see `still_for`.
+    let limit = if state.engine.status().is_on_its_way() {
+        state.config.load_timeout
+    } else {
+        state.config.stall_timeout
+    };
+    state.engine.still_for().is_some_and(|age| age > limit)
 }
 
 /// `/ready`: should it get new work?

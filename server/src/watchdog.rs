@@ -1,4 +1,5 @@
-//! Ends a process whose engine hangs: a device that never answers, a lock that never opens.
+//! Ends a process whose engine hangs: a device that never answers, a lock that never opens, a disk that
+//! has gone from under the weights.
 //!
 //! It has a thread of its own, as whatever hangs may hang the runtime too. What it finds it writes to
 //! the log, and then takes the engine for failed: every client is told, and the process ends with a
@@ -32,12 +33,15 @@ pub(crate) struct Watchdog {
 impl Watchdog {
     /// `None` if nobody wants one.
     pub(crate) fn start(state: &Arc<AppState>) -> Option<Self> {
-        let limit = state.config.watchdog_timeout?;
+        let limits = Limits {
+            work: state.config.watchdog_timeout?,
+            load: state.config.load_timeout,
+        };
         let is_over = Arc::new(AtomicBool::new(false));
         let (watched, ends) = (Arc::downgrade(state), Arc::clone(&is_over));
         let thread = std::thread::Builder::new()
             .name("watchdog".into())
-            .spawn(move || watch(&watched, limit, &ends));
+            .spawn(move || watch(&watched, limits, &ends));
         match thread {
             Ok(thread) => Some(Self { thread, is_over }),
             Err(error) => {
@@ -55,37 +59,62 @@ impl Drop for Watchdog {
     }
 }
 
-fn watch(state: &Weak<AppState>, limit: Duration, is_over: &AtomicBool) {
+/// How long there may be no sign of life.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// While work waits or runs.
+    work: Duration,
+    /// While weights load, or the model warms up.
+    load: Duration,
+}
+
+impl Limits {
+    /// What is wrong with an engine that was still for so long; `None`: nothing yet.
+    fn exceeded(self, status: &EngineStatus, age: Duration) -> Option<String> {
+        let (what, limit, flag) = match status {
+            EngineStatus::Loading { .. } => ("weights loaded", self.load, "--load-timeout"),
+            EngineStatus::WarmingUp { .. } => ("the model warmed up", self.load, "--load-timeout"),
+            EngineStatus::Ready | EngineStatus::Failed(_) => {
+                ("work waited", self.work, "--watchdog-seconds")
+            }
+        };
+        let (seconds, most) = (age.as_secs(), limit.as_secs_f32());
+        let message = || format!("nothing was done for {seconds} s while {what} ({flag} {most})");
+        (age > limit).then(message)
+    }
+}
+
+fn watch(state: &Weak<AppState>, limits: Limits, is_over: &AtomicBool) {
+    let interval = (limits.work.min(limits.load) / 10).min(LOOK_INTERVAL);
     loop {
-        std::thread::park_timeout((limit / 10).min(LOOK_INTERVAL));
+        std::thread::park_timeout(interval);
         let Some(state) = state.upgrade() else { return };
         if is_over.load(Ordering::Acquire) {
             return;
         }
-        if state.engine.still_for().is_some_and(|age| age > limit) {
-            return give_up(&state, limit);
+        // Asked for before the age: see `still_for`.
+        let status = state.engine.status();
+        if let Some(age) = state.engine.still_for()
+            && let Some(message) = limits.exceeded(&status, age)
+        {
+            return give_up(&state, &status, age, message);
         }
     }
 }
 
-fn give_up(state: &AppState, limit: Duration) {
-    let age = state.engine.stats().heartbeat_age;
+fn give_up(state: &AppState, status: &EngineStatus, age: Duration, message: String) {
     state.metrics.count_watchdog();
-    tracing::error!("{}", dump(state, age));
+    tracing::error!("{}", dump(state, status, age));
     state.engine.give_up(Failure {
         cause: Cause::Stall,
-        message: format!(
-            "nothing was computed for {} s while work waited (--watchdog-seconds {})",
-            age.as_secs(),
-            limit.as_secs_f32()
-        ),
+        message,
     });
     // Its thread cannot tell its clients, so the streams end by themselves.
     state.phase.send_replace(Phase::Deadline);
 }
 
 /// What there is to know about an engine that does not answer. No prompt, no key.
-fn dump(state: &AppState, age: Duration) -> String {
+fn dump(state: &AppState, status: &EngineStatus, age: Duration) -> String {
     let mut out = format!(
         "the engine hangs: no sign of life for {} ms\n",
         age.as_millis()
@@ -93,6 +122,8 @@ fn dump(state: &AppState, age: Duration) -> String {
     let mut line = |text: std::fmt::Arguments<'_>| {
         writeln!(out, "  {text}").expect("writing to a string succeeds");
     };
+    // Where loading stood still, or that it is over.
+    line(format_args!("{status:?}"));
     let last = state.engine.last_step();
     let how = if last.is_over {
         "is over"
@@ -178,6 +209,36 @@ pub fn end_for_good(engine: EngineHandle) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn loading_has_a_limit_of_its_own() {
+        let limits = Limits {
+            work: Duration::from_secs(60),
+            load: Duration::from_mins(10),
+        };
+        let check = |status: EngineStatus, seconds, expect: Option<String>| {
+            let message = limits.exceeded(&status, Duration::from_secs(seconds));
+            assert_eq!(message, expect);
+        };
+        let loading = EngineStatus::Loading {
+            loaded_bytes: 1,
+            total_bytes: 2,
+        };
+        let warming_up = EngineStatus::WarmingUp {
+            num_done: 1,
+            num_total: 2,
+        };
+        let nothing = |seconds, rest| Some(format!("nothing was done for {seconds} s {rest}"));
+        check(loading.clone(), 600, None);
+        let rest = "while weights loaded (--load-timeout 600)";
+        check(loading, 601, nothing(601, rest));
+        check(warming_up.clone(), 600, None);
+        let rest = "while the model warmed up (--load-timeout 600)";
+        check(warming_up, 601, nothing(601, rest));
+        check(EngineStatus::Ready, 60, None);
+        let rest = "while work waited (--watchdog-seconds 60)";
+        check(EngineStatus::Ready, 61, nothing(61, rest));
+    }
 
     #[test]
     fn threads_are_listed_with_what_they_wait_for() {

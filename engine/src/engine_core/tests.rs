@@ -7,6 +7,7 @@ use scheduler::{
 };
 
 use super::*;
+use crate::error::Cause;
 use crate::handle::{RequestStream, STREAM_CAPACITY, SubmitError};
 
 const VOCAB_SIZE: u32 = 100;
@@ -187,10 +188,9 @@ async fn a_failed_load_fails_the_engine() {
     assert!(failed.to_string().contains("no such device"));
 }
 
-#[tokio::test]
-async fn nothing_is_taken_while_loading() {
-    let (release, gate) = bounded::<()>(0);
-    let handle = spawn(
+/// Loads as `load` does.
+fn start_loading(load: impl FnOnce(LoadProgress) + Send + 'static) -> EngineHandle {
+    spawn(
         SchedulerConfig::default(),
         CacheConfig {
             block_size: 16,
@@ -201,8 +201,7 @@ async fn nothing_is_taken_while_loading() {
         },
         VOCAB_SIZE,
         move |progress| {
-            progress.set(1, 2);
-            gate.recv().expect("the test holds the gate");
+            load(progress);
             let before_step: Hook = |_| Ok(());
             Ok(FakeRunner {
                 before_step,
@@ -210,7 +209,63 @@ async fn nothing_is_taken_while_loading() {
             })
         },
     )
-    .expect("a thread can be started");
+    .expect("a thread can be started")
+}
+
+#[tokio::test]
+async fn loading_is_still_while_nothing_comes() {
+    let (release, gate) = bounded::<()>(0);
+    let handle = start_loading(move |progress| {
+        for loaded in 1..3 {
+            gate.recv().expect("the test holds the gate");
+            progress.set(loaded, 2);
+        }
+    });
+    let still_for = || handle.still_for().expect("it loads");
+    while still_for() < Duration::from_millis(2) {
+        std::hint::spin_loop();
+    }
+    let begin = Instant::now();
+    for _ in 0..2 {
+        release.send(()).expect("the loader waits");
+    }
+    // It came for the second time, so the first count was told.
+    assert!(handle.still_for().is_none_or(|age| age < begin.elapsed()));
+    handle.ready().await.expect("loading went well");
+    assert_eq!(handle.still_for(), None, "nobody asks for anything");
+}
+
+#[tokio::test]
+async fn who_was_given_up_while_loading_does_not_come_back() {
+    let (release, gate) = bounded::<()>(0);
+    let handle = start_loading(move |progress| {
+        gate.recv().expect("the test holds the gate");
+        progress.set(1, 2);
+    });
+    handle.give_up(Failure {
+        cause: Cause::Stall,
+        message: "it hangs".into(),
+    });
+    assert_eq!(handle.still_for(), None);
+    release.send(()).expect("the loader waits");
+    // The second reader takes the first one's place once steps could run.
+    let mut first = handle.cache_news();
+    let _second = handle.cache_news();
+    assert!(first.recv().await.is_none());
+    let status = handle.status();
+    assert!(
+        matches!(&status, EngineStatus::Failed(why) if why.message == "it hangs"),
+        "{status:?}"
+    );
+}
+
+#[tokio::test]
+async fn nothing_is_taken_while_loading() {
+    let (release, gate) = bounded::<()>(0);
+    let handle = start_loading(move |progress| {
+        progress.set(1, 2);
+        gate.recv().expect("the test holds the gate");
+    });
     let early = handle.submit(request(&handle, 3, 1), None).err();
     assert_eq!(early, Some(SubmitError::NotReady));
     release.send(()).expect("the loader waits");

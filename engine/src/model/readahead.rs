@@ -11,8 +11,8 @@ use bytes::Bytes;
 
 /// Threads that wait for the disk; they need no core of their own for that.
 const NUM_READERS: usize = 8;
-/// What one thread reads in a row.
-const PIECE_BYTES: usize = 4 << 20;
+/// What one thread reads in a row. Whole pages.
+pub(crate) const PIECE_BYTES: usize = 4 << 20;
 /// Below this, threads take longer to begin than the loader takes to read.
 const MIN_BYTES: usize = 64 << 20;
 /// Stride at which pages are touched.
