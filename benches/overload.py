@@ -1,11 +1,12 @@
 """What others notice of one who floods, how a refusal is timed, a scrape meanwhile, and a drain at the end.
 
-python3 benches/overload.py target/release/nemoserve [--seconds 20] [-- flags of serve]
+python3 benches/overload.py target/release/nemoserve [--seconds 20] [--max-scrape-ms 50] [-- flags of serve]
 
 Four calm keys each have one request in flight and rest between them; then a fifth keeps 40 in flight, ten times as
 many as they have together, and comes again as soon as it is refused. Time to first token of the calm ones alone and
 beside it; what the flood was answered; /metrics on a fresh connection all the while, read by another process; the
-server's own nemoserve_refusal_seconds; and SIGTERM while all of it runs. Clients run on the same cores.
+server's own nemoserve_refusal_seconds; and SIGTERM while all of it runs. Clients run on the same cores. Fails if any
+scrape took --max-scrape-ms or longer.
 """
 
 import argparse
@@ -142,6 +143,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--max-scrape-ms", type=float, default=50, help="of a release build [default: 50]")
     args = parser.parse_args(own)
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as keys:
         for name in [*CALM, "flood"]:
@@ -179,11 +181,14 @@ def main():
     told("the same beside the flood", beside)
     if refusals:
         told("the flood's refusals, as it sees them", refusals)
-    told("/metrics meanwhile", scrapes)
+    told("/metrics meanwhile, each on a fresh connection", scrapes)
     print(f"\np99 beside the flood over alone: {percentile(beside, 99) / percentile(alone, 99):.2f}; the flood was answered {tally}")
     within = metrics.get('nemoserve_refusal_seconds_bucket{le="0.001"}')
     print(f"refusals that the server took at most 1 ms for: {within} of {metrics.get('nemoserve_refusal_seconds_count')}")
     print(f"SIGTERM with 16 streams: exit {code} after {drained:.1f} s, streams ended {dict(ends)}")
+    longest = 1e3 * max(scrapes)
+    assert longest < args.max_scrape_ms, f"a scrape took {longest:.1f} ms, less than {args.max_scrape_ms:g} is the promise"
+    print(f"every scrape took less than {args.max_scrape_ms:g} ms")
 
 
 if __name__ == "__main__":

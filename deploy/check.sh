@@ -23,11 +23,23 @@ say "NOT RUN" "compose.yaml: starting it takes a container engine"
 
 "$venv/bin/python" helm/render.py "$work" 2> "$work/helm.log" || { cat "$work/helm.log"; exit 1; }
 say ok "helm: lint; rendered with $(ls helm/values | grep -vc refused) sets of values, refused with $(ls helm/values | grep -c refused)"
+# What Dynamo's operator makes of the worker, without its main container, whose flags are not the daemon's.
+"$venv/bin/python" - "$work/dynamo.yaml" <<'PYTHON'
+import sys, yaml
+worker = yaml.safe_load(open("dynamo/graph.yaml"))["spec"]["services"]["Worker"]
+pod = worker["extraPodSpec"]
+main = pod.pop("mainContainer")
+(daemon,) = pod["containers"]
+assert "--device=cuda" in daemon["args"] and daemon["resources"]["limits"]["nvidia.com/gpu"], "the daemon has no GPU"
+assert "resources" not in worker and "resources" not in main, "worker.py takes the GPU"
+pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "dynamo-worker"}, "spec": pod}
+yaml.safe_dump(pod, open(sys.argv[1], "w"))
+PYTHON
 for version in 1.30 1.34; do
     "$venv/bin/kubernetes-validate" --strict --kubernetes-version "$version" \
         kubernetes/nemoserve.yaml $(ls "$work"/*.yaml | grep -v -e custom -e rules) >/dev/null
 done
-say ok "kubernetes/nemoserve.yaml and what the chart renders: schemas of Kubernetes 1.30 and 1.34"
+say ok "kubernetes/nemoserve.yaml, what the chart renders, the daemon in dynamo/graph.yaml: schemas of Kubernetes 1.30 and 1.34"
 say "NOT RUN" "ServiceMonitor, ScaledObject, InferencePool, HTTPRoute: their schemas come with their operators"
 say "NOT RUN" "applying any of it takes a cluster"
 

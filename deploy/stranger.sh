@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# The way that README.md describes, gone here with the real programs: two daemons with the demo model,
-# a Prometheus that scrapes them and evaluates the alerts, an Envoy before them, and a load while one
-# of the two is restarted. Prints what it does and what comes back; fails where that is not what the
-# README promises. Takes about half a minute.
+# The way that README.md describes, gone here with the real programs: its five commands as they stand
+# there; then two daemons with the demo model, a Prometheus that scrapes them and evaluates the alerts,
+# an Envoy before them, and a load while one of the two is restarted. Prints what it does and what comes
+# back; fails where that is not what the README promises. Takes about half a minute.
 # Usage: deploy/stranger.sh PATH/TO/nemoserve
 set -euo pipefail
 nemoserve="$(realpath "$1")"
 cd "$(dirname "$0")"
 . ./tools.sh
 work="$(mktemp -d)"
-trap 'kill $(jobs -p) 2>/dev/null || true; wait 2>/dev/null || true; rm -r "$work"' EXIT
+five=
+trap 'kill $(jobs -p) 2>/dev/null || true; [ -z "$five" ] || kill -- "-$five" 2>/dev/null || true; wait 2>/dev/null || true; rm -r "$work"' EXIT
 
 step() { printf '\n# %s\n' "$1"; }
 show() { printf '$ %s\n' "$*"; "$@"; }
@@ -30,6 +31,54 @@ front="127.0.0.1:$(free_port)"
 start() { # ADDRESS NAME
     "$nemoserve" serve --listen "$1" --log-format json --drain-seconds 10 > "$work/$2.log" 2>&1 &
 }
+
+step "The five commands of README.md, read from there, beside a Prometheus that holds port 9090"
+commands="$(awk '/in five commands/ {on = 1; next} on && /^    / {print substr($0, 5); next} on && NF {exit}' README.md)"
+[ "$(wc -l <<< "$commands")" = 5 ] || fail "README.md has no five commands: $commands"
+# A clone where the build is done and a machine where nothing is installed: two of the commands are stood
+# in for, and none is changed.
+mkdir -p "$work/clone/target/release" "$work/bin"
+ln -s "$PWD" "$work/clone/deploy"
+ln -s "$nemoserve" "$work/clone/target/release/nemoserve"
+cat > "$work/bin/cargo" <<'CARGO'
+#!/bin/sh
+[ "$*" = "build --release" ] && echo "(built before: cargo $*)"
+CARGO
+# What the package does where systemd runs: it starts its own.
+cat > "$work/bin/apt-get" <<APT
+#!/bin/sh
+[ "\$*" = "install -y prometheus" ] && echo "(there already: apt-get \$*)"
+echo > "$work/empty.yml"
+"$prometheus" --config.file="$work/empty.yml" --storage.tsdb.path="$work/debian" --web.listen-address=127.0.0.1:9090 >&2 &
+until curl -sf -o /dev/null http://127.0.0.1:9090/-/ready; do sleep 0.1; done
+APT
+ln -s "$prometheus" "$work/bin/prometheus"
+chmod +x "$work/bin/cargo" "$work/bin/apt-get"
+# Ports of its own, where that is allowed: what else runs here is not in the way, nor is this in its.
+apart=(unshare --map-root-user --net)
+if ! "${apart[@]}" ip link set lo up 2>/dev/null; then
+    apart=(env)
+    for port in 8000 9090 19090; do
+        ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || fail "port $port is taken here"
+    done
+fi
+sed 's/^/$ /' <<< "$commands"
+# A session of its own, all of which can be ended; standard output has what the commands answer.
+(
+    cd "$work/clone"
+    PATH="$work/bin:$PATH" exec setsid "${apart[@]}" timeout 120 bash -ec "ip link set lo up 2>/dev/null || true
+$commands
+kill \$(jobs -p)
+wait || true"
+) > "$work/answers" 2> "$work/readme.log" &
+five=$!
+code=0
+wait "$five" || code=$?
+kill -- "-$five" 2>/dev/null || true
+five=
+cat "$work/answers"
+[ "$code" = 0 ] || fail "the five commands: exit $code"
+grep -q '"job":"nemoserve"' "$work/answers" || fail "the last command found nothing"
 
 step "Two replicas"
 start "$first" first

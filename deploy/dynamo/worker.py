@@ -14,6 +14,8 @@ API, so grammars and logprobs stay with clients of the daemon itself.
 import argparse
 import asyncio
 import json
+import time
+import urllib.error
 import urllib.request
 from http.client import HTTPConnection
 from urllib.parse import urlsplit
@@ -81,6 +83,25 @@ def get(url, path, key):
         return response.read().decode()
 
 
+async def ready(url, seconds):
+    """Until the daemon takes work: it listens while weights load, and Dynamo would send it requests."""
+    end, why = time.monotonic() + seconds, None
+    while True:
+        try:
+            await asyncio.to_thread(get, url, "/ready", None)
+            return
+        except urllib.error.HTTPError as error:
+            said = error.read().decode(errors="replace")
+        except OSError as error:
+            said = str(error)
+        if said != why:
+            why = said
+            print(f"{url}/ready: {why}", flush=True)
+        if time.monotonic() > end:
+            raise TimeoutError(f"{url} is not ready after {seconds:.0f} s: {why}")
+        await asyncio.sleep(1)
+
+
 def block_size(metrics):
     line = next(line for line in metrics.splitlines() if line.startswith("nemoserve_cache_config_info{"))
     return int(line.split('block_size="')[1].split('"')[0])
@@ -90,6 +111,7 @@ def block_size(metrics):
 async def worker(runtime: DistributedRuntime):
     args = arguments()
     url = args.url.rstrip("/")
+    await ready(url, args.patience)
     name = args.name or json.loads(get(url, "/v1/models", args.key))["data"][0]["id"]
     size = block_size(get(url, "/metrics", args.key))
     endpoint = runtime.endpoint(args.endpoint)
@@ -110,6 +132,8 @@ def arguments():
     parser.add_argument("--name", help="the model's name [default: the first that the daemon lists]")
     parser.add_argument("--key", help="the daemon's key, if it wants one")
     parser.add_argument("--kv-events", help="the daemon's --kv-events-endpoint, as it is reached from here")
+    parser.add_argument("--patience", type=float, default=3600, metavar="SECONDS",
+                        help="how long the daemon may load before this gives up [default: 3600]")
     parser.add_argument("--endpoint", default="nemoserve.backend.generate")
     return parser.parse_args()
 
