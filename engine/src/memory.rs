@@ -7,8 +7,11 @@
 //! ([`EngineConfig::slot_share`]): a prefix can be gone on from only where there is a state beside its
 //! blocks. Host memory, if any is granted, holds nothing but snapshots.
 
+mod host;
+
 use scheduler::CacheConfig;
 
+pub use self::host::available_memory;
 use crate::config::EngineConfig;
 use crate::error::EngineError;
 use crate::model::{LayerKind, ModelConfig};
@@ -364,33 +367,10 @@ pub(crate) fn bytes(count: u64) -> String {
     }
 }
 
-/// Bytes this process may still take: the machine's, or its control group's if that is less.
+/// Bytes of the host's memory that this process may still take.
 pub(crate) fn available() -> u64 {
-    let machine = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| meminfo_available(&text));
-    let read =
-        |path: &str| -> Option<u64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
-    let group = |limit: &str, usage: &str| Some(read(limit)?.saturating_sub(read(usage)?));
-    let group_v2 = group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
-    let group_v1 = group(
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-    );
     // A machine that does not tell gets a small cache rather than a refusal.
-    [machine, group_v2, group_v1]
-        .into_iter()
-        .flatten()
-        .min()
-        .unwrap_or(2 << 30)
-}
-
-fn meminfo_available(text: &str) -> Option<u64> {
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+    available_memory().unwrap_or(2 << 30)
 }
 
 #[cfg(test)]
@@ -740,10 +720,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_is_read_right() {
-        let text = "MemTotal:       24000000 kB\nMemAvailable:   1234 kB\n";
-        assert_eq!(meminfo_available(text), Some(1234 * 1024));
-        assert_eq!(meminfo_available("MemTotal: 1 kB"), None);
+    fn bytes_are_for_people() {
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(3 << 29), "1.5 GiB");
     }

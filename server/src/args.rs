@@ -61,7 +61,7 @@ const EXIT_CODES: &str = "Exit codes:
   6    memory is short: granted too little, or used up while loading, warming up or serving
   7    the device cannot be used: it, its driver, NVRTC or the headers are missing
   8    the device failed at its work
-  9    the engine hung for --watchdog-seconds; the log has what it was at
+  9    the engine hung for --watchdog-seconds, or its loading for --load-timeout; the log has what it was at
   130  a second signal cut the drain short";
 
 /// Serves NVIDIA's Nemotron-H family as an OpenAI endpoint.
@@ -179,7 +179,8 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_DEVICE")]
     pub device: Option<String>,
 
-    /// Arithmetic: auto, f32 or bf16; weights stay as stored [default: auto]
+    /// Arithmetic: auto, f32 or bf16; weights stay as stored. auto is bf16 on a GPU, and on a CPU that
+    /// multiplies bf16 (AVX-512 BF16) if most weights are bf16; else f32 [default: auto]
     #[arg(long, env = "NEMOSERVE_DTYPE")]
     pub dtype: Option<String>,
 
@@ -325,7 +326,7 @@ pub struct ServeArgs {
     #[arg(long, env = "NEMOSERVE_MAX_QUEUED_TOKENS", value_name = "TOKENS")]
     pub max_queued_tokens: Option<u64>,
 
-    /// Seconds that a request should wait for its first token at most. While others wait, at a quarter
+    /// Seconds that a request should wait at most before it is begun. While others wait, at a quarter
     /// of it drafts end and low priority is refused, at half all but high priority, then everything
     /// (503, or 529 on /v1/messages) [default: however long]
     #[arg(long, env = "NEMOSERVE_MAX_QUEUE_AGE", value_name = "S")]
@@ -414,16 +415,28 @@ pub struct ServeArgs {
     /// [default: 60]
     #[arg(long, env = "NEMOSERVE_WATCHDOG_SECONDS", value_name = "S")]
     pub watchdog_seconds: Option<u64>,
-    /// Send traces to this OTLP collector by HTTP, such as http://127.0.0.1:4318; /v1/traces is added
-    /// [default: none]
+
+    /// While weights load or the model warms up, and nothing comes of it for this long, the same happens:
+    /// /health fails, and the process ends with code 9 unless --watchdog-seconds is 0 [default: 600]
+    #[arg(long, env = "NEMOSERVE_LOAD_TIMEOUT", value_name = "S")]
+    pub load_timeout: Option<u64>,
+
+    /// Send traces to this OTLP collector by HTTP, such as http://127.0.0.1:4318 or https://HOST:4318;
+    /// /v1/traces is added [default: none]
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
+
+    /// Certificates in PEM to trust besides the public authorities', as of a collector that signed its own
+    // No path: an empty variable is as good as none.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_CERTIFICATE", value_name = "FILE")]
+    pub otlp_certificate: Option<String>,
 
     /// Share of requests to trace where the caller's traceparent leaves it open, 0 to 1 [default: 1]
     #[arg(long, env = "NEMOSERVE_TRACE_RATIO", value_name = "SHARE")]
     pub trace_ratio: Option<f64>,
 
-    /// Write the scheduler's last calls and plans to a file here when the engine fails
+    /// Write the scheduler's last calls and plans to a file here when the engine fails; the newest 16 files
+    /// are kept
     #[arg(long, env = "NEMOSERVE_FLIGHT_DIR", value_name = "DIR")]
     pub flight_dir: Option<PathBuf>,
 
@@ -568,9 +581,12 @@ pub enum KeyCommand {
 /// How to reach a server.
 #[derive(Clone, Debug, Args)]
 pub struct ChatArgs {
-    /// The server
+    /// The server, http:// or https://
     #[arg(long, env = "NEMOSERVE_URL", default_value = "http://127.0.0.1:8000")]
     pub url: String,
+    /// Certificates in PEM to trust besides the public authorities', as of a server that signed its own
+    #[arg(long, value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
     /// The model's name [default: the first that the server lists]
     #[arg(long, env = "NEMOSERVE_CHAT_MODEL")]
     pub model: Option<String>,
@@ -585,9 +601,12 @@ pub struct ChatArgs {
 /// What to watch.
 #[derive(Clone, Debug, Args)]
 pub struct TopArgs {
-    /// The server
+    /// The server, http:// or https://
     #[arg(env = "NEMOSERVE_URL", default_value = "http://127.0.0.1:8000")]
     pub url: String,
+    /// Certificates in PEM to trust besides the public authorities', as of a server that signed its own
+    #[arg(long, value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
     /// Seconds between two looks, 0.2 to 60
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     pub interval: f64,
@@ -794,10 +813,13 @@ pub struct BenchServeArgs {
     /// Also write a page with plots
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// Ask a running server instead, of any make; --served-model-name says for which model [default: the
-    /// first that it lists]
+    /// Ask a running server instead, of any make, by http:// or https://; --served-model-name says for
+    /// which model [default: the first that it lists]
     #[arg(long)]
     pub url: Option<String>,
+    /// Certificates in PEM to trust besides the public authorities', as of a server that signed its own
+    #[arg(long, value_name = "FILE", requires = "url")]
+    pub cacert: Option<PathBuf>,
     /// Ask it in words at /v1/chat/completions rather than in token ids at /v1/completions
     #[arg(long)]
     pub chat: bool,
@@ -930,9 +952,11 @@ impl ServeArgs {
             drain_seconds: self.drain_seconds.or(base.drain_seconds),
             stall_seconds: self.stall_seconds.or(base.stall_seconds),
             watchdog_seconds: self.watchdog_seconds.or(base.watchdog_seconds),
+            load_timeout: self.load_timeout.or(base.load_timeout),
             kv_events_endpoint: self.kv_events_endpoint.or(base.kv_events_endpoint),
             kv_events_topic: self.kv_events_topic.or(base.kv_events_topic),
             otlp_endpoint: self.otlp_endpoint.or(base.otlp_endpoint),
+            otlp_certificate: self.otlp_certificate.or(base.otlp_certificate),
             trace_ratio: self.trace_ratio.or(base.trace_ratio),
             flight_dir: self.flight_dir.or(base.flight_dir),
             flight_memory: self.flight_memory.or(base.flight_memory),

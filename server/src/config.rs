@@ -443,6 +443,8 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig, ConfigError> {
             .map_or(defaults.drain, Duration::from_secs),
         stall_timeout: stall,
         watchdog_timeout: watchdog,
+        load_timeout: seconds("--load-timeout", args.load_timeout)?
+            .unwrap_or(defaults.load_timeout),
         proxies: proxies(args)?,
         v1_flavour: args.defaults.map_or(defaults.v1_flavour, Into::into),
         prices: prices(args)?,
@@ -505,9 +507,10 @@ fn proxies(args: &ServeArgs) -> Result<Proxies, ConfigError> {
 
 fn traces(args: &ServeArgs) -> Result<TraceConfig, ConfigError> {
     // An empty variable is as good as none.
-    let endpoint = args.otlp_endpoint.clone();
+    let said = |value: Option<&String>| value.filter(|value| !value.is_empty()).cloned();
     let traces = TraceConfig {
-        endpoint: endpoint.filter(|endpoint| !endpoint.is_empty()),
+        endpoint: said(args.otlp_endpoint.as_ref()),
+        certificate: said(args.otlp_certificate.as_ref()).map(PathBuf::from),
         ratio: args.trace_ratio.unwrap_or(1.0),
     };
     traces.check().map_err(ConfigError::Usage)?;
@@ -915,6 +918,13 @@ mod tests {
             ),
             (
                 ServeArgs {
+                    load_timeout: Some(0),
+                    ..base()
+                },
+                "--load-timeout",
+            ),
+            (
+                ServeArgs {
                     tls_cert: Some("/cert".into()),
                     ..base()
                 },
@@ -957,10 +967,18 @@ mod tests {
             ),
             (
                 ServeArgs {
-                    otlp_endpoint: Some("https://far".into()),
+                    otlp_endpoint: Some("ftp://far".into()),
                     ..base()
                 },
                 "--otlp-endpoint",
+            ),
+            (
+                ServeArgs {
+                    otlp_endpoint: Some("https://far".into()),
+                    otlp_certificate: Some("/nonexistent".into()),
+                    ..base()
+                },
+                "--otlp-certificate",
             ),
             (
                 ServeArgs {

@@ -25,13 +25,16 @@ const PIECE: usize = 64 << 10;
 /// Pieces that wait for a slow reader.
 const NUM_PIECES: usize = 8;
 
+/// Files that a folder keeps: who fails again and again must not fill the disk.
+const MAX_FILES: usize = 16;
+
 /// A copy keeps what it shows in memory, and its writer a thread.
 static READERS: Semaphore = Semaphore::const_new(16);
 
 /// What is recorded, and where it goes in the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlightConfig {
-    /// Where a file is written when the engine fails. Default: nowhere.
+    /// Where a file is written when the engine fails; the newest 16 are kept. Default: nowhere.
     pub dir: Option<PathBuf>,
     /// How tokens are written there. What clients get never has any. Default hidden.
     pub contents: Contents,
@@ -60,16 +63,21 @@ pub(crate) fn answer(ctx: &RequestContext) -> Result<Response, ApiError> {
     let recording = ctx.state.engine.flight();
     let (pieces, waiting) = mpsc::channel(NUM_PIECES);
     // Writing takes a while, and waits for a slow reader; when that is gone, it ends.
-    tokio::task::spawn_blocking(move || {
+    let writing = tokio::task::spawn_blocking(move || {
         let _reader = reader;
         let mut out = BufWriter::with_capacity(PIECE, Pieces(pieces));
         if let Err(error) = write(&recording, &mut out, Contents::Hidden) {
             tracing::debug!(%error, "a flight recording was not read to its end");
         }
     });
-    let frames = unfold(waiting, |mut waiting: mpsc::Receiver<Bytes>| async move {
-        let piece = waiting.recv().await?;
-        Some((Ok::<_, Infallible>(Frame::data(piece)), waiting))
+    let frames = unfold((waiting, writing), |(mut waiting, writing)| async move {
+        let Some(piece) = waiting.recv().await else {
+            // What a panic cut short must not look whole.
+            writing.await.expect("a recording can be written");
+            return None;
+        };
+        let frame = Ok::<_, Infallible>(Frame::data(piece));
+        Some((frame, (waiting, writing)))
     });
     let mut response = http::Response::new(StreamBody::new(frames).boxed_unsync());
     let headers = response.headers_mut();
@@ -85,10 +93,17 @@ pub(crate) fn answer(ctx: &RequestContext) -> Result<Response, ApiError> {
 pub fn leave(state: &AppState, why: &str) -> Option<PathBuf> {
     let FlightConfig { dir, contents, .. } = &state.config.flight;
     let recording = state.engine.flight();
-    match write_file(dir.as_ref()?, &recording, *contents, why) {
+    let dir = dir.as_ref()?;
+    let written = write_file(dir, &file_name(why), |out| {
+        write(&recording, out, *contents)
+    });
+    match written {
         Ok(path) => {
             let (path_shown, num_calls) = (path.display(), recording.num_calls());
             tracing::warn!(path = %path_shown, num_calls, "a flight recording was written");
+            if let Err(error) = remove_old(dir, &path) {
+                tracing::warn!(%error, "old flight recordings were not removed");
+            }
             Some(path)
         }
         Err(error) => {
@@ -98,27 +113,59 @@ pub fn leave(state: &AppState, why: &str) -> Option<PathBuf> {
     }
 }
 
+fn file_name(why: &str) -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seconds = since.map_or(0, |since| since.as_secs());
+    format!("flight-{seconds}-{}-{why}.jsonl", std::process::id())
+}
+
 /// Only its owner may read it. It has its name once it is whole.
 fn write_file(
     dir: &Path,
-    recording: &Recording,
-    contents: Contents,
-    why: &str,
+    name: &str,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<PathBuf> {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let seconds = since.map_or(0, |since| since.as_secs());
-    let name = format!("flight-{seconds}-{}-{why}.jsonl", std::process::id());
-    let (path, part) = (dir.join(&name), dir.join(format!(".{name}.part")));
+    let (path, part) = (dir.join(name), dir.join(format!(".{name}.part")));
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(&part)?;
     let mut out = BufWriter::with_capacity(PIECE, file);
-    write(recording, &mut out, contents)?;
-    out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    fs::rename(&part, &path)?;
+    let written = write(&mut out).and_then(|()| out.flush());
+    if let Err(error) = written.and_then(|()| fs::rename(&part, &path)) {
+        // Half of it is of no use, and on a full disk in the way.
+        let _ = fs::remove_file(&part);
+        return Err(error);
+    }
     Ok(path)
+}
+
+/// Removes the oldest of the recordings beside `newest`, by the times in their names.
+fn remove_old(dir: &Path, newest: &Path) -> io::Result<()> {
+    let mut others = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path != newest {
+            others.extend(written_at(&path).map(|at| (at, path)));
+        }
+    }
+    others.sort_unstable();
+    let num_old = (others.len() + 1).saturating_sub(MAX_FILES);
+    others
+        .iter()
+        .take(num_old)
+        .try_for_each(|(_, path)| fs::remove_file(path))
+}
+
+/// Unix seconds, if this is how [`file_name`] calls a recording.
+fn written_at(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    let name = name.strip_prefix("flight-")?.strip_suffix(".jsonl")?;
+    let mut parts = name.splitn(3, '-');
+    let (seconds, process, _why) = (parts.next()?, parts.next()?, parts.next()?);
+    process.parse::<u32>().ok()?;
+    seconds.parse().ok()
 }
 
 fn write(recording: &Recording, out: &mut dyn Write, contents: Contents) -> io::Result<()> {
@@ -139,5 +186,71 @@ impl Write for Pieces {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir).expect("it is there");
+        let names = entries.map(|entry| entry.expect("an entry").file_name());
+        let mut names: Vec<_> = names
+            .map(|name| name.into_string().expect("letters"))
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_cannot_be_finished_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let failed = write_file(folder.path(), "a.jsonl", |out| {
+            out.write_all(&vec![b'x'; 2 * PIECE])?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        });
+        let error = failed.expect_err("the disk is full");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(names(folder.path()), [] as [&str; 0]);
+
+        let path = write_file(folder.path(), "a.jsonl", |out| out.write_all(b"x"));
+        assert_eq!(path.expect("there is room"), folder.path().join("a.jsonl"));
+        assert_eq!(names(folder.path()), ["a.jsonl"]);
+    }
+
+    #[test]
+    fn the_newest_recordings_are_kept() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let put = |name: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, "x").expect("it is written");
+            path
+        };
+        let foreign = ["flight-1.jsonl", "flight-1-2-failed.txt", "notes"];
+        for name in foreign {
+            put(name);
+        }
+        // As numbers: 9 is before 10. The clock was set back before the last was written.
+        for seconds in 1..=MAX_FILES + 3 {
+            put(&format!("flight-{seconds}-77-failed.jsonl"));
+        }
+        let newest = put("flight-0-78-failed.jsonl");
+        remove_old(folder.path(), &newest).expect("it is ours");
+        let left = names(folder.path());
+        for name in foreign {
+            assert!(left.iter().any(|one| one == name), "{name}: {left:?}");
+        }
+        let mut times: Vec<_> = left
+            .iter()
+            .filter_map(|name| written_at(Path::new(name)))
+            .collect();
+        times.sort_unstable();
+        let kept = 5..=MAX_FILES as u64 + 3;
+        assert_eq!(times, [0].into_iter().chain(kept).collect::<Vec<_>>());
+        assert!(written_at(Path::new(&file_name("failed"))).is_some());
+        // Few enough: all stay.
+        remove_old(folder.path(), &newest).expect("it is ours");
+        assert_eq!(names(folder.path()), left);
     }
 }

@@ -60,9 +60,13 @@ pub enum ServeError {
     /// Nobody accepts connections any more.
     #[error("the accept loop has ended: {0}")]
     Accept(Failure),
+    /// What runs beside the requests has panicked; clients were given the drain's time.
+    #[error("a background task has ended: {0}")]
+    Background(Failure),
 }
 
-/// Serves until `shutdown` resolves and the drain is over, or until the engine fails.
+/// Serves until `shutdown` resolves and the drain is over, or until something fails without which there is
+/// no serving.
 pub async fn serve(
     listeners: impl Into<Listeners>,
     state: Arc<AppState>,
@@ -96,8 +100,13 @@ pub async fn serve(
     let outcome = {
         let failure = pin!(engine_failure(&state));
         let stopping = pin!(async {
-            shutdown.await;
+            let outcome = tokio::select! {
+                () = shutdown => Ok(()),
+                // Whoever restarts the process can wait until streams have ended in order.
+                failure = panicked(&mut following) => Err(ServeError::Background(failure)),
+            };
             drain(&state).await;
+            outcome
         });
         tokio::select! {
             error = failure => {
@@ -106,11 +115,11 @@ pub async fn serve(
                 Err(error)
             }
             // A port that nobody answers looks like a server and is none.
-            error = nobody_accepts(&mut accepting) => {
+            ended = panicked(&mut accepting) => {
                 let _ = timeout(LAST_WORDS, idle(&state)).await;
-                Err(error)
+                Err(ServeError::Accept(ended))
             }
-            () = stopping => Ok(()),
+            outcome = stopping => outcome,
         }
     };
     // Connections close once their last bytes are out; those that cannot are cut.
@@ -125,16 +134,19 @@ pub async fn serve(
     outcome
 }
 
-/// Resolves when an accept loop has ended, which takes a panic. Without any this waits for ever.
-async fn nobody_accepts(accepting: &mut JoinSet<Infallible>) -> ServeError {
-    match accepting.join_next().await {
-        Some(Err(error)) => ServeError::Accept(Failure {
-            cause: Cause::Engine,
-            message: error.to_string(),
-        }),
-        Some(Ok(never)) => match never {},
-        None => std::future::pending().await,
+/// Resolves when one of these tasks has panicked. Those that end in order are no loss: without any this
+/// waits for ever.
+pub async fn panicked<T: 'static>(tasks: &mut JoinSet<T>) -> Failure {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a task without which there is no serving has ended");
+            return Failure {
+                cause: Cause::Engine,
+                message: error.to_string(),
+            };
+        }
     }
+    std::future::pending().await
 }
 
 struct Server {
@@ -364,22 +376,46 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
-    fn buggy() -> impl Future<Output = Infallible> {
+    fn buggy<T>() -> impl Future<Output = T> {
         std::future::poll_fn(|_| panic!("a bug in it"))
+    }
+
+    #[track_caller]
+    fn check(failure: &Failure) {
+        assert_eq!(failure.cause, Cause::Engine);
+        assert!(failure.message.contains("a bug in it"), "{failure}");
     }
 
     #[tokio::test]
     async fn an_accept_loop_that_panics_ends_the_server() {
-        let mut accepting = JoinSet::new();
+        let mut accepting = JoinSet::<Infallible>::new();
         accepting.spawn(std::future::pending());
         accepting.spawn(buggy());
-        let error = nobody_accepts(&mut accepting).await;
-        let ServeError::Accept(failure) = &error else {
-            panic!("{error}");
-        };
-        assert_eq!(failure.cause, Cause::Engine);
-        assert!(failure.message.contains("a bug in it"), "{failure}");
+        check(&panicked(&mut accepting).await);
+    }
+
+    #[tokio::test]
+    async fn a_background_task_that_panics_ends_the_server() {
+        let mut background = JoinSet::<()>::new();
+        background.spawn(async {});
+        tokio::task::yield_now().await;
+        background.spawn(std::future::pending());
+        background.spawn(buggy());
+        check(&panicked(&mut background).await);
+    }
+
+    #[tokio::test]
+    async fn tasks_that_end_in_order_are_no_loss() {
+        let mut background = JoinSet::<()>::new();
+        background.spawn(async {});
+        let ended = panicked(&mut background).now_or_never();
+        assert!(ended.is_none());
+        tokio::task::yield_now().await;
+        let ended = panicked(&mut background).now_or_never();
+        assert!(ended.is_none() && background.is_empty());
     }
 }

@@ -1,10 +1,12 @@
 //! One request from its headers to the last byte of its answer: counted, timed, logged.
 
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +16,7 @@ use tracing::field;
 
 use crate::admission::Tenant;
 use crate::connection::RequestMark;
+use crate::router::our_bug;
 use crate::state::{Body, RequestContext};
 use crate::timeline::Timeline;
 use crate::traces::{Exchange, Trace};
@@ -146,18 +149,40 @@ impl Tracked {
             is_events,
         }
     }
+
+    fn break_off(&mut self) -> Broken {
+        // It is not the client who leaves.
+        self.in_flight.complete = true;
+        let ctx = &self.in_flight.ctx;
+        Broken(our_bug(&ctx.request_id, &ctx.state.metrics).message)
+    }
+}
+
+/// An answer that ends where it must not: its client sees a transfer that breaks, and not a whole one.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Broken(String);
+
+/// What a body says when it is asked for more.
+type Polled = Poll<Option<Result<Frame<Bytes>, Infallible>>>;
+
+/// Asks for more. After a panic it must not be asked again.
+fn poll_contained(body: &mut Body, cx: &mut Context<'_>) -> thread::Result<Polled> {
+    catch_unwind(AssertUnwindSafe(|| Pin::new(body).poll_frame(cx)))
 }
 
 impl HttpBody for Tracked {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Broken;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         self.in_flight.mark.body_goes_on();
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let Ok(polled) = poll_contained(&mut self.body, cx) else {
+            return Poll::Ready(Some(Err(self.break_off())));
+        };
         if polled.is_pending() && self.is_events && self.in_flight.mark.poll_comment(cx) {
             return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(COMMENT)))));
         }
@@ -165,7 +190,7 @@ impl HttpBody for Tracked {
         if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
             self.in_flight.complete = true;
         }
-        polled
+        polled.map_err(|never| match never {})
     }
 
     fn is_end_stream(&self) -> bool {
@@ -174,5 +199,31 @@ impl HttpBody for Tracked {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use futures_util::stream::poll_fn;
+    use http_body_util::{BodyExt as _, StreamBody};
+
+    use super::*;
+
+    #[test]
+    fn a_body_that_panics_breaks_off() {
+        let mut num_polled = 0;
+        let frames = poll_fn(move |_| {
+            num_polled += 1;
+            assert!(num_polled < 2, "a bug in it");
+            let frame = Frame::data(Bytes::from_static(b"half"));
+            Poll::Ready(Some(Ok::<_, Infallible>(frame)))
+        });
+        let mut body = StreamBody::new(frames).boxed_unsync();
+        let mut cx = Context::from_waker(Waker::noop());
+        let first = poll_contained(&mut body, &mut cx).expect("no panic yet");
+        assert!(matches!(first, Poll::Ready(Some(Ok(_)))));
+        assert!(poll_contained(&mut body, &mut cx).is_err());
     }
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use engine::{CacheNews, EngineHandle, EngineInfo};
 use scheduler::{BlockHash, News};
 use serde::Serialize;
+use tokio::task::JoinSet;
 use zeromq::{PubSocket, Socket as _, SocketSend as _, ZmqMessage};
 
 /// Where events go, under which name.
@@ -45,7 +46,7 @@ enum Event<'a> {
 /// is told of as the rest.
 const MEDIUM: &str = "GPU";
 
-/// Listens for routers and tells them what changes, until the engine ends.
+/// Listens for routers. A task in `background` tells them what changes, until the engine ends.
 ///
 /// # Errors
 /// The address cannot be listened on; the message names it.
@@ -53,6 +54,7 @@ pub async fn start(
     config: &KvEvents,
     engine: &EngineHandle,
     info: &EngineInfo,
+    background: &mut JoinSet<()>,
 ) -> Result<(), String> {
     let KvEvents { endpoint, topic } = config;
     let mut socket = PubSocket::new();
@@ -64,7 +66,7 @@ pub async fn start(
     let mut news = engine.cache_news();
     let topic = Bytes::from(topic.clone());
     let block_size = info.block_size;
-    tokio::spawn(async move {
+    background.spawn(async move {
         while let Some(issue) = news.recv().await {
             let since = SystemTime::now().duration_since(UNIX_EPOCH);
             let seconds = since.map_or(0.0, |since| since.as_secs_f64());

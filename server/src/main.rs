@@ -6,12 +6,14 @@ use std::sync::Arc;
 use clap::Parser as _;
 use nemoserve::args::{Cli, Command, ServeArgs, exit};
 use nemoserve::config::{ConfigError, Settings};
-use nemoserve::http::ServeError;
+use nemoserve::http::{ServeError, panicked};
 use nemoserve::state::AppState;
 use nemoserve::transport::{Activated, ListenAddress, Listeners, Tls, activated};
 use nemoserve::watchdog::end_for_good;
 use nemoserve::{admission, cli, kv_events, log_writer, logging, serve, startup, systemd};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 fn main() -> ExitCode {
     let Cli {
@@ -102,21 +104,30 @@ async fn serve_until_signal(state: Arc<AppState>, doors: Doors) -> u8 {
         Ok(listeners) => listeners.with_tls(tls.clone()),
         Err(error) => return fail(exit::ADDRESS, &error),
     };
+    let mut background = JoinSet::new();
     if let Some(config) = &state.config.kv_events
-        && let Err(error) = kv_events::start(config, &state.engine, &state.info).await
+        && let Err(error) =
+            kv_events::start(config, &state.engine, &state.info, &mut background).await
     {
         return fail(exit::ADDRESS, &error);
     }
     let urls = listeners.urls();
     log_writer::say(&format_args!("\n{}", startup::summary(&state, &urls)));
     tracing::info!(?urls, model = state.models.ids[0], "listening");
-    tokio::spawn(startup::follow_loading(Arc::clone(&state)));
-    tokio::spawn(reload_on_hangup(Arc::clone(&state), tls));
+    background.spawn(startup::follow_loading(Arc::clone(&state)));
+    background.spawn(reload_on_hangup(Arc::clone(&state), tls));
     end_for_good(state.engine.clone());
 
     let mut signals = Signals::new();
+    let (found, mut bug) = oneshot::channel();
     let shutdown = async move {
-        signals.next().await;
+        tokio::select! {
+            () = signals.next() => {}
+            // Nobody waits for the answer if serving has ended by itself.
+            failure = panicked(&mut background) => drop(found.send(failure)),
+        }
+        // The others run on while streams end.
+        background.detach_all();
         // Whoever asks twice does not want to wait for streams.
         tokio::spawn(async move {
             signals.next().await;
@@ -125,12 +136,18 @@ async fn serve_until_signal(state: Arc<AppState>, doors: Doors) -> u8 {
             std::process::exit(exit::FORCED.into());
         });
     };
-    match serve(listeners, state, shutdown).await {
+    let outcome = serve(listeners, state, shutdown).await;
+    let outcome = outcome.and_then(|()| match bug.try_recv() {
+        Ok(failure) => Err(ServeError::Background(failure)),
+        Err(_) => Ok(()),
+    });
+    match outcome {
         Ok(()) => exit::OK,
         Err(error) => {
             let (ServeError::Load(failure)
             | ServeError::Engine(failure)
-            | ServeError::Accept(failure)) = &error;
+            | ServeError::Accept(failure)
+            | ServeError::Background(failure)) = &error;
             fail(exit::of(failure.cause), &error)
         }
     }

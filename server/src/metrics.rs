@@ -159,6 +159,7 @@ pub struct Metrics {
     connections: IntGauge,
     failed_openings: IntCounter,
     watchdog: IntCounter,
+    panics: IntCounter,
     in_flight: IntGauge,
     /// Who was let in and who was not.
     pub(crate) admission: AdmissionMetrics,
@@ -436,6 +437,10 @@ impl Metrics {
                 "watchdog_trips_total",
                 "Times that the engine was taken for hanging; the process ends then.",
             ),
+            panics: of.counter(
+                "panics_contained_total",
+                "Panics that ended one request and nothing else: bugs.",
+            ),
             in_flight: of.gauge(
                 "http_requests_in_flight",
                 "Requests whose answer is not complete, of every route.",
@@ -514,6 +519,10 @@ impl Metrics {
 
     pub(crate) fn count_watchdog(&self) {
         self.watchdog.inc();
+    }
+
+    pub(crate) fn count_panic(&self) {
+        self.panics.inc();
     }
 
     pub(crate) fn in_flight(&self) -> &IntGauge {

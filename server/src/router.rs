@@ -28,11 +28,12 @@ use crate::error::ApiError;
 use crate::flight;
 use crate::health::{self, NotReady};
 use crate::in_flight::{InFlight, Tracked};
+use crate::metrics::{self, Metrics};
+use crate::playground;
 use crate::request_body;
 use crate::request_id;
 use crate::state::{AppState, RequestContext, Response};
 use crate::traces::Traces;
-use crate::{metrics, playground};
 
 /// One line per endpoint. `GET` implies `HEAD`.
 const ROUTES: &[(&str, Endpoint, Flavour)] = {
@@ -195,6 +196,11 @@ impl Endpoint {
         ) || self.is_playground()
     }
 
+    /// Tells of what others do, so it takes an operator's key, where there are keys.
+    pub(crate) fn is_for_operators(self) -> bool {
+        matches!(self, Self::DebugCache | Self::DebugFlight)
+    }
+
     /// Gone under `--no-playground`.
     pub(crate) fn is_playground(self) -> bool {
         matches!(self, Self::Playground | Self::PlaygroundFile)
@@ -287,7 +293,7 @@ impl Router {
                 }
             }
         };
-        let mut response = contained(answer, &request_id)
+        let mut response = contained(answer, &request_id, &self.state.metrics)
             .await
             .unwrap_or_else(|error| error.into_response(flavour, &request_id));
 
@@ -388,7 +394,7 @@ impl Router {
         let state = &self.state;
         ctx.tenant = state.admission.authenticate(headers)?;
         *tenant = Some(Arc::clone(&ctx.tenant));
-        if endpoint == Endpoint::DebugCache && !ctx.tenant.terms().operator {
+        if endpoint.is_for_operators() && !ctx.tenant.terms().operator {
             return Err(operators_only());
         }
         if endpoint.generates() {
@@ -482,11 +488,12 @@ impl Router {
 async fn contained(
     answer: impl Future<Output = Result<Response, ApiError>>,
     request_id: &str,
+    metrics: &Metrics,
 ) -> Result<Response, ApiError> {
     AssertUnwindSafe(answer)
         .catch_unwind()
         .await
-        .unwrap_or_else(|_| Err(our_bug(request_id)))
+        .unwrap_or_else(|_| Err(our_bug(request_id, metrics)))
 }
 
 /// A JSON body with its type.
@@ -546,7 +553,7 @@ fn operators_only() -> ApiError {
         StatusCode::FORBIDDEN,
         "permission_error",
         "operators_only",
-        "what the cache holds tells of others: the key needs `operator = true`",
+        "this tells of others: the key needs `operator = true`",
     )
 }
 
@@ -558,7 +565,13 @@ fn no_embeddings() -> ApiError {
     )
 }
 
-fn our_bug(request_id: &str) -> ApiError {
+/// Counts and logs a panic that ended one request and nothing else, and words it for the client.
+pub(crate) fn our_bug(request_id: &str, metrics: &Metrics) -> ApiError {
+    metrics.count_panic();
+    tracing::error!(
+        request_id,
+        "a panic has ended this request, and nothing else"
+    );
     ApiError::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         "server_error",
@@ -569,6 +582,8 @@ fn our_bug(request_id: &str) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use engine::EngineInfo;
+
     use super::*;
 
     fn buggy() -> impl Future<Output = Result<Response, ApiError>> {
@@ -577,7 +592,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_handler_that_panics_is_an_answer() {
-        let refused = contained(buggy(), "req_7").await;
+        let metrics = Metrics::new("m", &EngineInfo::default(), route_labels());
+        let refused = contained(buggy(), "req_7", &metrics).await;
         let refused = refused.expect_err("an error");
         assert_eq!(refused.status, StatusCode::INTERNAL_SERVER_ERROR);
         assert!(refused.message.contains("req_7"), "{}", refused.message);

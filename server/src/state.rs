@@ -59,7 +59,7 @@ pub struct ServerConfig {
     pub request_timeout: Option<Duration>,
     /// Prompt tokens of requests that have no token yet; beyond them 429. Default: as many as there are.
     pub max_queued_tokens: Option<u64>,
-    /// As long as a request should wait for its first token; as it comes nearer, more is given up.
+    /// As long as a request should wait before it is begun; as it comes nearer, more is given up.
     /// Default: however long.
     pub max_queue_age: Option<Duration>,
     /// Origins whose pages may call the API. Default `*`: all.
@@ -89,6 +89,10 @@ pub struct ServerConfig {
     /// The process ends when work waits and nothing was computed for this long. Default 60 s; `None`: it
     /// never does.
     pub watchdog_timeout: Option<Duration>,
+    /// `/health` and `/ready` fail, and the process ends if work that hangs would end it, when weights load
+    /// or the model warms up and nothing came of it for this long. Shorter than a kernel takes to compile,
+    /// and no replica gets ready. Default 10 min.
+    pub load_timeout: Duration,
     /// Whose word about a client's address is taken. Default: nobody's.
     pub proxies: Proxies,
     /// Where routers are told what the cache can be hit with. Default: nowhere.
@@ -126,6 +130,7 @@ impl Default for ServerConfig {
             write_timeout: Duration::from_mins(1),
             stall_timeout: Duration::from_secs(10),
             watchdog_timeout: Some(Duration::from_mins(1)),
+            load_timeout: Duration::from_mins(10),
             proxies: Proxies::default(),
             kv_events: None,
             drain: Duration::from_secs(30),

@@ -278,6 +278,43 @@ fn what_was_said_is_not_written() {
 }
 
 #[test]
+fn salts_hide_what_begins_alike() {
+    let mut flight = Ride::new(9, 0).flight;
+    for (id, salt) in (1..).zip(["", "blue", "red", "blue"]) {
+        flight.add(Request {
+            id: RequestId(id),
+            prompt: [1, 2, 3].into(),
+            sampling: Arc::default(),
+            num_choices: 1,
+            cache_salt: salt.into(),
+            boundaries: Arc::default(),
+            priority: 0,
+            tenant: TenantId(0),
+            tenant_weight: 1,
+        });
+    }
+    let prompts = |contents| -> Vec<Vec<u32>> {
+        let text = written(&flight, contents);
+        let calls = text.lines().skip(1);
+        let calls = calls.map(|line| serde_json::from_str(line).expect("a call"));
+        let prompt = |(_, call): line::TimedLine| match call {
+            line::Line::Add(add) => add.prompt,
+            other => panic!("{other:?}"),
+        };
+        calls.map(prompt).collect()
+    };
+    assert_eq!(prompts(Contents::Plain), vec![vec![1, 2, 3]; 4]);
+    let hidden = prompts(Contents::Hidden);
+    let [open, blue, red, again] = &hidden[..] else {
+        panic!("four came: {hidden:?}");
+    };
+    assert_eq!(blue, again);
+    for (one, other) in [(open, blue), (open, red), (blue, red)] {
+        assert!(one.iter().zip(other).all(|(one, other)| one != other));
+    }
+}
+
+#[test]
 fn the_oldest_go_first_and_it_is_said() {
     let flight = Ride::new(7, 0).run(300);
     let whole = flight.recording();

@@ -2,7 +2,8 @@
 //!
 //! What a token says is of no use to whoever runs a plan again; which prompts begin alike is. So a
 //! token is written as a keyed hash of all tokens up to it: equal beginnings stay equal, and nothing
-//! else can be told, not even how often a word occurs. The key is drawn for each file and kept nowhere.
+//! else can be told, not even how often a word occurs. Prompts under different salts share nothing, so
+//! whether they begin alike cannot be told either. The key is drawn for each file and kept nowhere.
 //! Tokens that end their choice all read [`STOP`].
 
 use std::collections::HashMap;
@@ -99,7 +100,7 @@ impl<'a> Writer<'a> {
     fn add(&mut self, request: &Request) -> AddLine {
         let sampling = &request.sampling;
         let mut chain = Chain {
-            hash: 0,
+            hash: self.key.hash_one(&*request.cache_salt),
             sampling: Some(Arc::clone(sampling)),
         };
         let tokens = request.prompt.iter();

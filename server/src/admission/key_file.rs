@@ -62,7 +62,7 @@ pub struct Terms {
     pub models: Option<Vec<String>>,
     /// Keys of one salt share cached prefixes. `None`: what a client gives is all there is.
     pub cache_salt: Option<String>,
-    /// Whether it sees what tells of others: `/debug/cache`.
+    /// Whether it sees what tells of others: `/debug/cache`, `/debug/flight`.
     pub operator: bool,
     /// Whether it opens the door.
     pub enabled: bool,

@@ -34,7 +34,7 @@ pub struct Pressure {
     pub free_slots: f64,
     /// Whether a choice waits for either.
     pub somebody_waits: bool,
-    /// Since the oldest request that has no token yet came.
+    /// Since the oldest request came with which the engine has not begun.
     pub queue_age: Duration,
     /// Bytes that the process may still take.
     pub memory_bytes: u64,

@@ -1,7 +1,7 @@
 //! One request inside: what it takes of the house's room and of its key's, given back when it goes.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -22,10 +22,14 @@ pub(crate) struct House {
 struct Queue {
     requests: u64,
     tokens: u64,
-    /// Those whose body is here: a slow sender makes nobody wait.
-    since: BTreeSet<Place>,
+    /// Those whose body is here: a slow sender makes nobody wait. With them, once the engine has them,
+    /// when it began with each of their prompts.
+    since: BTreeMap<Place, Vec<Begun>>,
     next: u64,
 }
+
+/// When the engine began with a prompt, if it has.
+pub(crate) type Begun = Arc<OnceLock<Instant>>;
 
 /// Since when, and a number for those of one instant.
 type Place = (Instant, u64);
@@ -44,10 +48,13 @@ impl House {
         (queue.requests, queue.tokens)
     }
 
-    /// Since the oldest of them was here, body and all.
+    /// Since the oldest of them was here, body and all, with which the engine has not begun: a prompt that
+    /// is being read is slow, not late.
     pub(crate) fn queue_age(&self, now: Instant) -> Duration {
         let queue = self.queue.lock();
-        queue.since.first().map_or(Duration::ZERO, |(since, _)| {
+        let waits = |begun: &[Begun]| begun.iter().all(|begun| begun.get().is_none());
+        let oldest = queue.since.iter().find(|(_, begun)| waits(begun));
+        oldest.map_or(Duration::ZERO, |((since, _), _)| {
             now.saturating_duration_since(*since)
         })
     }
@@ -78,8 +85,12 @@ impl House {
         let mut queue = self.queue.lock();
         let place = (now, queue.next);
         queue.next += 1;
-        queue.since.insert(place);
+        queue.since.insert(place, Vec::new());
         place
+    }
+
+    fn submitted(&self, place: Place, begun: &[Begun]) {
+        self.queue.lock().since.insert(place, begun.to_vec());
     }
 
     fn recount(&self, before: u64, tokens: u64) -> Result<(), Refusal> {
@@ -100,7 +111,7 @@ impl House {
         let mut queue = self.queue.lock();
         if let Some(place) = place {
             let was_there = queue.since.remove(&place);
-            assert!(was_there, "a request leaves the queue once");
+            assert!(was_there.is_some(), "a request leaves the queue once");
         }
         queue.requests -= 1;
         queue.tokens -= tokens;
@@ -187,6 +198,14 @@ impl Ticket {
         self.tenant.begin(tokens, choices, now)?;
         self.held.lock().choices += choices;
         Ok(())
+    }
+
+    /// The engine has its prompts, and says when it begins with each.
+    pub(crate) fn submitted(&self, begun: &[Begun]) {
+        let held = self.held.lock();
+        if let Some(place) = held.place {
+            self.house.submitted(place, begun);
+        }
     }
 
     fn recount(&self, tokens: u64, now: Instant) -> Result<(), Refusal> {
@@ -335,5 +354,29 @@ mod tests {
         assert_eq!(house.queue_age(after(9)), Duration::from_secs(5));
         drop((second, sender));
         assert_eq!(house.queue_age(after(9)), Duration::ZERO);
+    }
+
+    #[test]
+    fn whose_prompt_is_being_read_is_not_late() {
+        let (house, tenant) = (house(None), tenant(Terms::default()));
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let enter = |seconds| {
+            let ticket = Ticket::to_generate(&house, &tenant, 1, 9, start).expect("there is room");
+            ticket.wait(1, after(seconds)).expect("there is room");
+            let begun = [Begun::default(), Begun::default()];
+            ticket.submitted(&begun);
+            (ticket, begun)
+        };
+        let (long, begun) = enter(0);
+        let (next, _) = enter(8);
+        assert_eq!(house.queue_age(after(9)), Duration::from_secs(9));
+        begun[1].set(after(1)).expect("it begins once");
+        assert_eq!(house.queue_age(after(9)), Duration::from_secs(1));
+        assert_eq!(house.queued(), (2, 2), "it has no token yet");
+        drop(next);
+        assert_eq!(house.queue_age(after(9)), Duration::ZERO);
+        drop(long);
+        assert_eq!((house.queued(), tenant.load()), ((0, 0), Load::default()));
     }
 }

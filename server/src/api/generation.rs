@@ -178,6 +178,9 @@ impl Generation {
             begun.push(stream.begun());
             events.push(events_of(i, stream));
         }
+        if let Some(ticket) = &ctx.ticket {
+            ticket.submitted(&begun);
+        }
         let mut choices = Vec::new();
         for prompt in &prompts {
             for _ in 0..options.num_choices {
@@ -260,6 +263,11 @@ impl Generation {
             }
         }
         Ok(None)
+    }
+
+    /// It ends for a reason that is not the engine's.
+    pub fn fail(&mut self) {
+        self.failed = true;
     }
 
     fn too_late(&self) -> ApiError {

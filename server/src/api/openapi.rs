@@ -517,7 +517,7 @@ fn failures(endpoint: Endpoint, flavour: Flavour) -> Vec<(u16, &'static str)> {
              operator allows.",
         ));
     }
-    if endpoint == Endpoint::DebugCache {
+    if endpoint.is_for_operators() {
         failures.push((403, "The key is no operator's."));
     }
     if matches!(endpoint, Endpoint::Health | Endpoint::Ready) {

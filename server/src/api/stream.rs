@@ -1,5 +1,6 @@
 //! A generation as server-sent events.
 
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +16,9 @@ use super::flavours::openrouter;
 use super::generation::Generation;
 use super::types::{Envelope, Usage, UsageField};
 use crate::error::ApiError;
+use crate::router::our_bug;
 use crate::sse;
-use crate::state::{RequestContext, Response};
+use crate::state::{AppState, RequestContext, Response};
 
 /// Bytes after which a frame goes out even if more news waits.
 const FULL_FRAME: usize = 16 << 10;
@@ -133,13 +135,15 @@ pub fn respond<C: Chunks>(ctx: &RequestContext, mut generation: Generation, chun
     let body = Body {
         generation,
         chunks,
+        state: Arc::clone(&ctx.state),
         request_id: Arc::clone(&ctx.request_id),
         part: Part::Opening,
         silence,
         keep_alive: Box::pin(sleep(silence)),
     };
     sse::response(unfold(body, |mut body| async move {
-        let frame = body.frame().await?;
+        let frame = AssertUnwindSafe(body.frame()).catch_unwind().await;
+        let frame = frame.unwrap_or_else(|_| Some(body.break_off()))?;
         Some((frame, body))
     }))
 }
@@ -155,6 +159,7 @@ enum Part {
 struct Body<C> {
     generation: Generation,
     chunks: C,
+    state: Arc<AppState>,
     request_id: Arc<str>,
     part: Part,
     silence: Duration,
@@ -203,6 +208,16 @@ impl<C: Chunks> Body<C> {
             }
             news = self.generation.next().now_or_never();
         }
+    }
+
+    /// A panic is our bug and this client's alone, who is told as of any error. What was not sent yet is lost.
+    /// If not even that can be written, the panic goes on and the answer is broken off.
+    fn break_off(&mut self) -> Bytes {
+        let error = our_bug(&self.request_id, &self.state.metrics);
+        self.generation.fail();
+        let mut frame = Vec::new();
+        self.close(Some(&error), &mut frame);
+        frame.into()
     }
 
     fn close(&mut self, error: Option<&ApiError>, frame: &mut Vec<u8>) {

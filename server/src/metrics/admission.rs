@@ -64,7 +64,7 @@ impl AdmissionMetrics {
             ),
             queue_age: of.float_gauge(
                 "queue_age_seconds",
-                "Since the oldest request that has no token yet came.",
+                "Since the oldest request came with which the engine has not begun.",
             ),
             shed,
             refusal: of.histogram(

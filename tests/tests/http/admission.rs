@@ -452,8 +452,13 @@ async fn what_tells_of_others_is_for_operators() {
         (key("op"), 200),
         ("x-api-key: plain\r\n".to_owned(), 200),
     ] {
-        let reply = server.request("GET", "/debug/cache", &header, "").await;
-        assert_eq!(reply.status, status, "{reply:?}");
+        for path in ["/debug/cache", "/debug/flight"] {
+            let reply = server.request("GET", path, &header, "").await;
+            if status == 403 {
+                reply.expect_error(403, "operators_only");
+            }
+            assert_eq!(reply.status, status, "{path}: {reply:?}");
+        }
     }
 }
 
@@ -610,6 +615,21 @@ async fn when_the_wait_is_too_long_nobody_new_is_let_in() {
     server.metric_becomes(level, 0.0).await;
     let reply = server.post("/v1/completions", &completion(1, false)).await;
     assert_eq!(reply.status, 200);
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_being_read_is_slow_and_not_late() {
+    let server = Server::start().await;
+    server.script.hold();
+    // The engine has begun with it, and no token comes.
+    let mut wire = stream(&server, "", &completion(5, true)).await;
+    server
+        .metric_becomes("nemoserve_queue_age_seconds", 0.0)
+        .await;
+    let without_token = server.metric("nemoserve_requests_without_token").await;
+    assert_eq!(without_token, Some(1.0));
+    server.script.release();
+    assert!(rest(&mut wire).await.ends_with("data: [DONE]\n\n"));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use engine::{EngineError, EngineHandle, EngineInfo, EngineStatus, Heart};
+use engine::{EngineError, EngineHandle, EngineInfo, EngineStatus, Heart, LoadProgress};
 use nemoserve::admission::Admission;
 use nemoserve::api::models::ModelNames;
 use nemoserve::api::responses::ResponseStore;
@@ -87,7 +87,7 @@ impl Script {
         self.set(|state| state.pace = Pace::Free);
     }
 
-    /// Steps compute on and on, until [`Script::release`].
+    /// Steps compute on and on, until [`Script::release`], and weights come until [`Script::load`].
     pub(crate) fn crawl(&self) {
         self.set(|state| state.pace = Pace::Crawling);
     }
@@ -105,12 +105,20 @@ impl Script {
         self.set(|state| state.loads_late = false);
     }
 
-    fn wait_for_load(&self) -> Result<(), EngineError> {
-        let state = self.state.lock().expect("no test panics in here");
-        let state = self
-            .changed
-            .wait_while(state, |state| state.loads_late)
-            .expect("no test panics in here");
+    fn wait_for_load(&self, progress: &LoadProgress) -> Result<(), EngineError> {
+        let mut loaded_bytes = 0;
+        let mut state = self.state.lock().expect("no test panics in here");
+        while state.loads_late && !matches!(state.pace, Pace::Crawling) {
+            state = self.changed.wait(state).expect("no test panics in here");
+        }
+        while state.loads_late {
+            loaded_bytes += 1;
+            progress.set(loaded_bytes, u64::from(u32::MAX));
+            (state, _) = self
+                .changed
+                .wait_timeout(state, Duration::from_millis(1))
+                .expect("no test panics in here");
+        }
         if state.load_fails {
             return Err(EngineError::Device("scripted".into()));
         }
@@ -450,7 +458,7 @@ fn scripted_engine(script: &Arc<Script>, info: &EngineInfo, plan: &Plan) -> Engi
         num_host_blocks: 0,
     };
     engine::spawn(config, cache, info.vocab_size, move |progress| {
-        script.wait_for_load()?;
+        script.wait_for_load(&progress)?;
         Ok(ScriptedRunner {
             script,
             heart: progress.heart(),

@@ -1,5 +1,6 @@
 //! Headers that every answer has: request ids, CORS, keys.
 
+use nemoserve::router::route_labels;
 use nemoserve::state::ServerConfig;
 
 use crate::harness::{Server, completion};
@@ -112,25 +113,50 @@ async fn keys_guard_everything_but_the_probes() {
         ..ServerConfig::default()
     })
     .await;
-    for (method, path) in [
-        ("POST", "/v1/chat/completions"),
-        ("POST", "/v1/completions"),
-        ("POST", "/v1/embeddings"),
-        ("POST", "/tokenize"),
-        ("POST", "/detokenize"),
-        ("GET", "/v1/models"),
-        ("GET", "/v1/models/test-model"),
-    ] {
-        let reply = server.request(method, path, "", "{}").await;
-        reply.expect_error(401, "invalid_api_key");
-        assert_eq!(reply.error()["type"], "authentication_error");
-        assert_eq!(reply.header("www-authenticate"), "Bearer");
-        for key in ["authorization: bearer secret\r\n", "x-api-key: secret\r\n"] {
-            let reply = server.request(method, path, key, "{}").await;
-            assert_ne!(reply.status, 401, "{method} {path}");
+    let open = ["/health", "/ready", "/metrics", "/openapi.json"];
+    let document = server.get("/openapi.json").await.json();
+    let paths = document["paths"].as_object().expect("it has paths");
+    // The document leaves out the page and nothing else.
+    for label in route_labels() {
+        let is_page = ["/", "/playground/{id}", "unmatched"].contains(&label);
+        let is_documented = paths.contains_key(&label.replace("{*", "{"));
+        assert_ne!(is_page, is_documented, "{label}");
+    }
+    let mut num_guarded = 0;
+    for (pattern, methods) in paths {
+        let path = pattern.replace(['{', '}'], "");
+        if open.contains(&path.as_str()) {
+            continue;
+        }
+        for method in methods.as_object().expect("a path has methods").keys() {
+            let method = method.to_uppercase();
+            let body = if method == "POST" { "{}" } else { "" };
+            for wrong in [
+                "",
+                "authorization: Bearer secrets\r\n",
+                "x-api-key: Secret\r\n",
+            ] {
+                let reply = server.request(&method, &path, wrong, body).await;
+                assert_eq!(reply.status, 401, "{method} {path}, {wrong:?}");
+                assert_eq!(reply.header("www-authenticate"), "Bearer");
+                // Others have words of their own for it.
+                if path.starts_with("/v1/") && !path.starts_with("/v1/messages") {
+                    reply.expect_error(401, "invalid_api_key");
+                    assert_eq!(reply.error()["type"], "authentication_error");
+                }
+            }
+            for key in ["authorization: bearer secret\r\n", "x-api-key: secret\r\n"] {
+                let reply = server.request(&method, &path, key, body).await;
+                assert_ne!(reply.status, 401, "{method} {path}");
+            }
+            num_guarded += 1;
         }
     }
-    for path in ["/health", "/ready", "/metrics", "/", "/playground/app.js"] {
+    assert!(
+        num_guarded >= 30,
+        "{num_guarded}: the document was not read"
+    );
+    for path in open.into_iter().chain(["/", "/playground/app.js"]) {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
 }

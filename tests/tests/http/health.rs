@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use engine::Cause;
+use engine::{Cause, EngineStatus};
 use nemoserve::args::exit;
 use nemoserve::http::ServeError;
 use nemoserve::state::ServerConfig;
 
-use crate::harness::{Server, completion, eventually, request};
+use crate::harness::{Plan, Server, completion, eventually, request};
 
 const STALL: Duration = Duration::from_millis(100);
 
@@ -18,6 +18,19 @@ fn impatient(watchdog: Option<Duration>) -> ServerConfig {
         watchdog_timeout: watchdog,
         ..ServerConfig::default()
     }
+}
+
+/// A server whose weights do not come, which is not waited for long.
+async fn loading(watchdog: Option<Duration>) -> Server {
+    Server::with(Plan {
+        config: ServerConfig {
+            load_timeout: STALL,
+            ..impatient(watchdog)
+        },
+        loads_late: true,
+        ..Plan::default()
+    })
+    .await
 }
 
 fn endless(stream: bool) -> String {
@@ -121,4 +134,63 @@ async fn the_watchdog_tells_everybody_and_ends_the_server() {
     let metrics = state.metrics.render(&state.engine);
     assert!(metrics.contains("\nnemoserve_watchdog_trips_total 1\n"));
     script.release();
+}
+
+#[tokio::test]
+async fn loading_that_hangs_is_unwell_and_recovers() {
+    let server = loading(None).await;
+    let engine = server.state.engine.clone();
+    eventually("nothing was loaded for long", || {
+        engine.still_for().is_some_and(|age| age > STALL)
+    })
+    .await;
+    let health = server.get("/health").await;
+    assert_eq!(health.status, 503);
+    assert_eq!(health.json()["status"], "stalled");
+    let ready = server.get("/ready").await;
+    assert_eq!(ready.status, 503);
+    assert_eq!(ready.json()["reason"], "stalled");
+    server.script.load();
+    eventually("it is ready", || engine.status() == EngineStatus::Ready).await;
+    assert_eq!(server.get("/health").await.status, 200);
+    assert_eq!(server.get("/ready").await.status, 200);
+}
+
+#[tokio::test]
+async fn slow_loading_that_goes_on_is_well() {
+    let server = loading(None).await;
+    server.script.crawl();
+    let engine = server.state.engine.clone();
+    eventually("weights come", || {
+        matches!(
+            engine.status(),
+            EngineStatus::Loading {
+                loaded_bytes: 1..,
+                ..
+            }
+        )
+    })
+    .await;
+    let begin = Instant::now();
+    while begin.elapsed() < 6 * STALL {
+        assert_eq!(server.get("/health").await.status, 200);
+        assert_eq!(server.get("/ready").await.json()["reason"], "loading");
+    }
+    server.script.load();
+}
+
+#[tokio::test]
+async fn the_watchdog_ends_a_server_that_never_gets_ready() {
+    // Work would be waited for longer.
+    let server = loading(Some(600 * STALL)).await;
+    let (script, state) = (server.script.clone(), server.state.clone());
+    let outcome = server.outcome().await;
+    let Err(ServeError::Load(failure)) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(failure.cause, Cause::Stall);
+    assert!(failure.message.contains("--load-timeout"), "{failure}");
+    let metrics = state.metrics.render(&state.engine);
+    assert!(metrics.contains("\nnemoserve_watchdog_trips_total 1\n"));
+    script.load();
 }

@@ -15,6 +15,7 @@ mod lifecycle;
 mod limits;
 mod messages;
 mod observability;
+mod panics;
 mod priority;
 mod tls;
 mod traces;

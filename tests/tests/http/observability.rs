@@ -45,6 +45,7 @@ const NATIVE: &[(&str, &str)] = &[
     ("nemoserve_request_params_n", "histogram"),
     ("nemoserve_step_tokens", "histogram"),
     ("nemoserve_engine_heartbeat_age_seconds", "gauge"),
+    ("nemoserve_panics_contained_total", "counter"),
     ("nemoserve_trace_spans_exported_total", "counter"),
     ("nemoserve_trace_spans_dropped_total", "counter"),
     ("vllm:num_requests_running", "gauge"),
