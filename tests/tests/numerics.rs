@@ -20,7 +20,8 @@ use scheduler::{RowFault, Runner, TokenLogprobs};
 
 /// On any logit, in f32.
 const TOLERANCE: f64 = 1e-3;
-/// Median over positions of bf16 from f32, in nats; 0.00005 to 0.0003 were measured.
+/// Median over positions of bf16 from f32, in nats; 0.00006 to 0.0003 were measured, and once 0.00075,
+/// where tokens went to other experts.
 const BF16_DIVERGENCE: f64 = 0.001;
 const BLOCK_SIZE: u32 = 16;
 const NUM_BLOCKS: u32 = 64;
@@ -197,17 +198,18 @@ fn check_greedy(
 }
 
 /// With bf16 operands and cache, 8 bits of each number are left: the distribution must still be the
-/// same one. The median over positions, because rounding may send a token to another expert.
+/// same one. The median over the positions of all prompts, because rounding may send a token to another
+/// expert, and whatever follows it is somewhat different.
 fn check_bf16(fixture: &str) {
-    let prompt = fixtures::expected(fixture).remove(3);
     let mut driver = open_folder(&fixtures::folder(fixture), DtypeChoice::Bf16);
-    let mut line = driver.start(&prompt.ids);
-    let scores = step(&mut driver, &mut line, prompt.ids.len());
-    let mut divergences: Vec<f64> = scores
-        .iter()
-        .zip(&prompt.logits)
-        .map(|(got, expect)| divergence(got, expect))
-        .collect();
+    let mut divergences = Vec::new();
+    for prompt in fixtures::expected(fixture) {
+        let mut line = driver.start(&prompt.ids);
+        let scores = step(&mut driver, &mut line, prompt.ids.len());
+        let each = scores.iter().zip(&prompt.logits);
+        divergences.extend(each.map(|(got, expect)| divergence(got, expect)));
+        driver.finish(line);
+    }
     divergences.sort_by(f64::total_cmp);
     let median = divergences[divergences.len() / 2];
     assert!(

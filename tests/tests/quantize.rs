@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::Path;
 
-use engine::{DeviceChoice, Engine, EngineConfig, ModelSource, PackedFormat, Quantize, Quantized};
+use engine::{
+    DeviceChoice, DtypeChoice, Engine, EngineConfig, ModelSource, PackedFormat, Quantize, Quantized,
+};
 use nemoserve_tests::driver::{Driver, Scores, Turn};
 use nemoserve_tests::fixtures;
 use nemoserve_tests::surgery::{Shard, edit_json};
@@ -37,6 +39,7 @@ fn packed(fixture: &str, format: PackedFormat) -> Result<(TempDir, Quantized), S
 fn scores(folder: &Path, prompt: &[u32]) -> Scores {
     let config = EngineConfig {
         device: DeviceChoice::Cpu,
+        dtype: DtypeChoice::F32,
         max_model_len: Some(BLOCK_SIZE * (NUM_BLOCKS - 1)),
         max_num_seqs: 3,
         block_size: BLOCK_SIZE,
