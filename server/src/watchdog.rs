@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn loading_has_a_limit_of_its_own() {
         let limits = Limits {
-            work: Duration::from_secs(60),
+            work: Duration::from_mins(1),
             load: Duration::from_mins(10),
         };
         let check = |status: EngineStatus, seconds, expect: Option<String>| {
