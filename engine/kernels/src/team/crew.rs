@@ -241,11 +241,19 @@ impl Hall {
         let mut number = 0;
         while let Some(new) = self.wait(index, number) {
             number = new;
-            if let Some(rest) = pace.rest(Instant::now()) {
-                thread::sleep(rest);
-            } else if self.enter(number) {
-                self.work(&mut pace);
+            // A long operation is still open after a rest.
+            loop {
+                if let Some(rest) = pace.rest(Instant::now()) {
+                    thread::sleep(rest);
+                }
+                if !self.enter(number) {
+                    break;
+                }
+                let is_done = self.work(&mut pace);
                 self.gate.fetch_sub(ONE, Ordering::Release);
+                if is_done {
+                    break;
+                }
             }
         }
     }
@@ -296,8 +304,8 @@ impl Hall {
         false
     }
 
-    /// Takes pieces until none is left, or the helper has to rest.
-    fn work(&self, pace: &mut Pace) {
+    /// Takes pieces until none is left, or the helper has to rest. Whether none is left.
+    fn work(&self, pace: &mut Pace) -> bool {
         // SAFETY: we are inside, so nobody writes the operation before we leave.
         let operation = unsafe { &*self.operation.get() };
         let job = operation.job.expect("the operation that is open has a job");
@@ -309,15 +317,17 @@ impl Hall {
                 job(index);
                 let end = Instant::now();
                 if pace.has_to_rest(end - begin, operation.cost, end) {
-                    break;
+                    return false;
                 }
                 begin = end;
             }
+            true
         }));
-        if let Err(panic) = result {
+        result.unwrap_or_else(|panic| {
             self.next.store(operation.num_jobs, Ordering::Relaxed);
             self.lock_panic().get_or_insert(panic);
-        }
+            true
+        })
     }
 }
 
@@ -459,6 +469,31 @@ mod tests {
             }));
             assert_eq!(done.into_inner(), 16);
         }
+    }
+
+    /// Helpers that have to rest within an operation come back to it as long as it is open.
+    #[test]
+    fn who_rests_comes_back() {
+        let crew = Crew::new(2);
+        let caller = thread::current().id();
+        let num_helped = AtomicUsize::new(0);
+        let nap = |time| {
+            if thread::current().id() != caller {
+                num_helped.fetch_add(1, Ordering::Relaxed);
+            }
+            thread::sleep(time);
+        };
+        // What is usual, and then a piece of which each thread takes one, and takes long.
+        assert!(crew.share(64, COST, true, &|_| nap(Duration::from_micros(50))));
+        let together = Barrier::new(2);
+        assert!(crew.share(2, COST, true, &|_| {
+            together.wait();
+            nap(50 * INTERRUPTED);
+        }));
+        let before = num_helped.load(Ordering::Relaxed);
+        assert!(crew.share(40, COST, true, &|_| nap(2 * STINT)));
+        let helped = num_helped.into_inner() - before;
+        assert!(helped > 4, "{helped} of 40 pieces by the helper");
     }
 
     #[test]
