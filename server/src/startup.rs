@@ -24,8 +24,8 @@ use crate::receipts::Receipts;
 use crate::router::route_labels;
 use crate::state::{AppState, Phase};
 
-/// Checks headers, texts and memory, then starts the engine, which loads its weights in the
-/// background. No weight is read before this returns.
+/// Checks headers and memory, then starts the engine, which loads its weights in the background, and
+/// reads texts meanwhile.
 pub fn open(settings: Settings) -> Result<AppState, ConfigError> {
     let opened = Engine::open(settings.engine.clone())?;
     let info = opened.info().clone();
@@ -33,13 +33,15 @@ pub fn open(settings: Settings) -> Result<AppState, ConfigError> {
     assemble(settings, info, defaults, || opened.start())
 }
 
-/// A front end before any engine; `start` is called once all else is known to be sound.
+/// A front end and the engine that `start` gives it; an error in what the front end reads ends both.
 pub fn assemble(
     settings: Settings,
     info: EngineInfo,
     defaults: Defaults,
     start: impl FnOnce() -> Result<EngineHandle, EngineError>,
 ) -> Result<AppState, ConfigError> {
+    // A large vocabulary takes as long to parse as gigabytes to read.
+    let engine = start()?;
     let tokenizer = settings.tokenizer()?;
     if let Some(tokenizer) = &tokenizer {
         settings.check_ids(tokenizer, info.vocab_size)?;
@@ -51,7 +53,6 @@ pub fn assemble(
     let grammars = Grammars::new(tokenizer.clone(), info.vocab_size, end_ids);
     let admission = Admission::new(&settings.server)
         .map_err(|error| ConfigError::Usage(format!("--api-key-file {error}")))?;
-    let engine = start()?;
     engine.limit_flight(settings.server.flight.max_bytes);
     grammars.warm_up();
     let responses = ResponseStore::new(settings.server.max_stored_bytes);
