@@ -1,5 +1,7 @@
 //! The binary as its operators meet it: exit codes, signals, logs, and the other commands.
 
+mod common;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -8,18 +10,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_mins(1);
+use crate::common::nemoserve;
 
-fn nemoserve() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nemoserve"));
-    // The environment of whoever runs the tests is not part of them.
-    for (name, _) in std::env::vars() {
-        if name.starts_with("NEMOSERVE_") || name.starts_with("OTEL_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn run(args: &[&str]) -> Output {
     let output = nemoserve().args(args).output();

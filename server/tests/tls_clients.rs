@@ -1,22 +1,15 @@
 //! The commands that ask a server, over TLS: they go where a certificate is known, and nowhere else.
 
+mod common;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Output, Stdio};
 
 use rcgen::CertifiedKey;
 use tempfile::TempDir;
 
-fn nemoserve() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nemoserve"));
-    // The environment of whoever runs the tests is not part of them.
-    for (name, _) in std::env::vars() {
-        if name.starts_with("NEMOSERVE_") || name.starts_with("OTEL_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
+use crate::common::nemoserve;
 
 /// A daemon with the demo model, whose certificate has signed itself and is for 127.0.0.1.
 struct Daemon {

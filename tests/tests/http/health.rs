@@ -37,15 +37,10 @@ fn endless(stream: bool) -> String {
     request("POST", "/v1/completions", "", &completion(60_000, stream))
 }
 
-#[tokio::test]
-async fn an_engine_that_hangs_is_unwell_and_recovers() {
-    let server = Server::configured(impatient(None)).await;
-    server.script.hold();
-    let mut wire = server.wire().await;
-    wire.send(endless(true)).await;
-    wire.head().await;
+/// Waits until nothing was done for long; then both probes say so.
+async fn becomes_stalled(server: &Server) {
     let engine = server.state.engine.clone();
-    eventually("nothing was computed for long", || {
+    eventually("nothing was done for long", || {
         engine.still_for().is_some_and(|age| age > STALL)
     })
     .await;
@@ -55,6 +50,16 @@ async fn an_engine_that_hangs_is_unwell_and_recovers() {
     let ready = server.get("/ready").await;
     assert_eq!(ready.status, 503);
     assert_eq!(ready.json()["reason"], "stalled");
+}
+
+#[tokio::test]
+async fn an_engine_that_hangs_is_unwell_and_recovers() {
+    let server = Server::configured(impatient(None)).await;
+    server.script.hold();
+    let mut wire = server.wire().await;
+    wire.send(endless(true)).await;
+    wire.head().await;
+    becomes_stalled(&server).await;
     let refused = server.post("/v1/completions", &completion(1, false)).await;
     refused.expect_error(503, "not_ready");
     assert!(!refused.header("retry-after").is_empty());
@@ -139,17 +144,8 @@ async fn the_watchdog_tells_everybody_and_ends_the_server() {
 #[tokio::test]
 async fn loading_that_hangs_is_unwell_and_recovers() {
     let server = loading(None).await;
+    becomes_stalled(&server).await;
     let engine = server.state.engine.clone();
-    eventually("nothing was loaded for long", || {
-        engine.still_for().is_some_and(|age| age > STALL)
-    })
-    .await;
-    let health = server.get("/health").await;
-    assert_eq!(health.status, 503);
-    assert_eq!(health.json()["status"], "stalled");
-    let ready = server.get("/ready").await;
-    assert_eq!(ready.status, 503);
-    assert_eq!(ready.json()["reason"], "stalled");
     server.script.load();
     eventually("it is ready", || engine.status() == EngineStatus::Ready).await;
     assert_eq!(server.get("/health").await.status, 200);
